@@ -1,0 +1,45 @@
+"""Packaging of the `stunet` library; `data/` and `experiments/` run from a checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "stunet/__init__.py").read_text()).group(1)
+
+setup(
+    name="stunet",
+    version=VERSION,
+    description="Lumiere's Space-Time U-Net for text-to-video generation, in JAX and Flax",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["stunet", "stunet.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.5",
+        "av>=12.0",
+        "chex>=0.1.88",
+        "flax>=0.10.4",
+        "grain>=0.2.3",
+        # tensorflow-datasets 4.9.10 imports it without declaring it.
+        "importlib-resources>=6.0",
+        "jax>=0.6.0",
+        "matplotlib>=3.8",
+        "ml-collections>=1.0",
+        "numpy>=1.26",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11.5",
+        "pillow>=10.0",
+        "safetensors>=0.5",
+        "scipy>=1.12",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.7",
+        "tokenizers>=0.20",
+        "tqdm>=4.66",
+    ],
+    extras_require={"dev": ["pytest>=8.0", "ruff>=0.8"]},
+    entry_points={"console_scripts": ["stunet = stunet.cli:main"]},
+)
