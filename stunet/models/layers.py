@@ -1,0 +1,203 @@
+"""Layers of the text-to-image U-Net, with DeepFloyd IF's semantics.
+
+Video is `[B, T, H, W, C]`. Every layer here sees single frames: time is folded into
+the batch, and norm statistics are per frame, so that a frame's result never depends on
+its neighbours (what the inflation's equality stands on).
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-5  # PyTorch's default, which IF's weights were trained with; Flax's is 1e-6
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU; Flax's default is the tanh approximation."""
+    return nn.gelu(x, approximate=False)
+
+
+class GroupNorm(nn.Module):
+    """Group norm over all axes but the leading `batch_axes` and the channel's group.
+
+    Statistics are fp32 whatever the compute type. For video `batch_axes` is 2 (B and T: one
+    frame at a time), for text states `[B, L, D]` it is 1.
+    """
+
+    groups: int
+    batch_axes: int = 2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        lead = x.shape[: self.batch_axes]
+        flat = x.astype(jnp.float32).reshape(*lead, -1, channels)
+
+        def group_mean(per_channel):
+            grouped = per_channel.reshape(*lead, self.groups, -1).mean(-1, keepdims=True)
+            shape = (*lead, self.groups, channels // self.groups)
+            return jnp.broadcast_to(grouped, shape).reshape(*lead, 1, channels)
+
+        # Averaged per channel first and per group after: reducing a tensor that is split into
+        # groups costs three times as much on a CPU, gradient included.
+        centred = flat - group_mean(flat.mean(-2))
+        variance = group_mean(jnp.square(centred).mean(-2))
+        normed = centred * (jax.lax.rsqrt(variance + NORM_EPSILON) * scale) + bias
+        return normed.reshape(x.shape).astype(self.dtype)
+
+
+def conv3x3(features: int, name: str, dtype: jnp.dtype, **kwargs) -> nn.Conv:
+    """A 3x3 convolution padded by one on each side, as PyTorch pads."""
+    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name, **kwargs)
+
+
+def per_frame(layer, x: jax.Array) -> jax.Array:
+    """Applies an image layer to `[B, T, H, W, C]` with time folded into the batch."""
+    y = layer(x.reshape(-1, *x.shape[2:]))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def upsample_space(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour x2 in height and width."""
+    b, t, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, :, None, :, None], (b, t, h, 2, w, 2, c))
+    return x.reshape(b, t, 2 * h, 2 * w, c)
+
+
+def downsample_space(x: jax.Array) -> jax.Array:
+    """2x2 average in height and width."""
+    b, t, h, w, c = x.shape
+    return x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+
+
+def timestep_features(t: jax.Array, dim: int) -> jax.Array:
+    """Sinusoids of the raw timestep (0..999, fractional allowed): cosines first, `[B, dim]`."""
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two-layer MLP on sinusoidal features; IF uses one for t, one for the noise level."""
+
+    features: int
+    out_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        h = timestep_features(t, self.features)
+        h = gelu(nn.Dense(self.out_dim, dtype=self.dtype, name="linear_1")(h))
+        return nn.Dense(self.out_dim, dtype=self.dtype, name="linear_2")(h)
+
+
+class TextPooling(nn.Module):
+    """Attention pooling of text states `[B, L, D]` to one vector `[B, out_dim]`.
+
+    The query is the token mean plus a learned vector; keys and values are that class token
+    followed by all tokens (padding takes part too, as in IF).
+    """
+
+    heads: int
+    out_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, states: jax.Array) -> jax.Array:
+        norm = dict(epsilon=NORM_EPSILON, use_fast_variance=False, dtype=self.dtype)
+        states = nn.LayerNorm(name="norm_1", **norm)(states)
+        dim = states.shape[-1]
+        position = self.param("positional_embedding", nn.initializers.normal(dim**-0.5), (1, dim))
+        token = states.mean(1, keepdims=True) + position.astype(states.dtype)
+        states = jnp.concatenate([token, states], axis=1)
+
+        def heads(name, x):
+            x = nn.Dense(dim, dtype=self.dtype, name=name)(x)
+            return x.reshape(*x.shape[:2], self.heads, dim // self.heads)
+
+        query, key, value = heads("q", token), heads("k", states), heads("v", states)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(dim // self.heads)
+        weights = nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+        pooled = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(-1, dim)
+        pooled = nn.Dense(self.out_dim, dtype=self.dtype, name="proj")(pooled)
+        return nn.LayerNorm(name="norm_2", **norm)(pooled)
+
+
+class ResBlock(nn.Module):
+    """IF's residual block, which also resamples: `resample` is None, "up" or "down".
+
+    Both branches are resampled, by nearest neighbour or a 2x2 average, with no convolution of
+    their own. `embedding` is `[B, E]` and modulates the second norm: scale first, then shift.
+    """
+
+    features: int
+    groups: int
+    resample: str | None = None
+    activate_embedding: bool = True
+    output_scale_factor: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        h = gelu(GroupNorm(self.groups, dtype=self.dtype, name="norm_1")(x))
+        if self.resample is not None:
+            change = {"up": upsample_space, "down": downsample_space}[self.resample]
+            x, h = change(x), change(h)
+        h = per_frame(conv3x3(self.features, "conv_1", self.dtype), h)
+        if self.activate_embedding:
+            embedding = gelu(embedding)
+        modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="embedding")(embedding)
+        scale, shift = jnp.split(modulation[:, None, None, None, :], 2, axis=-1)
+        h = GroupNorm(self.groups, dtype=self.dtype, name="norm_2")(h)
+        h = gelu(h * (1 + scale) + shift)
+        h = per_frame(conv3x3(self.features, "conv_2", self.dtype), h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
+        return (x + h) / self.output_scale_factor
+
+
+class TextAttention(nn.Module):
+    """Spatial attention whose keys are `[text ; self]`, or the text alone.
+
+    `x` is `[B, T, H, W, C]`, `text` `[B, L, D]`. Text keys and values are made once per video,
+    not once per frame. No mask; the residual is added unscaled.
+    """
+
+    head_dim: int
+    groups: int
+    self_attention: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
+        b, t, height, width, channels = x.shape
+        heads = channels // self.head_dim
+
+        def project(name, y):
+            y = nn.Dense(channels, dtype=self.dtype, name=name)(y)
+            return y.reshape(*y.shape[:-1], heads, self.head_dim)
+
+        text = GroupNorm(self.groups, batch_axes=1, dtype=self.dtype, name="text_norm")(text)
+        text_key, text_value = project("text_k", text), project("text_v", text)
+        h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+        h = h.reshape(b, t, height * width, channels)
+        query = project("q", h)
+        logits = jnp.einsum("btqhd,blhd->bthql", query, text_key)
+        if self.self_attention:
+            key, value = project("k", h), project("v", h)
+            self_logits = jnp.einsum("btqhd,btkhd->bthqk", query, key)
+            logits = jnp.concatenate([logits, self_logits], axis=-1)
+        logits = logits.astype(jnp.float32) / math.sqrt(self.head_dim)
+        weights = nn.softmax(logits).astype(self.dtype)
+        length = text.shape[1]
+        h = jnp.einsum("bthql,blhd->btqhd", weights[..., :length], text_value)
+        if self.self_attention:
+            h = h + jnp.einsum("bthqk,btkhd->btqhd", weights[..., length:], value)
+        h = nn.Dense(channels, dtype=self.dtype, name="out")(h.reshape(b, t, -1, channels))
+        return x + h.reshape(x.shape)

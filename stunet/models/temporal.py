@@ -1,0 +1,214 @@
+"""Temporal modules that inflate the text-to-image U-Net (lumiere.md section 2; paper section 3.1).
+
+All of them read video `[B, T, H, W, C]`. A block ends in a zero-initialised projection and a
+resampler starts as nearest-neighbour resampling, so a freshly inflated network computes what
+the text-to-image network computes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stunet.errors import UserError
+from stunet.models.layers import GroupNorm, conv3x3, gelu, per_frame
+
+BLOCKS = ("factorised", "conv1d", "conv3d")
+RESAMPLER_INITS = ("identity", "he")
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """What is added to the text-to-image U-Net, and the choices that the ablations vary.
+
+    Attributes:
+      resample: one flag for each spatial resize, finest first: whether time is halved with it.
+      resampler_init: "identity" (nearest-neighbour resampling at the start) or "he".
+      block: outside the coarsest level: "factorised" (2-D spatial, then 1-D temporal
+        convolution), "conv1d" (temporal only) or "conv3d".
+      attention_layers: stacked temporal attention layers at the coarsest level and the middle.
+      head_dim: width of a temporal attention head.
+      text_modulation: whether the embedding of timestep and pooled text scales and shifts the
+        hidden features of temporal blocks. The paper does not say; the frozen layers carry
+        the text already, but a small model follows motion words better with it.
+    """
+
+    resample: tuple[bool, ...]
+    resampler_init: str = "identity"
+    block: str = "factorised"
+    attention_layers: int = 2
+    head_dim: int = 64
+    text_modulation: bool = False
+
+    def __post_init__(self):
+        for field, value, choices in (
+            ("resampler_init", self.resampler_init, RESAMPLER_INITS),
+            ("block", self.block, BLOCKS),
+        ):
+            if value not in choices:
+                raise UserError(f"temporal.{field} is {value!r}; choose one of {', '.join(choices)}")
+        if self.attention_layers < 1:
+            raise UserError(f"temporal.attention_layers is {self.attention_layers}; at least 1")
+
+    @property
+    def stride(self) -> int:
+        """How many input frames one frame of the coarsest level stands for."""
+        return 2 ** sum(self.resample)
+
+
+def temporal_conv(features: int, name: str, dtype: jnp.dtype, stride: int = 1, **kwargs) -> nn.Conv:
+    """A length-3 convolution over time, for `[B, T, H*W, C]`.
+
+    As a 2-D (3, 1) convolution it runs 1.5 to 3 times faster than as a 3-D one. The explicit
+    padding matters when strided: "SAME" would keep frames 1, 3, 5 where the skips and the
+    text-to-image network's equality need 0, 2, 4.
+    """
+    padding = ((1, 1), (0, 0))
+    return nn.Conv(
+        features, (3, 1), strides=(stride, 1), padding=padding, dtype=dtype, name=name, **kwargs
+    )
+
+
+def over_time(layer, x: jax.Array) -> jax.Array:
+    """Applies a `[B, T, H*W, C]` layer to `[B, T, H, W, C]`; the layer may change T and C."""
+    b, t, h, w, c = x.shape
+    y = layer(x.reshape(b, t, h * w, c))
+    return y.reshape(b, y.shape[1], h, w, y.shape[-1])
+
+
+def identity_conv_init(key, shape, dtype=jnp.float32):
+    """A temporal kernel `(3, 1, C, C)` that copies its input."""
+    del key
+    taps, _, c_in, c_out = shape
+    return jnp.zeros(shape, dtype).at[taps // 2, 0].set(jnp.eye(c_in, c_out, dtype=dtype))
+
+
+def _resampler_init(name: str):
+    return {"identity": identity_conv_init, "he": nn.initializers.he_normal()}[name]
+
+
+class TemporalDownsample(nn.Module):
+    """Temporal convolution, then every second frame: T -> T/2."""
+
+    init: str = "identity"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = temporal_conv(
+            x.shape[-1], "conv", self.dtype, stride=2, kernel_init=_resampler_init(self.init)
+        )
+        return over_time(conv, x)
+
+
+class TemporalUpsample(nn.Module):
+    """Frame duplication, then a temporal convolution: T -> 2T."""
+
+    init: str = "identity"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = temporal_conv(
+            x.shape[-1], "conv", self.dtype, kernel_init=_resampler_init(self.init)
+        )
+        return over_time(conv, jnp.repeat(x, 2, axis=1))
+
+
+class Modulation(nn.Module):
+    """Scale and shift of features by the embedding `[B, E]` of timestep and pooled text."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
+        modulation = nn.Dense(2 * h.shape[-1], dtype=self.dtype, name="dense")(embedding)
+        scale, shift = jnp.split(modulation[:, None, None, None, :], 2, axis=-1)
+        return h * (1 + scale) + shift
+
+
+def zero_projection(features: int, dtype: jnp.dtype) -> nn.Dense:
+    """The projection that ends an inflation block: zero, so the block starts as the identity."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="proj")
+
+
+class TemporalConvBlock(nn.Module):
+    """`x + projection(convolutions(x))`, the inflation block outside the coarsest level."""
+
+    config: TemporalConfig
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        kind = self.config.block
+        h = gelu(GroupNorm(self.groups, dtype=self.dtype, name="norm_1")(x))
+        if kind == "conv3d":
+            h = nn.Conv(channels, (3, 3, 3), padding=1, dtype=self.dtype, name="conv")(h)
+        elif kind == "conv1d":
+            h = over_time(temporal_conv(channels, "conv_time", self.dtype), h)
+        else:
+            h = per_frame(conv3x3(channels, "conv_space", self.dtype), h)
+        h = GroupNorm(self.groups, dtype=self.dtype, name="norm_2")(h)
+        if self.config.text_modulation:
+            h = Modulation(self.dtype, name="modulation")(h, embedding)
+        h = gelu(h)
+        if kind == "factorised":
+            h = over_time(temporal_conv(channels, "conv_time", self.dtype), h)
+            h = gelu(GroupNorm(self.groups, dtype=self.dtype, name="norm_3")(h))
+        return x + zero_projection(channels, self.dtype)(h)
+
+
+def rotary(x: jax.Array) -> jax.Array:
+    """Rotates pairs of features of `[B, T, P, heads, D]` by angles that grow with the frame."""
+    half = x.shape[-1] // 2
+    frequencies = 10000.0 ** (-jnp.arange(half) / half)
+    angles = jnp.arange(x.shape[1])[:, None] * frequencies
+    cos, sin = (f(angles)[:, None, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class TemporalAttention(nn.Module):
+    """One residual layer of attention over time, each position of a frame on its own."""
+
+    config: TemporalConfig
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        b, t, height, width, channels = x.shape
+        head_dim = self.config.head_dim
+        h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+        if self.config.text_modulation:
+            h = Modulation(self.dtype, name="modulation")(h, embedding)
+
+        def project(name):
+            y = nn.Dense(channels, dtype=self.dtype, name=name)(h)
+            return y.reshape(b, t, height * width, channels // head_dim, head_dim)
+
+        query, key, value = rotary(project("q")), rotary(project("k")), project("v")
+        logits = jnp.einsum("btphd,bsphd->bphts", query, key).astype(jnp.float32)
+        weights = nn.softmax(logits / math.sqrt(head_dim)).astype(self.dtype)
+        h = jnp.einsum("bphts,bsphd->btphd", weights, value).reshape(x.shape)
+        return x + nn.Dense(channels, dtype=self.dtype, name="out")(h)
+
+
+class TemporalAttentionBlock(nn.Module):
+    """`x + projection(attention layers(x))`, the inflation block of the coarsest level."""
+
+    config: TemporalConfig
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        h = x
+        for i in range(self.config.attention_layers):
+            layer = TemporalAttention(self.config, self.groups, self.dtype, name=f"attn_{i}")
+            h = layer(h, embedding)
+        return x + zero_projection(x.shape[-1], self.dtype)(h)

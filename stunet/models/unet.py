@@ -1,0 +1,261 @@
+"""The text-to-image U-Net of DeepFloyd IF (Imagen), and its inflation to a Space-Time U-Net.
+
+One module class is both: without `UNetConfig.temporal` it is the text-to-image network, with
+it the STUNet, whose extra parameters all live under names that start with `temporal_`.
+"""
+
+from dataclasses import dataclass, replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stunet.errors import UserError
+from stunet.models.layers import (
+    GroupNorm,
+    ResBlock,
+    TextAttention,
+    TextPooling,
+    TimestepEmbedding,
+    conv3x3,
+    gelu,
+    per_frame,
+)
+from stunet.models.temporal import (
+    TemporalAttentionBlock,
+    TemporalConfig,
+    TemporalConvBlock,
+    TemporalDownsample,
+    TemporalUpsample,
+)
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Every width of the network; per-level fields go from the finest level to the coarsest.
+
+    Attributes:
+      channels: width of each level (diffusers' `block_out_channels`).
+      layers_per_block: residual blocks of each level in the encoder; the decoder has one more.
+      attention_levels: whether a level's residual blocks are each followed by attention.
+      head_dim: width of a spatial attention head.
+      text_dim: width of the text encoder's states.
+      cross_attention_dim: width that text states are projected to for keys and values.
+      pooling_heads: heads of the attention pooling of text.
+      in_channels: 3, or 6 for a super-resolution model (stage II) that sees the noisy and the
+        upsampled low-resolution frames side by side.
+      out_channels: 3, or 6 with a learned-range variance.
+      time_embedding_dim: width of the embedding; None means 4 * channels[0].
+      norm_groups: groups of every group norm.
+      self_attention: False leaves only the text as keys (stage II).
+      noise_level_embedding: whether the network is told the noise level of its conditioning
+        input (stage II).
+      activate_embedding_once: apply GELU to the summed embedding once, not in every block
+        (stage II).
+      output_scale_factor: what a residual block's sum is divided by (stage II: sqrt 2, rounded).
+      mid_output_scale_factor: the same for the middle's residual blocks.
+      dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and softmax
+        are float32 either way.
+      temporal: None for a text-to-image network.
+    """
+
+    channels: tuple[int, ...]
+    layers_per_block: tuple[int, ...]
+    attention_levels: tuple[bool, ...]
+    head_dim: int = 64
+    text_dim: int = 4096
+    cross_attention_dim: int = 768
+    pooling_heads: int = 64
+    in_channels: int = 3
+    out_channels: int = 6
+    time_embedding_dim: int | None = None
+    norm_groups: int = 32
+    self_attention: bool = True
+    noise_level_embedding: bool = False
+    activate_embedding_once: bool = False
+    output_scale_factor: float = 1.0
+    mid_output_scale_factor: float = 1.0
+    dtype: str = "float32"
+    temporal: TemporalConfig | None = None
+
+    def __post_init__(self):
+        levels = len(self.channels)
+        for name in ("layers_per_block", "attention_levels"):
+            if len(getattr(self, name)) != levels:
+                raise UserError(
+                    f"unet.{name} has {len(getattr(self, name))} entries; unet.channels has {levels}"
+                )
+        if self.temporal is not None and len(self.temporal.resample) != levels - 1:
+            raise UserError(
+                f"unet.temporal.resample has {len(self.temporal.resample)} entries; "
+                f"{levels} levels have {levels - 1} resizes"
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(f"unet.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        attending = [c for c, on in zip(self.channels, self.attention_levels, strict=True) if on]
+        divisions = [("norm_groups", self.norm_groups, (*self.channels, self.cross_attention_dim))]
+        divisions += [("head_dim", self.head_dim, (*attending, self.channels[-1]))]
+        divisions += [("pooling_heads", self.pooling_heads, (self.text_dim,))]
+        if self.temporal is not None:
+            divisions += [("temporal.head_dim", self.temporal.head_dim, self.channels[-1:])]
+        for name, divisor, widths in divisions:
+            for width in widths:
+                if width % divisor:
+                    raise UserError(f"unet.{name} is {divisor}, which does not divide {width}")
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frame counts other than 1 must be a multiple of this."""
+        return 1 if self.temporal is None else self.temporal.stride
+
+    @property
+    def spatial_stride(self) -> int:
+        """Height and width must be a multiple of this."""
+        return 2 ** (len(self.channels) - 1)
+
+    def text_to_image(self) -> "UNetConfig":
+        """The configuration of the text-to-image network inside this one."""
+        return replace(self, temporal=None)
+
+
+def check_video_shape(config: UNetConfig, num_frames: int, height: int, width: int) -> None:
+    """Raises `UserError` where the network cannot take video of this size."""
+    stride = config.temporal_stride
+    if num_frames != 1 and (num_frames < 1 or num_frames % stride):
+        raise UserError(
+            f"num_frames is {num_frames}; the model's temporal stride is {stride}, so it must be "
+            f"1 (an image) or a multiple of {stride}"
+        )
+    if height % config.spatial_stride or width % config.spatial_stride:
+        raise UserError(
+            f"frames are {height}x{width}; both must be multiples of {config.spatial_stride}"
+        )
+
+
+class UNet(nn.Module):
+    """Predicts from noisy video, timestep and text states; see `UNetConfig`."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        noise_level: jax.Array | None = None,
+    ) -> jax.Array:
+        """Runs the network.
+
+        Args:
+          x: `[B, T, H, W, in_channels]`. T = 1 is an image: every temporal module is bypassed.
+          t: `[B]` timestep on IF's scale 0..999, fractional allowed.
+          text: `[B, L, text_dim]` encoder states.
+          noise_level: `[B]` noise level of the conditioning input, on the scale of `t`; only
+            for networks with `noise_level_embedding`.
+
+        Returns:
+          `[B, T, H, W, out_channels]`, float32.
+        """
+        cfg = self.config
+        check_video_shape(cfg, *x.shape[1:4])
+        dtype = jnp.dtype(cfg.dtype)
+        temporal = cfg.temporal if x.shape[1] > 1 else None
+        coarsest = len(cfg.channels) - 1
+
+        embedding = self._embedding(t, text, noise_level)
+        text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
+        # Where the blocks activate the embedding themselves, temporal modules are handed it
+        # activated too: one non-linearity either way.
+        modulation = embedding if cfg.activate_embedding_once else gelu(embedding)
+
+        def res(h, name, features, resample=None, scale=cfg.output_scale_factor):
+            block = ResBlock(
+                features,
+                cfg.norm_groups,
+                resample,
+                activate_embedding=not cfg.activate_embedding_once,
+                output_scale_factor=scale,
+                dtype=dtype,
+                name=name,
+            )
+            return block(h, embedding)
+
+        def attend(h, name):
+            attention = TextAttention(
+                cfg.head_dim, cfg.norm_groups, cfg.self_attention, dtype, name=name
+            )
+            return attention(h, text)
+
+        def inflate(h, name, level):
+            if temporal is None:
+                return h
+            block = TemporalAttentionBlock if level == coarsest else TemporalConvBlock
+            return block(temporal, cfg.norm_groups, dtype, name=f"temporal_{name}")(h, modulation)
+
+        def resample_time(h, name, resampler, resize):
+            if temporal is None or not temporal.resample[resize]:
+                return h
+            return resampler(temporal.resampler_init, dtype, name=f"temporal_{name}")(h)
+
+        h = per_frame(conv3x3(cfg.channels[0], "conv_in", dtype), x.astype(dtype))
+        skips = [h]
+        for level, features in enumerate(cfg.channels):
+            for j in range(cfg.layers_per_block[level]):
+                h = res(h, f"down_{level}_res_{j}", features)
+                if cfg.attention_levels[level]:
+                    h = attend(h, f"down_{level}_attn_{j}")
+                h = inflate(h, f"down_{level}_block_{j}", level)
+                skips.append(h)
+            if level != coarsest:
+                h = res(h, f"down_{level}_resample", features, "down")
+                h = resample_time(h, f"down_{level}_resample", TemporalDownsample, level)
+                skips.append(h)
+
+        mid_scale = cfg.mid_output_scale_factor
+        h = res(h, "mid_res_0", cfg.channels[-1], scale=mid_scale)
+        h = attend(h, "mid_attn_0")
+        h = inflate(h, "mid_block_0", coarsest)
+        h = res(h, "mid_res_1", cfg.channels[-1], scale=mid_scale)
+
+        for level in reversed(range(len(cfg.channels))):
+            features = cfg.channels[level]
+            for j in range(cfg.layers_per_block[level] + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res(h, f"up_{level}_res_{j}", features)
+                if cfg.attention_levels[level]:
+                    h = attend(h, f"up_{level}_attn_{j}")
+                h = inflate(h, f"up_{level}_block_{j}", level)
+            if level != 0:
+                h = res(h, f"up_{level}_resample", features, "up")
+                h = resample_time(h, f"up_{level}_resample", TemporalUpsample, level - 1)
+
+        h = gelu(GroupNorm(cfg.norm_groups, dtype=dtype, name="norm_out")(h))
+        return per_frame(conv3x3(cfg.out_channels, "conv_out", dtype), h).astype(jnp.float32)
+
+    def _embedding(self, t, text, noise_level):
+        cfg = self.config
+        dtype = jnp.dtype(cfg.dtype)
+        width = cfg.time_embedding_dim or 4 * cfg.channels[0]
+        embedding = TimestepEmbedding(cfg.channels[0], width, dtype, name="time_embedding")(t)
+        if cfg.noise_level_embedding:
+            if noise_level is None:
+                raise ValueError("this network embeds the noise level of its conditioning input")
+            level = TimestepEmbedding(cfg.channels[0], width, dtype, name="noise_level_embedding")
+            embedding = embedding + level(noise_level)
+        pooled = TextPooling(cfg.pooling_heads, width, dtype, name="text_pooling")(text)
+        embedding = embedding + pooled
+        return gelu(embedding) if cfg.activate_embedding_once else embedding
+
+
+def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:
+    """Initial parameters of the network, on the smallest input that touches every module."""
+    size = config.spatial_stride
+    frames = max(config.temporal_stride, 2) if config.temporal is not None else 1
+    x = jnp.zeros((1, frames, size, size, config.in_channels))
+    t = jnp.zeros((1,))
+    text = jnp.zeros((1, num_tokens, config.text_dim))
+    level = t if config.noise_level_embedding else None
+    return UNet(config).init(key, x, t, text, level)["params"]

@@ -1,0 +1,272 @@
+"""A model folder: everything that a model is, in files that say so themselves.
+
+    config.json               what `ModelConfig` holds, and the list of the files below
+    unet_spatial.safetensors  the T2I parameters, named by path ("mid_block/conv/kernel")
+    unet_temporal.safetensors the parameters that inflation added, where there are any
+    text_encoder.safetensors  where the text encoder travels with the model
+    tokenizer.json            likewise
+
+Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors asks for)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from stunet.config import from_dict, to_dict
+from stunet.errors import UserError
+from stunet.weights.trees import Tree, flatten, is_temporal, merge, partition, unflatten
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 2 * 10**9
+
+_OWN_FILE = re.compile(
+    r"config\.json|tokenizer\.json"
+    r"|(unet_spatial|unet_temporal|text_encoder)(-\d{5}-of-\d{5})?\.safetensors"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The fields of `ModelFolder.config`.
+
+    Attributes:
+      architecture: the U-Net's config, `to_dict` of its dataclass.
+      stage: what the network was trained as ("t2i", "t2v").
+      resolution: height and width in pixels.
+      num_frames: frames of a training clip, 1 for images.
+      fps: their rate in frames per second, None for images.
+      schedule: the noise schedule's config.
+      prediction: what the network predicts ("eps", "x0", "v").
+      variance: how a sampler gets its variance ("fixed_small", "learned_range").
+      text_encoder: the text encoder's config, None for a model fed with encoder states.
+    """
+
+    architecture: dict
+    stage: str
+    resolution: int
+    num_frames: int
+    fps: float | None
+    schedule: dict
+    prediction: str
+    variance: str
+    text_encoder: dict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """The content of a model folder.
+
+    Attributes:
+      config: plain JSON values under the names of `ModelConfig`.
+      params: parameter trees by component: "unet", and "text_encoder" where the model
+        has its own. Loaded leaves are numpy arrays, bfloat16 ones by `ml_dtypes`.
+      tokenizer: the bytes of its `tokenizer.json`, or None.
+    """
+
+    config: dict[str, Any]
+    params: dict[str, Tree]
+    tokenizer: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """File names of each part; a part without parameters has none."""
+
+    unet_spatial: tuple[str, ...]
+    unet_temporal: tuple[str, ...]
+    text_encoder: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ConfigFile(ModelConfig):
+    """`config.json` as it is on disk."""
+
+    format_version: int
+    weights: _Weights
+    tokenizer: Literal["tokenizer.json"] | None
+
+
+def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes a model folder, replacing an older one.
+
+    The files are written into a hidden folder beside it, which is then renamed, so that
+    a model folder is always whole.
+
+    Args:
+      folder: where; missing parents are made.
+      model: what; leaves may be numpy or (fully addressable) jax arrays.
+      shard_bytes: size above which a part's weights are split over several files. A
+        single larger array has a file to itself.
+
+    Raises:
+      UserError: the config has missing, unknown or mistyped fields, or the folder holds
+        something that is no part of a model folder, or it cannot be written.
+    """
+    folder = Path(folder).resolve()  # behind a link, the rename must meet the folder itself
+    from_dict(ModelConfig, model.config, f"{folder}: config")
+    if unknown := model.params.keys() - {"unet", "text_encoder"}:
+        raise ValueError(f"unknown components {sorted(unknown)}")
+    temporal, spatial = partition(model.params["unet"], is_temporal)
+    parts = {
+        "unet_spatial": spatial,
+        "unet_temporal": temporal,
+        "text_encoder": model.params.get("text_encoder", {}),
+    }
+    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    try:
+        _refuse_foreign(folder)
+        shutil.rmtree(new, ignore_errors=True)  # left behind by a process that was killed
+        new.mkdir(parents=True)
+        weights = _Weights(
+            **{part: _save_part(new, part, tree, shard_bytes) for part, tree in parts.items()}
+        )
+        if model.tokenizer is not None:
+            (new / "tokenizer.json").write_bytes(model.tokenizer)
+        content = {
+            "format_version": FORMAT_VERSION,
+            **model.config,
+            "weights": to_dict(weights),
+            "tokenizer": None if model.tokenizer is None else "tokenizer.json",
+        }
+        config_file = new / "config.json"
+        config_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for file in new.glob("*.safetensors"):
+            # safetensors writes for the owner only, which would break a shared folder.
+            shutil.copymode(config_file, file)
+        _replace(folder, new, old)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}: cannot write the model folder: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def load_model(folder: str | Path) -> ModelFolder:
+    """Reads a model folder that `save_model` wrote, with bit-equal parameters.
+
+    Raises:
+      UserError: a file is missing, unreadable or incomplete, or `config.json` has
+        missing, unknown or mistyped fields, or is of a newer format.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    content = _read_config(path)
+    stored = from_dict(_ConfigFile, content, str(path))
+    parts = {part: _load_part(folder, part, names) for part, names in vars(stored.weights).items()}
+    try:
+        params = {"unet": merge(parts["unet_spatial"], parts["unet_temporal"])}
+    except ValueError as error:
+        raise UserError(f"{folder}: its weights contradict each other: {error}") from error
+    if parts["text_encoder"]:
+        params["text_encoder"] = parts["text_encoder"]
+    tokenizer = None
+    if stored.tokenizer is not None:
+        tokenizer = _read(folder / stored.tokenizer)
+    public = [field.name for field in dataclasses.fields(ModelConfig)]
+    return ModelFolder({name: content[name] for name in public}, params, tokenizer)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path.parent}: not a model folder: it has no config.json")
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict) or type(content.get("format_version")) is not int:
+        raise UserError(f"{path}: not a model's config: it has no integer 'format_version'")
+    # Before the fields: those of a newer format would only be called unknown.
+    if content["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version {content['format_version']} is newer than this stunet "
+            f"reads (up to {FORMAT_VERSION}); install a newer stunet"
+        )
+    return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+
+
+def _save_part(folder: Path, part: str, tree: Tree, shard_bytes: int) -> tuple[str, ...]:
+    """Writes one part's weights and returns the names of its files."""
+    shards = list(_shards(flatten(tree), shard_bytes))
+    names = [
+        f"{part}.safetensors"
+        if len(shards) == 1
+        else f"{part}-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(1, len(shards) + 1)
+    ]
+    for name, shard in zip(names, shards, strict=True):
+        # safetensors copies raw memory from the start: anything but C order would be garbled.
+        arrays = {path: np.asarray(leaf, order="C") for path, leaf in shard.items()}
+        safetensors.numpy.save_file(arrays, folder / name)
+    return tuple(names)
+
+
+def _shards(flat: dict[str, Any], shard_bytes: int) -> Iterator[dict[str, Any]]:
+    """Consecutive groups of leaves, each of at most `shard_bytes` (or a single leaf)."""
+    shard, size = {}, 0
+    for path, leaf in flat.items():
+        if shard and size + leaf.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[path] = leaf
+        size += leaf.nbytes
+    if shard:
+        yield shard
+
+
+def _load_part(folder: Path, part: str, names: tuple[str, ...]) -> Tree:
+    flat: dict[str, np.ndarray] = {}
+    for name in names:
+        path = folder / name
+        if not (_OWN_FILE.fullmatch(name) and name.startswith(part)):
+            raise UserError(f"{folder / 'config.json'}: weights.{part}: no file name: '{name}'")
+        if not path.is_file():
+            raise UserError(f"{path}: missing, although config.json names it")
+        try:
+            flat |= safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path}: incomplete or no safetensors file: {error}") from error
+    return unflatten(flat)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A mistaken path must not cost the user the files that are there."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, where a model folder should be written")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    for name in names:
+        if not _OWN_FILE.fullmatch(name):
+            raise UserError(
+                f"{folder}: holds '{name}', which is no part of a model folder and would be "
+                "lost; choose another folder or move it away"
+            )
+
+
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

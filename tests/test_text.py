@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+
+from stunet.errors import UserError
+from stunet.text import load_tokenizer, train_tokenizer
+
+CAPTIONS = [
+    "A red circle moves left on a blue background.",
+    "a green star is spinning on a grey background",
+    "the yellow square bounces, a red star swings",
+]
+STRANGE = "Ein Würfel dreht sich: 立方体 \U0001f4a1\n\tzzz"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(CAPTIONS, 300, path)
+    return path
+
+
+def test_pads_and_closes_every_caption(path):
+    tokenizer = load_tokenizer(path, max_tokens=12)
+    ids, mask = tokenizer(["a red star", ""])
+    assert ids.dtype == np.int32 and mask.dtype == bool and ids.shape == mask.shape == (2, 12)
+    length = mask[0].sum()
+    assert 1 < length < 12 and mask[0, :length].all()
+    assert ids[0, length - 1] == 1 and (ids[0, : length - 1] > 2).all()
+    assert (ids[~mask] == 0).all()
+    assert ids[1].tolist() == [1] + [0] * 11 and mask[1].tolist() == [True] + [False] * 11
+
+
+def test_truncates_before_the_closing_token(path):
+    whole, _ = load_tokenizer(path)([CAPTIONS[0]])
+    tokenizer = load_tokenizer(path, max_tokens=5)
+    ids, mask = tokenizer([CAPTIONS[0]])
+    assert ids[0].tolist() == [*whole[0, :4], 1] and mask.all()
+
+
+def test_counts_truncated_captions(path):
+    length = int(load_tokenizer(path)([CAPTIONS[0]])[1].sum())
+    texts = [CAPTIONS[0], "", CAPTIONS[0] + " a"]
+    assert load_tokenizer(path, max_tokens=length).num_truncated(texts) == 1
+    assert load_tokenizer(path, max_tokens=length - 1).num_truncated(texts) == 2
+
+
+def test_default_length_is_that_of_deepfloyd_if(path):
+    assert load_tokenizer(path)(["x"])[0].shape == (1, 77)
+
+
+@pytest.mark.parametrize("text", [STRANGE, *CAPTIONS])
+def test_any_caption_can_be_decoded_again(path, text):
+    tokenizer = load_tokenizer(path, max_tokens=200)
+    ids, mask = tokenizer([text])
+    tokens = ids[mask][:-1].tolist()
+    assert 2 not in tokens and max(tokens) < tokenizer.vocab_size <= 300
+    assert tokenizer.vocabulary.decode(tokens).strip() == text.lower()
+
+
+def test_bytes_that_are_not_utf8_become_question_marks(path):
+    tokenizer = load_tokenizer(path)
+    np.testing.assert_array_equal(tokenizer(["red \udcff"])[0], tokenizer(["red ?"])[0])
+
+
+def test_a_frequent_word_is_one_token_wherever_it_stands(path):
+    tokenizer = load_tokenizer(path)
+    first, second = tokenizer(["red", "a Red"])[0]
+    assert first[1] == 1 and second[2] == 1 and first[0] == second[1]
+
+
+def test_special_tokens_and_same_file_again(path, tmp_path):
+    vocabulary = json.loads(path.read_text())["model"]["vocab"]
+    assert [vocabulary[token] for token in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
+    again = tmp_path / "again.json"
+    train_tokenizer(iter(CAPTIONS), 300, again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_settings_of_the_file_do_not_cut(path, tmp_path):
+    vocabulary = load_tokenizer(path).vocabulary
+    vocabulary.enable_truncation(3)
+    vocabulary.enable_padding(length=10)
+    vocabulary.save(str(tmp_path / "t.json"))
+    expected = load_tokenizer(path)(CAPTIONS)
+    np.testing.assert_array_equal(load_tokenizer(tmp_path / "t.json")(CAPTIONS), expected)
+
+
+def test_errors(path, tmp_path):
+    with pytest.raises(UserError, match=r"missing\.json: cannot read"):
+        load_tokenizer(tmp_path / "missing.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"model": 3}')
+    with pytest.raises(UserError, match=r"broken\.json: not a tokenizer\.json"):
+        load_tokenizer(broken)
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(path.read_text().replace("<pad>", "[PAD]"))
+    with pytest.raises(UserError, match=r"foreign\.json: token <pad> must have T5's id 0"):
+        load_tokenizer(foreign)
+    with pytest.raises(UserError, match="max_tokens must be at least 2"):
+        load_tokenizer(path, max_tokens=1)
+    with pytest.raises(UserError, match="vocab_size must be at least 259"):
+        train_tokenizer(CAPTIONS, 258, tmp_path / "small.json")
+    with pytest.raises(UserError, match="cannot write"):
+        train_tokenizer(CAPTIONS, 300, tmp_path / "no_folder" / "t.json")

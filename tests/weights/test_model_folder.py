@@ -1,0 +1,212 @@
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from stunet.errors import UserError
+from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.trees import flatten
+
+CONFIG = {
+    "architecture": {"block_out_channels": [32, 64], "temporal": None},
+    "stage": "t2v",
+    "resolution": 32,
+    "num_frames": 16,
+    "fps": 8,
+    "schedule": {"name": "cosine"},
+    "prediction": "eps",
+    "variance": "fixed_small",
+    "text_encoder": {"d_model": 16},
+}
+
+
+def noise(shape, dtype, seed=0):
+    """Arbitrary bit patterns, NaN and infinities among them."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(np.random.default_rng(seed).bytes(size), dtype).reshape(shape)
+
+
+PARAMS = {
+    "unet": {
+        "conv_in": {"kernel": noise((3, 3, 3, 8), np.float32), "bias": noise((8,), np.float32)},
+        "down_0": {
+            "conv": {"kernel": noise((8, 8), ml_dtypes.bfloat16)},
+            "temporal_0": {"proj": {"kernel": noise((3, 8, 8), np.float32)}},
+        },
+        "temporal_mid": {"scale": noise((), np.float32)},
+    },
+    "text_encoder": {"shared": {"embedding": noise((50, 16), np.float32)}},
+}
+MODEL = ModelFolder(CONFIG, PARAMS, b'{"tokenizer": 1}')
+
+
+def assert_bit_equal(a, b):
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        assert a[path].dtype == b[path].dtype and a[path].shape == b[path].shape, path
+        assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes(), path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(tmp_path / "model", MODEL)
+    return tmp_path / "model"
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+
+def test_round_trip_is_bit_exact(folder):
+    loaded = load_model(folder)
+    assert loaded.config == CONFIG and loaded.tokenizer == MODEL.tokenizer
+    assert_bit_equal(loaded.params, PARAMS)
+    jax.tree.map(jnp.asarray, loaded.params)  # jax takes them as they are
+
+
+def test_files_keep_spatial_and_temporal_apart(folder):
+    assert sorted(os.listdir(folder)) == [
+        "config.json",
+        "text_encoder.safetensors",
+        "tokenizer.json",
+        "unet_spatial.safetensors",
+        "unet_temporal.safetensors",
+    ]
+    assert os.listdir(folder.parent) == ["model"]
+    content = (folder / "unet_spatial.safetensors").read_bytes()
+    assert b"down_0/conv/kernel" in content and b"temporal" not in content
+    content = (folder / "unet_temporal.safetensors").read_bytes()
+    assert b"down_0/temporal_0/proj/kernel" in content and b"down_0/conv" not in content
+
+
+def test_all_files_may_be_read_by_the_same_people(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_the_same_parameter_in_both_trees(folder):
+    spatial = folder / "unet_spatial.safetensors"
+    (folder / "unet_temporal.safetensors").write_bytes(spatial.read_bytes())
+    with pytest.raises(UserError, match="contradict each other: both trees have conv_in/bias"):
+        load_model(folder)
+
+
+def test_jax_arrays_and_other_memory_orders(tmp_path):
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    unet = {"a": matrix.T, "b": jnp.asarray(matrix, jnp.bfloat16), "c": matrix[:, ::2]}
+    save_model(tmp_path / "m", ModelFolder(CONFIG, {"unet": unet}))
+    loaded = load_model(tmp_path / "m")
+    assert_bit_equal(loaded.params, {"unet": unet})
+    assert loaded.tokenizer is None
+
+
+def test_shards(tmp_path):
+    unet = {f"layer_{i}": noise((100,), np.float32, seed=i) for i in range(5)}
+    unet["large"] = noise((600,), np.float32)
+    save_model(tmp_path / "m", ModelFolder(CONFIG, {"unet": unet}), shard_bytes=1000)
+    files = sorted((tmp_path / "m").glob("*.safetensors"))
+    names = [f"unet_spatial-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)]
+    assert [file.name for file in files] == names
+    assert_bit_equal(load_model(tmp_path / "m").params["unet"], unet)
+    files[1].unlink()
+    with pytest.raises(UserError, match=r"unet_spatial-00002-of-00004\.safetensors: missing"):
+        load_model(tmp_path / "m")
+
+
+def test_replaces_an_older_model_whole(folder):
+    image_model = ModelFolder(CONFIG | {"stage": "t2i"}, {"unet": {"a": np.ones(3)}})
+    save_model(folder, image_model)
+    assert sorted(os.listdir(folder)) == ["config.json", "unet_spatial.safetensors"]
+    assert load_model(folder).config["stage"] == "t2i"
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_failure_leaves_the_older_model(folder):
+    class Broken:
+        nbytes = 4
+
+        def __array__(self, dtype=None, copy=None):
+            raise OSError("No space left on device")
+
+    broken = dataclasses.replace(MODEL, params={"unet": {"a": np.ones(3), "b": Broken()}})
+    with pytest.raises(UserError, match="model: cannot write the model folder: No space left"):
+        save_model(folder, broken)
+    assert_bit_equal(load_model(folder).params, PARAMS)
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_refuses_to_replace_what_is_no_model(folder):
+    (folder / "holiday.mp4").touch()
+    with pytest.raises(UserError, match=r"holds 'holiday\.mp4', which is no part"):
+        save_model(folder, MODEL)
+    assert (folder / "holiday.mp4").exists()
+    with pytest.raises(UserError, match="a file, where a model folder"):
+        save_model(folder / "config.json", MODEL)
+
+
+def test_unwritable_place(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the model folder"):
+        save_model(tmp_path / "file" / "model", MODEL)
+
+
+def test_config_is_checked_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="config: unknown field 'fsp'; did you mean 'fps'"):
+        save_model(tmp_path / "m", dataclasses.replace(MODEL, config=CONFIG | {"fsp": 1}))
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": ...}, r"config\.json: missing field stage"),
+        ({"num_frame": 3}, r"config\.json: unknown field 'num_frame'; did you mean 'num_frames'"),
+        ({"resolution": "32"}, r"config\.json: field 'resolution' must be int, got '32'"),
+        ({"format_version": 2}, r"config\.json: format_version 2 is newer .* \(up to 1\)"),
+        ({"format_version": ...}, r"config\.json: not a model's config"),
+        ({"weights": {"unet_spatial": []}}, "weights: missing fields unet_temporal, text_encoder"),
+        ({"tokenizer": "../t.json"}, "field 'tokenizer' must be one of 'tokenizer.json'"),
+        (
+            {"weights": {"unet_spatial": ["../x"], "unet_temporal": [], "text_encoder": []}},
+            r"config\.json: weights\.unet_spatial: no file name: '\.\./x'",
+        ),
+    ],
+)
+def test_bad_config(folder, changes, message):
+    edit_config(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+def test_config_that_is_no_json(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["unet_spatial", "unet_temporal", "text_encoder"])
+def test_damaged_weights(folder, name):
+    path = folder / f"{name}.safetensors"
+    content = path.read_bytes()
+    for kept in (0, 20, len(content) - 1):
+        path.write_bytes(content[:kept])
+        with pytest.raises(UserError, match=rf"{name}\.safetensors: incomplete or no safetensors"):
+            load_model(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name}\.safetensors: missing"):
+        load_model(folder)
+
+
+def test_missing_files(folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot read"):
+        load_model(folder)
+    with pytest.raises(UserError, match=r"nowhere: not a model folder: it has no config\.json"):
+        load_model(tmp_path / "nowhere")

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.errors import UserError
+from stunet.weights.trees import (
+    compare_shapes,
+    count,
+    flatten,
+    is_temporal,
+    merge,
+    partition,
+    unflatten,
+)
+
+TREE = {
+    "down_0": {"conv": {"kernel": np.ones((3, 2)), "bias": np.ones(2)}},
+    "temporal_0": {"proj": {"kernel": np.zeros((2, 2))}},
+    "scale": np.float32(3),
+}
+
+
+def test_flatten_and_back():
+    flat = flatten(TREE)
+    assert list(flat) == [
+        "down_0/conv/kernel",
+        "down_0/conv/bias",
+        "temporal_0/proj/kernel",
+        "scale",
+    ]
+    assert flat["down_0/conv/bias"] is TREE["down_0"]["conv"]["bias"]
+    assert unflatten(flat) == TREE
+    assert flatten({}) == unflatten({}) == {}
+
+
+@pytest.mark.parametrize("flat", [{"a": 1, "a/b": 2}, {"a/b": 1, "a": 2}])
+def test_a_leaf_cannot_be_a_branch_too(flat):
+    with pytest.raises(ValueError, match="'a"):
+        unflatten(flat)
+
+
+@pytest.mark.parametrize("key", ["a/b", 3])
+def test_keys_that_would_be_ambiguous(key):
+    with pytest.raises(ValueError, match="keys are strings without"):
+        flatten({key: 1})
+
+
+def test_partition_and_merge_are_inverse():
+    selected, rest = partition(TREE, is_temporal)
+    assert selected == {"temporal_0": TREE["temporal_0"]}
+    assert rest == {"down_0": TREE["down_0"], "scale": TREE["scale"]}
+    assert merge(rest, selected) == merge(selected, rest) == TREE
+    assert partition(TREE, lambda path: False) == ({}, TREE)
+
+
+@pytest.mark.parametrize("path", ["temporal_0/kernel", "down/temporal_conv/kernel", "temporal_x"])
+def test_temporal_names(path):
+    assert is_temporal(path)
+    assert not is_temporal(path.replace("temporal_", "spatiotemporal_"))
+
+
+def test_merge_joins_branches_and_refuses_overlap():
+    assert merge({"a": {"x": 1}}, {"a": {"y": 2}}) == {"a": {"x": 1, "y": 2}}
+    with pytest.raises(ValueError, match=r"both trees have a/x$"):
+        merge({"a": {"x": 1}}, {"a": {"x": 1, "y": 2}})
+    with pytest.raises(ValueError, match="'a/x"):
+        merge({"a": {"x": 1}}, {"a": {"x": {"y": 2}}})
+
+
+def test_count():
+    assert count(TREE) == 6 + 2 + 4 + 1
+    assert count(jax.eval_shape(lambda: {"a": jnp.zeros((7, 11))})) == 77
+
+
+def test_equal_shapes_pass_whatever_the_dtype():
+    compare_shapes(jax.eval_shape(lambda: TREE), TREE, "m")
+    compare_shapes(TREE, jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), TREE), "m")
+
+
+def test_differences_are_named_with_both_shapes():
+    got = {
+        "down_0": {"conv": {"kernel": np.ones((3, 4)), "extra": np.ones(1)}},
+        "temporal_0": TREE["temporal_0"],
+        "scale": np.float32(3),
+    }
+    with pytest.raises(UserError) as error:
+        compare_shapes(TREE, got, "models/m")
+    assert str(error.value) == (
+        "models/m: parameters do not fit the network; "
+        "another shape: down_0/conv/kernel (expected (3, 2), got (3, 4)); "
+        "missing: down_0/conv/bias; unexpected: down_0/conv/extra"
+    )
+
+
+def test_only_the_first_ten_names_are_listed():
+    with pytest.raises(UserError, match=r"missing: p0, .*p9 and 3 more$"):
+        compare_shapes({f"p{i}": np.ones(1) for i in range(13)}, {}, "m")
