@@ -1,1 +1,77 @@
+"""Diffusion as pure functions on arrays: schedule, predictions, losses, guidance, samplers.
 
+A *denoiser* is a function (x_t, t) -> `Prediction`; guidance and thresholding are functions to
+denoisers, and a sampler takes any. Order: guide -> (average windows) -> threshold once -> step.
+"""
+
+from stunet.diffusion.guidance import Network, guided_denoiser
+from stunet.diffusion.losses import (
+    discretised_log_likelihood,
+    min_snr_weight,
+    simple_loss,
+    variational_loss,
+)
+from stunet.diffusion.prediction import (
+    Denoiser,
+    Prediction,
+    add_noise,
+    eps_from_x0,
+    make_target,
+    split_output,
+    to_prediction,
+    x0_from_eps,
+)
+from stunet.diffusion.samplers import (
+    DDIM,
+    Ancestral,
+    Carry,
+    DPMSolver2M,
+    Sampler,
+    make_sampler,
+)
+from stunet.diffusion.sampling import START_NOISE, keyed_noise, run_steps, sample_in_chunks
+from stunet.diffusion.schedule import (
+    Schedule,
+    alpha_sigma,
+    cosine_betas,
+    respaced_betas,
+    sample_training_time,
+)
+from stunet.diffusion.thresholding import dynamic_clip, dynamic_threshold, static_threshold
+from stunet.diffusion.time_grid import TimeGrid
+
+__all__ = [
+    "DDIM",
+    "START_NOISE",
+    "Ancestral",
+    "Carry",
+    "DPMSolver2M",
+    "Denoiser",
+    "Network",
+    "Prediction",
+    "Sampler",
+    "Schedule",
+    "TimeGrid",
+    "add_noise",
+    "alpha_sigma",
+    "cosine_betas",
+    "discretised_log_likelihood",
+    "dynamic_clip",
+    "dynamic_threshold",
+    "eps_from_x0",
+    "guided_denoiser",
+    "keyed_noise",
+    "make_sampler",
+    "make_target",
+    "min_snr_weight",
+    "respaced_betas",
+    "run_steps",
+    "sample_in_chunks",
+    "sample_training_time",
+    "simple_loss",
+    "split_output",
+    "static_threshold",
+    "to_prediction",
+    "variational_loss",
+    "x0_from_eps",
+]

@@ -270,3 +270,25 @@ def _replace(folder: Path, new: Path, old: Path) -> None:
         os.rename(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def find_model(path: str | Path) -> Path:
+    """The model folder that `path` means: itself, or the one in a training workdir.
+
+    Raises:
+      UserError: there is none, naming what is there instead.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        raise UserError(
+            f"{path}: a training workdir without a model yet; it is written at the first "
+            "checkpoint, so train on (the same command resumes)"
+        )
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; name a model folder or a training workdir")
+    raise UserError(
+        f"{path}: neither a model folder (no config.json) nor a training workdir (no model/)"
+    )

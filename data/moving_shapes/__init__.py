@@ -1,0 +1,1 @@
+"""A procedural captioned world: one marked shape doing one motion."""

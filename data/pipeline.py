@@ -1,0 +1,143 @@
+"""Batches for training: one global order of examples, sliced over processes, by Grain.
+
+A config (an `ml_collections.ConfigDict` or a dict) has the fields
+
+- `name`: "moving_shapes", "video_folder" or "ucf101"; `split`; `data_dir`, under which
+  the records are kept; for moving_shapes `num_examples`, for the others `source`, and
+  for ucf101 optionally `prompts`, a TSV of class and caption;
+- `num_frames` (1 for single images, a random moment of each clip), `resolution`, `fps`;
+- `seed`, of the order and of all that is drawn for an example;
+- `caption_dropout`: the probability of an empty caption, for guidance;
+- `text_states` (optional): take text states from `text_states_path` instead of tokens.
+
+The example at global position g is record `order(epoch)[g mod n]`, and what is drawn
+for it depends on (seed, g) alone. So batch k is the same whether the iterator started
+at step 0 or at step k, and for any number of processes.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from data import records
+from data.sources import Source, make_builder, open_source
+from stunet.errors import UserError
+
+Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+
+# Threads, not processes: rendering is quick, and Grain's processes need parsed absl flags.
+READ_THREADS = 2
+PREFETCHED_BATCHES = 2
+
+
+def prepare(config: Mapping[str, Any]) -> None:
+    """Builds the dataset under `config.data_dir` if it is not there.
+
+    Raises:
+      UserError: an unknown dataset, or nothing usable in its source.
+    """
+    records.build(make_builder(config))
+
+
+def captions(config: Mapping[str, Any]) -> list[str]:
+    """The captions of the split, in the order of its records."""
+    source = open_source(config).records
+    return [source[index]["caption"].decode() for index in range(len(source))]
+
+
+def text_states_path(config: Mapping[str, Any]) -> Path:
+    """Where cached text states of the split lie.
+
+    The file is `[N + 1, L, D]` float16: row i is for record i's caption (the order of
+    `captions`), row N for the empty caption.
+    """
+    return Path(make_builder(config).data_path) / f"text_states_{config['split']}.npy"
+
+
+def make_batches(
+    config: Mapping[str, Any],
+    tokenize: Tokenize,
+    *,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from step `start_step` on, prefetched in threads.
+
+    Args:
+      config: see the module's docstring.
+      tokenize: captions -> ids [N, L] int32, mask [N, L] bool; unused with `text_states`.
+      batch_size: of the global batch; this process gets its contiguous slice of it.
+      start_step: the first batch's number; all that resuming needs.
+      process_index: this process, of `process_count`.
+      process_count: how many processes share each global batch.
+
+    Yields:
+      `video` [B, T, H, W, 3] float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask`
+      [B, L] bool, or `text_states` [B, L, D] float16; `position` [B] int64, the global
+      position of each example; B is `batch_size / process_count`.
+
+    Raises:
+      UserError: the dataset or its text states are absent, or the batch does not divide.
+    """
+    if batch_size % process_count:
+        raise UserError(f"batch size {batch_size} is not divisible by {process_count} processes")
+    local = batch_size // process_count
+    first = start_step * batch_size + process_index * local
+    source = open_source(config)
+    states = _open_states(config, len(source.records)) if config.get("text_states") else None
+
+    def example(index: int) -> dict[str, Any]:
+        step, row = divmod(index, local)
+        return _example(config, source, first + step * batch_size + row)
+
+    def collate(examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+        batch = {
+            "video": np.stack([example["video"] for example in examples]),
+            "position": np.array([example["position"] for example in examples], np.int64),
+        }
+        if states is not None:
+            # Row -1, the last, is the empty caption's.
+            rows = [-1 if not item["caption"] else item["record"] for item in examples]
+            return {**batch, "text_states": states[rows]}
+        tokens, mask = tokenize([example["caption"] for example in examples])
+        return {**batch, "tokens": tokens, "token_mask": mask}
+
+    reading = grain.ReadOptions(READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES * local)
+    dataset = grain.MapDataset.range(sys.maxsize).map(example).to_iter_dataset(reading)
+    return iter(dataset.batch(local, batch_fn=collate))
+
+
+def _example(config: Mapping[str, Any], source: Source, position: int) -> dict[str, Any]:
+    epoch, place = divmod(position, len(source.records))
+    index = int(_order(config["seed"], epoch, len(source.records))[place])
+    record = source.records[index]
+    rng = np.random.default_rng((config["seed"], 1, position))
+    dropped = rng.random() < config["caption_dropout"]
+    return {
+        "video": source.decode(record, rng),
+        "caption": "" if dropped else record["caption"].decode(),
+        "record": index,
+        "position": position,
+    }
+
+
+@functools.lru_cache(maxsize=4)  # threads read across an epoch's end
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, 0, epoch)).permutation(count)
+
+
+def _open_states(config: Mapping[str, Any], count: int) -> np.ndarray:
+    path = text_states_path(config)
+    if not path.exists():
+        raise UserError(f"no cached text states at {path}: compute them, or unset text_states")
+    states = np.load(path, mmap_mode="r")
+    if states.ndim != 3 or len(states) != count + 1:
+        raise UserError(f"{path}: expected [{count + 1}, L, D] text states, got {states.shape}")
+    return states

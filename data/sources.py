@@ -1,0 +1,79 @@
+"""The datasets behind one interface: captions and clips by record index."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data import records
+from data.moving_shapes import builder as moving_shapes
+from data.moving_shapes.render import NOMINAL_SECONDS, render, render_at
+from data.ucf101 import builder as ucf101
+from data.video_folder import builder as video_folder
+from stunet.errors import UserError
+from stunet.evaluation.moving_shapes import Attributes
+from stunet.video_io import to_float
+
+NAMES = ("moving_shapes", "video_folder", "ucf101")
+
+# A record and the example's random numbers -> the clip [T, H, W, 3] float32 in [-1, 1].
+Decode = Callable[[Mapping[str, Any], np.random.Generator], np.ndarray]
+
+
+class Source(NamedTuple):
+    """A dataset's split: its records, and how to turn one into a clip."""
+
+    records: Sequence[Mapping[str, Any]]
+    decode: Decode
+
+
+def open_source(config: Mapping[str, Any]) -> Source:
+    """The split that `config` names (see `data.pipeline` for its fields).
+
+    Raises:
+      UserError: an unknown dataset or split, or a dataset that was not built.
+    """
+    decode = _shapes_decoder if config["name"] == "moving_shapes" else _stored_decoder
+    return Source(records.read(make_builder(config), config["split"]), decode(config))
+
+
+def make_builder(config: Mapping[str, Any]) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of the dataset that `config` names.
+
+    Raises:
+      UserError: an unknown dataset, or no such source.
+    """
+    name, data_dir = config["name"], config["data_dir"]
+    if name not in NAMES:
+        raise UserError(f"unknown dataset '{name}'; known are {', '.join(NAMES)}")
+    if name == "moving_shapes":
+        return moving_shapes.make_builder(data_dir, config["num_examples"])
+    form = {field: config[field] for field in ("source", "resolution", "fps", "num_frames")}
+    if name == "video_folder":
+        return video_folder.make_builder(data_dir, **form)
+    return ucf101.make_builder(data_dir, **form, prompts=config.get("prompts"))
+
+
+def _shapes_decoder(config: Mapping[str, Any]) -> Decode:
+    num_frames, resolution, fps = config["num_frames"], config["resolution"], config["fps"]
+
+    def decode(record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+        words = (record[name].decode() for name in moving_shapes.ATTRIBUTES)
+        attributes, seed = Attributes(*words), int(record["seed"])
+        if num_frames == 1:  # an image: any moment of the clip
+            return render_at(attributes, seed, rng.random(1), NOMINAL_SECONDS, resolution)
+        return render(attributes, seed, num_frames, resolution, fps)
+
+    return decode
+
+
+def _stored_decoder(config: Mapping[str, Any]) -> Decode:
+    num_frames = config["num_frames"]
+
+    def decode(record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+        frames = record["frames"]
+        start = int(rng.integers(len(frames) - num_frames + 1))
+        return to_float(frames[start : start + num_frames])
+
+    return decode

@@ -1,0 +1,32 @@
+"""Text to video on the moving-shapes world: `tiny_t2i.py`'s model, inflated.
+
+    python -m experiments.train --config=experiments/configs/tiny_t2v.py --workdir=runs/tiny_t2v
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import tiny_t2i
+
+
+def get_config() -> ConfigDict:
+    """The second stage: only the new, temporal parameters are trained."""
+    t2i = tiny_t2i.get_config()
+    return ConfigDict(
+        {
+            "stage": "t2v",
+            "init_from": "runs/tiny_t2i",
+            "temporal": {"resample": (True, True), "head_dim": 16, "text_modulation": True},
+            "data": {**t2i.data.to_dict(), "num_frames": 16},
+            "diffusion": t2i.diffusion,
+            "optimizer": t2i.optimizer,
+            "batch_size": 8,
+            "total_steps": 400,
+            "checkpoint_every": 200,
+            "sample_prompts": (
+                "a red circle moving right on a dark background",
+                "a blue star spinning on a light background",
+                "a yellow square growing on a navy background",
+                "a green heart bouncing on a grey background",
+            ),
+        }
+    )

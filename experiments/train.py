@@ -1,0 +1,171 @@
+"""Trains one stage.
+
+    python -m experiments.train --config=experiments/configs/tiny_t2i.py --workdir=runs/tiny_t2i
+
+The same command again resumes, exactly. Exit codes: 0 finished, 2 a mistake or a diverged
+loss (one line says which), 75 stopped by SIGTERM after saving: start the command again.
+
+The workdir holds `initial/` (the model before training, frozen parameters included),
+`checkpoints/`, `model/` (a model folder, made at every checkpoint), `metrics.csv`,
+`tensorboard/`, `samples/`, `loss.png` at the end and then the marker `DONE`.
+"""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from data import pipeline as data
+from stunet import pipeline
+from stunet.config import from_dict
+from stunet.errors import UserError, run_command
+from stunet.models.unet import UNetConfig
+from stunet.text import Tokenizer, load_tokenizer
+from stunet.training.checkpoints import Checkpoints, abstract_state
+from stunet.training.config import TextEncoderConfig, TrainConfig
+from stunet.training.initial_model import make_initial_model
+from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
+from stunet.training.metrics import MetricsLog, plot_loss
+from stunet.training.stages import Networks, make_stage
+from stunet.training.step import init_state, make_optimizer, make_train_step
+from stunet.video_io import to_uint8, write_video
+from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.trees import merge, partition
+
+PREEMPTED = 75  # EX_TEMPFAIL: a launcher starts the command again
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where everything about the run is kept")
+
+
+def train(config: TrainConfig, workdir: Path) -> int:
+    """Trains a stage to its end, or until SIGTERM; returns the exit code."""
+    if (workdir / "DONE").exists():
+        print(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
+        return 0
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.frames)
+    data.prepare(config.data)
+
+    # The model before training, kept in the workdir so that resuming needs nothing else.
+    if not (workdir / "initial").exists():
+        save_model(workdir / "initial", make_initial_model(config, lambda: data.captions(config.data)))
+    initial = load_model(workdir / "initial")
+    networks, tokenizer = open_model(initial, workdir / "initial")
+
+    # Networks, what of them is trained, and the update step.
+    stage = make_stage(config.stage, networks, config.diffusion)
+    trained, frozen = partition(initial.params, stage.is_trained)
+    optimizer = make_optimizer(config.optimizer)
+    frozen = jax.device_put(frozen, parameter_shardings(mesh, frozen))
+    state = init_state(jax.device_put(trained, parameter_shardings(mesh, trained)), optimizer)
+    state = jax.device_put(state, parameter_shardings(mesh, state))
+    step_fn = make_train_step(stage, optimizer, config.optimizer.ema_decay, config.seed)
+    step_fn = jax.jit(step_fn, donate_argnums=0)
+
+    # Where the last run stopped.
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    restored = checkpoints.restore(abstract_state(state), report=lambda text: print(text, file=sys.stderr))
+    position = 0
+    if restored is not None:
+        state, position = restored
+    start = int(state.step)
+    if position != start * config.batch_size:
+        raise UserError(
+            f"{workdir} stopped after {position} examples, which is not {start} steps of "
+            f"batch_size {config.batch_size}; resume with the batch size it was started with"
+        )
+    log = MetricsLog(workdir, start)
+    batches = data.make_batches(
+        config.data,
+        tokenizer,
+        batch_size=config.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def save_and_export() -> None:
+        checkpoints.save(state, int(state.step) * config.batch_size)
+        params = merge(jax.device_get(state.ema), jax.device_get(frozen))
+        save_model(workdir / "model", ModelFolder(initial.config, params, initial.tokenizer))
+
+    progress = tqdm(total=config.total_steps, initial=start, unit="step", desc=config.stage)
+    for step in range(start + 1, config.total_steps + 1):
+        batch = next(batches)
+        batch["position"] = batch["position"].astype(np.uint32)  # JAX has no int64 by default
+        state, metrics = step_fn(state, frozen, put_batch(mesh, batch))
+        log.add(step, metrics)
+        last = step == config.total_steps
+        checkpoint_due = last or step % config.checkpoint_every == 0 or stop.is_set()
+        if checkpoint_due or step % config.log_every == 0:
+            loss = log.write()
+            progress.update(step - progress.n)
+            rate = progress.format_dict["rate"] or 0
+            progress.set_postfix(loss=f"{loss:.4f}", videos_per_s=f"{rate * config.batch_size:.1f}")
+        if checkpoint_due:
+            save_and_export()
+        if stop.is_set():
+            break
+        if last or (config.sample_every and step % config.sample_every == 0):
+            write_samples(config, workdir, log, step)
+    progress.close()
+    checkpoints.close()
+    log.close()
+    plot_loss(workdir)
+    if int(state.step) < config.total_steps:
+        print(f"stopped by SIGTERM after step {int(state.step)}, saved; run the command again")
+        return PREEMPTED
+    (workdir / "DONE").write_text(f"{config.total_steps} steps of stage {config.stage}\n")
+    print(f"finished: model in {workdir / 'model'}")
+    return 0
+
+
+def open_model(model: ModelFolder, folder: Path) -> tuple[Networks, Tokenizer]:
+    """The networks and the tokenizer that a model folder describes."""
+    where = f"{folder}/config.json"
+    unet = from_dict(UNetConfig, model.config["architecture"], where)
+    text = from_dict(TextEncoderConfig, model.config["text_encoder"], where)
+    return Networks(unet, text.t5), load_tokenizer(folder / "tokenizer.json", text.max_tokens)
+
+
+def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int) -> None:
+    """Generates the config's prompts with the exported model; files and TensorBoard."""
+    if not config.sample_prompts:
+        return
+    model = pipeline.load(workdir / "model")
+    videos = pipeline.generate(model, list(config.sample_prompts), seed=config.seed)
+    (workdir / "samples").mkdir(exist_ok=True)
+    # One sheet: a row a prompt.
+    sheet = workdir / "samples" / f"step_{step:06d}.png"
+    write_video(sheet, np.concatenate(list(videos), axis=1), config.data["fps"])
+    for prompt, video in zip(config.sample_prompts, videos, strict=True):
+        log.add_video(prompt, to_uint8(video), config.data["fps"], step)
+
+
+def main(argv: list[str]) -> int:
+    """Reads the flags and trains."""
+    try:
+        flags.FLAGS(argv)
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{' '.join(str(error).split())}") from error
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError("both --config=FILE and --workdir=DIR are needed")
+    workdir = Path(_WORKDIR.value)
+    config = from_dict(TrainConfig, _CONFIG.value.to_dict(), "config")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
+    return train(config, workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.train"))

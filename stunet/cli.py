@@ -1,0 +1,246 @@
+"""The `stunet` command.
+
+Heavy imports stay inside the functions that need them, so that `--help` and a mistyped
+argument answer at once.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from stunet.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stunet.pipeline import OnChunk
+
+SAMPLERS = ("dpm2m", "ddim", "ancestral")
+
+DESCRIPTION = """\
+Makes a video from a prompt.
+
+  stunet generate "a red star moves to the left" --model runs/tiny_t2v --out star.mp4
+"""
+EPILOG = """\
+With --num-videos N > 1, OUT.mp4 becomes OUT_0.mp4 ... OUT_{N-1}.mp4 (.gif likewise); a .png is
+one contact sheet with a row for each video. Video i of a seed is the same for every N.
+The first call of a kind compiles the network; later ones find it in the user's cache folder
+(XDG_CACHE_HOME, or ~/.cache).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        return run_command(lambda: _generate(_parser().parse_args(argv)), "stunet")
+    except KeyboardInterrupt:
+        print("stunet: cancelled", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Argparse's own errors as one line, without the usage above."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("stunet", description="Text-to-video generation with a Space-Time U-Net.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    generate = commands.add_parser(
+        "generate",
+        help="make a video from a prompt",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = generate.add_argument
+    add("prompt", metavar="PROMPT", help="what the video shows")
+    add("--model", metavar="DIR", required=True, help="a model folder, or a training workdir")
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="by its ending: .mp4 (H.264), .gif, or .png (contact sheet)",
+    )
+    add(
+        "--num-frames",
+        metavar="T",
+        type=_positive_int,
+        help="1 is an image; default: as in the model's training",
+    )
+    add(
+        "--fps",
+        type=_positive_float,
+        help="frames per second of the file; default: as in the model's training",
+    )
+    add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
+    add(
+        "--steps",
+        metavar="N",
+        type=_positive_int,
+        help="sampling steps; default: 25 (dpm2m), 50 (ddim), 100 (ancestral)",
+    )
+    add(
+        "--guidance-scale",
+        metavar="W",
+        type=_number,
+        default=4.0,
+        help="how hard to follow the prompt; 1 is no guidance, at half the time; "
+        "default: %(default)s",
+    )
+    add("--seed", metavar="S", type=int, default=0, help="same seed, same video; default: 0")
+    add("--num-videos", metavar="N", type=_positive_int, default=1, help="default: 1")
+    add(
+        "--xt-slice",
+        metavar="FILE.png",
+        type=Path,
+        help="also write the middle row of pixels over time (down), videos side by side",
+    )
+    return parser
+
+
+def _generate(args: argparse.Namespace) -> None:
+    if not args.prompt.strip():
+        raise UserError("the prompt is empty; say what the video shows")
+    outputs = _output_paths(args.out, args.num_videos)
+    _check_outputs(outputs, args.xt_slice)
+
+    use_compile_cache()
+    from stunet import pipeline
+
+    model = pipeline.load(args.model)
+    num_frames = args.num_frames or model.num_frames
+    if args.xt_slice and num_frames == 1:
+        raise UserError(f"{args.xt_slice}: an X-T slice needs more than one frame")
+    with _progress() as on_chunk:
+        videos = pipeline.generate(
+            model,
+            [args.prompt] * args.num_videos,
+            num_frames=num_frames,
+            sampler=args.sampler,
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            seed=args.seed,
+            on_chunk=on_chunk,
+        )
+    if model.tokenizer.num_truncated([args.prompt]):
+        limit = model.tokenizer.max_tokens
+        print(f"stunet: the model reads {limit} tokens; the prompt's end was cut", file=sys.stderr)
+    # A model of images has no rate; one frame needs some.
+    _write(videos, outputs, args.xt_slice, args.fps or model.fps or 1.0)
+
+
+def _output_paths(out: Path, num_videos: int) -> list[Path]:
+    if num_videos == 1 or out.suffix.lower() == ".png":
+        return [out]
+    return [out.with_name(f"{out.stem}_{i}{out.suffix}") for i in range(num_videos)]
+
+
+def _check_outputs(outputs: list[Path], xt_slice: Path | None) -> None:
+    from stunet.video_io import check_writable
+
+    for path in outputs:
+        check_writable(path)
+    if xt_slice is not None:
+        if xt_slice.suffix.lower() != ".png":
+            raise UserError(f"{xt_slice}: an X-T slice is an image; end its name in .png")
+        check_writable(xt_slice)
+        if xt_slice.absolute() in [path.absolute() for path in outputs]:
+            raise UserError(f"{xt_slice}: is both --out and --xt-slice; name two files")
+
+
+def _write(videos: "np.ndarray", outputs: list[Path], xt_slice: Path | None, fps: float) -> None:
+    import numpy as np
+
+    from stunet.evaluation.xt_slice import xt_slice as slice_of
+    from stunet.video_io import contact_sheet, write_image, write_video
+
+    num_videos, num_frames, height, width, _ = videos.shape
+    if len(outputs) < num_videos:
+        frames = videos.reshape(-1, height, width, 3)
+        columns = num_frames if num_frames > 1 else None  # images have no rows of their own
+        write_image(outputs[0], contact_sheet(frames, columns))
+    else:
+        for path, video in zip(outputs, videos, strict=True):
+            write_video(path, video, fps)
+    if xt_slice is not None:
+        write_image(xt_slice, contact_sheet(np.stack([slice_of(video) for video in videos])))
+    for path in [*outputs, *([xt_slice] if xt_slice else [])]:
+        print(path)
+
+
+@contextlib.contextmanager
+def _progress() -> "Iterator[OnChunk]":
+    """A bar for `generate`'s `on_chunk`; it appears once the request is known to be sound."""
+    from tqdm import tqdm
+
+    bars = []
+
+    def on_chunk(done: int, total: int, x0: object) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, desc="compiling", unit="step"))
+        else:
+            bars[0].set_description("sampling", refresh=False)
+            bars[0].update(done - bars[0].n)
+
+    try:
+        yield on_chunk
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def use_compile_cache() -> None:
+    """Keeps what takes over a second to compile in the user's cache folder, for later runs.
+
+    Leaves alone a folder that the environment names (JAX_COMPILATION_CACHE_DIR), and goes
+    without where none can be made.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "stunet" / "jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _positive_int(text: str) -> int:
+    value = int(text) if text.strip().isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""Text in, video out: a model folder, and sampling from it.
+
+model = load("runs/tiny_t2v")
+video = generate(model, ["a red star moves left"])[0]  # [T, H, W, 3] in [-1, 1]
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stunet.config import from_dict
+from stunet.diffusion import (
+    START_NOISE,
+    Carry,
+    Network,
+    Schedule,
+    dynamic_threshold,
+    guided_denoiser,
+    keyed_noise,
+    make_sampler,
+    run_steps,
+    sample_in_chunks,
+    static_threshold,
+)
+from stunet.diffusion.prediction import KINDS
+from stunet.diffusion.samplers import VARIANCES
+from stunet.errors import UserError
+from stunet.models.t5 import T5Config, T5Encoder
+from stunet.models.unet import UNet, UNetConfig, check_video_shape, init_unet
+from stunet.text import Tokenizer, load_tokenizer
+from stunet.weights.model_folder import find_model, load_model
+from stunet.weights.trees import Tree, compare_shapes
+
+# Steps of each sampler unless told otherwise. DPM-Solver++(2M) converges in 20 to 30
+# (2211.01095); 100 ancestral steps are DeepFloyd IF's own setting for its first stage.
+DEFAULT_STEPS = {"dpm2m": 25, "ddim": 50, "ancestral": 100}
+
+# Imagen's p and IF's cap for stage I, over the clip: a scale of its own for each frame flickers.
+THRESHOLDS = {
+    "dynamic": functools.partial(dynamic_threshold, quantile=0.95, max_value=1.5, over="clip"),
+    "static": static_threshold,
+}
+
+# (steps done, steps in all, current estimate of x0 [b, T, H, W, 3])
+OnChunk = Callable[[int, int, jax.Array], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A text-to-video (or text-to-image) model, ready to sample from.
+
+    Attributes:
+      unet: the network's config; `unet.temporal` None is a text-to-image model.
+      text_encoder: T5's config; `d_model` is `unet.text_dim`.
+      tokenizer: captions to T5's tokens.
+      schedule: the noise schedule it was trained with.
+      prediction: what the network predicts, `eps`, `x0` or `v`.
+      variance: of the ancestral sampler: `fixed_small`, `fixed_large` or `learned_range`.
+      resolution: height and width in pixels.
+      num_frames: frames of a training clip, 1 for images.
+      fps: their rate in frames per second, None for images.
+      params: {"unet": tree, "text_encoder": tree}.
+    """
+
+    unet: UNetConfig
+    text_encoder: T5Config
+    tokenizer: Tokenizer
+    schedule: Schedule
+    prediction: str
+    variance: str
+    resolution: int
+    num_frames: int
+    fps: float | None
+    params: dict[str, Tree]
+
+
+@dataclasses.dataclass(frozen=True)
+class _TextEncoder:
+    """A model folder's field `text_encoder`."""
+
+    t5: T5Config
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """All that a chunk of steps is compiled for; hashable."""
+
+    unet: UNetConfig
+    schedule: Schedule
+    prediction: str
+    variance: str
+    sampler: str
+    steps: int
+    threshold: str
+    guided: bool
+    shape: tuple[int, int, int, int]
+    chunk: int
+
+
+def load(path: str | Path) -> Model:
+    """Reads a model from a model folder, or from a training workdir's `model/`.
+
+    Raises:
+      UserError: there is no model (also: the workdir has no complete checkpoint yet), the
+        folder contradicts itself, its parameters have another shape than its architecture
+        (the first differing names, both shapes), or it has no text encoder.
+    """
+    folder = find_model(path)
+    content = load_model(folder)
+    config, where = content.config, str(folder / "config.json")
+    if config["text_encoder"] is None or content.tokenizer is None:
+        raise UserError(f"{folder}: has no text encoder with a tokenizer, which prompts need")
+    unet = from_dict(UNetConfig, config["architecture"], f"{where}: architecture")
+    text = from_dict(_TextEncoder, config["text_encoder"], f"{where}: text_encoder")
+    model = Model(
+        unet=unet,
+        text_encoder=text.t5,
+        tokenizer=load_tokenizer(folder / "tokenizer.json", text.max_tokens),
+        schedule=from_dict(Schedule, config["schedule"], f"{where}: schedule"),
+        prediction=config["prediction"],
+        variance=config["variance"],
+        resolution=config["resolution"],
+        num_frames=config["num_frames"],
+        fps=config["fps"],
+        params=content.params,
+    )
+    _check(model, where)
+    shapes = {
+        "unet": jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))),
+        "text_encoder": jax.eval_shape(lambda: _init_text_encoder(text.t5)),
+    }
+    compare_shapes(shapes, content.params, str(folder))
+    return dataclasses.replace(model, params=jax.device_put(content.params))
+
+
+def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
+    """T5 states `[N, L, D]` float32 of N prompts, `""` among them; padding has states too."""
+    tokens, mask = model.tokenizer(prompts)
+    return _encode(model.text_encoder, model.params["text_encoder"], tokens, mask)
+
+
+def network(config: UNetConfig, params: Tree) -> Network:
+    """The U-Net as a function (x_t `[B, T, H, W, 3]`, t `[B]`, text states) -> its output."""
+
+    def apply(x_t: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+        return UNet(config).apply({"params": params}, x_t, t, text)
+
+    return apply
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    num_frames: int | None = None,
+    sampler: str = "dpm2m",
+    steps: int | None = None,
+    guidance_scale: float = 4.0,
+    threshold: str = "dynamic",
+    seed: int = 0,
+    batch_size: int = 8,
+    chunk: int = 5,
+    on_chunk: OnChunk | None = None,
+) -> np.ndarray:
+    """Samples one video for each prompt.
+
+    Video i's noise depends on (seed, i) only: neither the other prompts, nor `batch_size`, nor
+    `chunk` change it by more than float rounding. One compile serves all chunks and batches,
+    and later calls of the same sizes, also with another seed or guidance scale.
+
+    Args:
+      model: from `load`.
+      prompts: N texts; `""` asks for any video.
+      num_frames: 1 (an image) or a multiple of the model's temporal stride; by default what
+        the model was trained on.
+      sampler: `dpm2m`, `ddim` or `ancestral`.
+      steps: by default the sampler's `DEFAULT_STEPS`.
+      guidance_scale: of classifier-free guidance; 1 is none, and halves the cost.
+      threshold: of the predicted x0, over the clip: `dynamic` or `static`.
+      seed: 0 to 2**32 - 1.
+      batch_size: videos sampled at a time.
+      chunk: steps between two calls of `on_chunk`.
+      on_chunk: called with (steps done, steps in all, estimate of x0 `[b, T, H, W, 3]` for the
+        b videos at work), counted over all batches: once before anything is compiled, with 0
+        steps and zeros, then after every chunk. What it raises ends the sampling.
+
+    Returns:
+      `[N, T, H, W, 3]` float32 in [-1, 1].
+
+    Raises:
+      UserError: no prompt, a frame count, sampler, number of steps, threshold or seed that
+        cannot be, or the model's output is not finite.
+    """
+    num_frames = model.num_frames if num_frames is None else num_frames
+    _check_request(model, prompts, num_frames, threshold, seed)
+    steps = DEFAULT_STEPS.get(sampler, 1) if steps is None else steps
+    course = make_sampler(sampler, model.schedule, steps, variance=model.variance)
+    settings = _Settings(
+        unet=model.unet,
+        schedule=model.schedule,
+        prediction=model.prediction,
+        variance=model.variance,
+        sampler=sampler,
+        steps=steps,
+        threshold=threshold,
+        guided=guidance_scale != 1,
+        shape=(num_frames, model.resolution, model.resolution, 3),
+        chunk=min(chunk, steps),
+    )
+    count, size = len(prompts), min(len(prompts), batch_size)
+    total = -(-count // size) * steps
+
+    def report(batch: int, done: int, x0: jax.Array) -> None:
+        # Dispatch is asynchronous: without waiting, progress would run ahead of the work.
+        x0 = x0.block_until_ready()[: count - batch * size]
+        if on_chunk is not None:
+            on_chunk(batch * steps + done, total, x0)
+
+    report(0, 0, jnp.zeros((size, *settings.shape)))
+    texts = list(dict.fromkeys(["", *prompts]))
+    states = encode_text(model, texts)
+    rows = np.array([texts.index(prompt) for prompt in prompts])
+    key = jax.random.key(seed)
+    videos = []
+    for batch, first in enumerate(range(0, count, size)):
+        # The last batch is filled up with its last video, to fit what was compiled.
+        positions = np.minimum(np.arange(first, first + size), count - 1)
+        step = functools.partial(
+            _run_chunk,
+            settings,
+            model.params["unet"],
+            states[rows[positions]],
+            states[:1],
+            jnp.float32(guidance_scale),
+            key,
+            positions,
+        )
+        carry = course.init(_start_noise(settings.shape, key, positions))
+        callback = functools.partial(report, batch)
+        carry = sample_in_chunks(step, carry, steps, settings.chunk, callback)
+        videos.append(np.asarray(carry.x)[: count - first])
+    result = np.concatenate(videos)
+    if not np.isfinite(result).all():
+        raise UserError("the model's output is not finite; its parameters are unusable")
+    return result
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_chunk(
+    settings: _Settings,
+    params: Tree,
+    text: jax.Array,
+    empty: jax.Array,
+    guidance_scale: jax.Array,
+    key: jax.Array,
+    positions: jax.Array,
+    carry: Carry,
+    start: jax.Array,
+) -> Carry:
+    s = settings
+    denoiser = guided_denoiser(
+        network(s.unet, params),
+        s.schedule,
+        s.prediction,
+        text,
+        empty,
+        guidance_scale if s.guided else 1,
+        learned_variance=s.variance == "learned_range",
+    )
+    denoiser = THRESHOLDS[s.threshold](denoiser, s.schedule)
+    sampler = make_sampler(s.sampler, s.schedule, s.steps, variance=s.variance)
+    noise_fn = keyed_noise(key, positions, s.shape)
+    return run_steps(sampler, denoiser, carry, start, s.chunk, noise_fn)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start_noise(shape: tuple[int, ...], key: jax.Array, positions: jax.Array) -> jax.Array:
+    return keyed_noise(key, positions, shape)(START_NOISE)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config: T5Config, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    return T5Encoder(config).apply({"params": params}, tokens, mask).astype(jnp.float32)
+
+
+def _init_text_encoder(config: T5Config) -> Any:
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)["params"]
+
+
+def _check(model: Model, where: str) -> None:
+    """Raises `UserError` where a model folder's fields contradict each other."""
+    for field, choices in (("prediction", KINDS), ("variance", VARIANCES)):
+        if (value := getattr(model, field)) not in choices:
+            raise UserError(f"{where}: {field} is {value!r}; choose one of {', '.join(choices)}")
+    unet, text_dim = model.unet, model.text_encoder.d_model
+    if unet.in_channels != 3 or unet.noise_level_embedding:
+        raise UserError(
+            f"{where}: a super-resolution network; expected one that text is enough for"
+        )
+    if unet.out_channels not in ((6,) if model.variance == "learned_range" else (3, 6)):
+        raise UserError(
+            f"{where}: architecture.out_channels is {unet.out_channels}; "
+            f"variance '{model.variance}' needs {'6' if '_r' in model.variance else '3 or 6'}"
+        )
+    if unet.text_dim != text_dim:
+        raise UserError(
+            f"{where}: architecture.text_dim is {unet.text_dim}, "
+            f"but the text encoder's d_model is {text_dim}"
+        )
+    if model.tokenizer.vocab_size > model.text_encoder.vocab_size:
+        raise UserError(
+            f"{where}: the text encoder's vocab_size is {model.text_encoder.vocab_size}, "
+            f"but tokenizer.json has {model.tokenizer.vocab_size} tokens"
+        )
+    try:
+        check_video_shape(unet, model.num_frames, model.resolution, model.resolution)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_request(
+    model: Model, prompts: Sequence[str], num_frames: int, threshold: str, seed: int
+) -> None:
+    if not prompts:
+        raise UserError("no prompt given; expected at least one")
+    if model.unet.temporal is None and num_frames != 1:
+        raise UserError(f"num_frames is {num_frames}; this model makes images, so it must be 1")
+    check_video_shape(model.unet, num_frames, model.resolution, model.resolution)
+    if threshold not in THRESHOLDS:
+        raise UserError(f"threshold is {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be within 0..{2**32 - 1}")

@@ -1,0 +1,121 @@
+"""What a training run is made of: the schema that every experiment's config is read into."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stunet.diffusion import Schedule
+from stunet.errors import UserError
+from stunet.models.t5 import T5Config
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The tiny text encoder that is trained jointly with the text-to-image network.
+
+    Attributes:
+      t5: its architecture.
+      max_tokens: captions are padded or cut to this length.
+    """
+
+    t5: T5Config
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What the network predicts and what it is trained for.
+
+    Attributes:
+      prediction: "eps", "x0" or "v".
+      loss: "simple", or "min_snr" (gamma 5).
+      variance: "fixed_small", or "learned_range", which trains the variance channels of a
+        6-channel network by the 0.001 variational term. A stage that says "fixed_small"
+        leaves such channels untrained and its model is sampled with fixed variance.
+      schedule: the noise levels.
+    """
+
+    prediction: Literal["eps", "x0", "v"] = "eps"
+    loss: Literal["simple", "min_snr"] = "simple"
+    variance: Literal["fixed_small", "learned_range"] = "fixed_small"
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and the moving average of its parameters.
+
+    Attributes:
+      name: "adamw", or "adafactor" as the paper's.
+      learning_rate: reached after `warmup_steps`, constant from there.
+      warmup_steps: steps of linear warm-up.
+      weight_decay: decoupled, on matrices and kernels only.
+      clip_norm: global norm that gradients are clipped to.
+      ema_decay: of the parameters' moving average, which is what is sampled from and saved.
+    """
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh's axes; the `data` axis takes the devices that are left."""
+
+    fsdp: int = 1
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training.
+
+    Attributes:
+      stage: "t2i" trains a text-to-image network and its text encoder on single frames;
+        "t2v" inflates the model in `init_from` and trains the new parameters only.
+      data: the fields that `data.pipeline` documents.
+      batch_size: over all devices and processes.
+      total_steps: steps of the whole run.
+      init_from: a model folder or training workdir to start from; "" for none.
+      unet: the architecture, for "t2i".
+      text_encoder: for "t2i".
+      temporal: what to add, for "t2v".
+      vocab_size: of the tokenizer that "t2i" trains on the captions.
+      seed: of initial parameters, noise and data order.
+      log_every, checkpoint_every, sample_every: in steps; sample_every 0 samples at the end only.
+      keep_checkpoints: how many are kept.
+      sample_prompts: what the sampled videos show.
+    """
+
+    stage: Literal["t2i", "t2v"]
+    data: dict
+    batch_size: int
+    total_steps: int
+    init_from: str = ""
+    unet: UNetConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    temporal: TemporalConfig | None = None
+    vocab_size: int = 512
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    sample_every: int = 0
+    sample_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        needed = {"t2i": ("unet", "text_encoder"), "t2v": ("temporal", "init_from")}[self.stage]
+        for name in needed:
+            if not getattr(self, name):
+                raise UserError(f"stage {self.stage!r} needs the field '{name}'")
+        for name in ("batch_size", "total_steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,0 +1,64 @@
+"""The device mesh and how arrays lie on it.
+
+Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `frames` is for
+splitting the time axis of a video. One device is a mesh of shape (1, 1, 1).
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stunet.errors import UserError
+
+AXES = ("data", "fsdp", "frames")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(fsdp: int = 1, frames: int = 1) -> Mesh:
+    """A mesh over all devices; what `fsdp` and `frames` leave over is `data`.
+
+    Raises:
+      UserError: the axes do not divide the number of devices.
+    """
+    devices = jax.devices()
+    if len(devices) % (fsdp * frames):
+        raise UserError(
+            f"mesh.fsdp {fsdp} x mesh.frames {frames} does not divide {len(devices)} devices"
+        )
+    shape = (len(devices) // (fsdp * frames), fsdp, frames)
+    return Mesh(np.asarray(devices).reshape(shape), AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose leading axis is the batch."""
+    return NamedSharding(mesh, BATCH)
+
+
+def parameter_shardings(mesh: Mesh, tree):
+    """Splits each array's largest axis that `fsdp` divides; arrays without one are replicated."""
+    size = mesh.shape["fsdp"]
+
+    def sharding(array) -> NamedSharding:
+        axes = [a for a, n in enumerate(array.shape) if n % size == 0 and n >= size]
+        if size == 1 or not axes or math.prod(array.shape) < 2**10:
+            return replicated(mesh)
+        largest = max(axes, key=lambda a: array.shape[a])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+    return jax.tree.map(sharding, tree)
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's slice of the batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

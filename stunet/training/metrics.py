@@ -1,0 +1,117 @@
+"""What a run writes down of itself: a CSV of every step, TensorBoard, and a loss plot."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import tensorboardX
+from PIL import Image
+from tensorboardX.proto.summary_pb2 import Summary
+
+from stunet.errors import UserError
+
+FIELDS = ("step", "loss", "grad_norm")
+
+
+class MetricsLog:
+    """Metrics of every step, gathered on the device and written in groups.
+
+    `metrics.csv` has a row a step; a resumed run drops the rows after its checkpoint, so the
+    file is what an uninterrupted run would have written.
+    """
+
+    def __init__(self, workdir: Path, start_step: int):
+        self.path = Path(workdir) / "metrics.csv"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([FIELDS, *[[_text(row[f]) for f in FIELDS] for row in rows]])
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._logged = start_step
+        self.board = tensorboardX.SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=start_step
+        )
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Keeps a step's metrics without waiting for the device."""
+        self._pending.append((step, metrics))
+
+    def write(self) -> float:
+        """Writes what was added since the last call and returns the mean loss of it.
+
+        Raises:
+          UserError: a loss is not finite; says between which steps it happened.
+        """
+        values = jax.device_get([metrics for _, metrics in self._pending])
+        steps = [step for step, _ in self._pending]
+        self._pending = []
+        for step, metrics in zip(steps, values, strict=True):
+            if not math.isfinite(metrics["loss"]):
+                raise UserError(
+                    f"the loss is {metrics['loss']} at step {step}, after step {self._logged} "
+                    "was logged as finite; the last good checkpoint is kept (lower "
+                    "optimizer.learning_rate or optimizer.clip_norm and start again)"
+                )
+        with self.path.open("a", newline="") as file:
+            for step, metrics in zip(steps, values, strict=True):
+                csv.writer(file).writerow([step, *[_text(metrics[f]) for f in FIELDS[1:]]])
+        for field in FIELDS[1:]:
+            self.board.add_scalar(field, np.mean([v[field] for v in values]), steps[-1])
+        self._logged = steps[-1]
+        return float(np.mean([metrics["loss"] for metrics in values]))
+
+    def add_video(self, name: str, video: np.ndarray, fps: float, step: int) -> None:
+        """Puts a clip `[T, H, W, 3]` in [0, 255] on the board, as an animated GIF."""
+        frames = [Image.fromarray(frame) for frame in video]
+        gif = io.BytesIO()
+        duration = round(1000 / fps)
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        height, width = video.shape[1:3]
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self.board.file_writer.add_summary(summary, step)
+
+    def close(self) -> None:
+        """Flushes TensorBoard's file."""
+        self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`; a torn last line, from a killed run, is dropped."""
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({"step": int(row["step"]), **{f: float(row[f]) for f in FIELDS[1:]}})
+            except (TypeError, ValueError):
+                break
+    return rows
+
+
+def plot_loss(workdir: Path) -> None:
+    """Draws `loss.png` from `metrics.csv`: every step, and a running mean."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(workdir / "metrics.csv")
+    steps, losses = (np.array([row[f] for row in rows]) for f in ("step", "loss"))
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(steps, losses, color="0.8", linewidth=0.7, label="each step")
+    window = max(1, len(losses) // 50)
+    running = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(steps[window - 1 :], running, color="C0", label=f"mean of {window} steps")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    figure.savefig(workdir / "loss.png", dpi=120)
+    pyplot.close(figure)
+
+
+def _text(value: float) -> str:
+    return repr(float(value))

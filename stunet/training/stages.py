@@ -1,0 +1,97 @@
+"""A stage of training: which parameters it trains, and its loss on a batch.
+
+Stages differ in these values and in nothing else; there is one loop for all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from stunet.diffusion import (
+    add_noise,
+    min_snr_weight,
+    sample_training_time,
+    simple_loss,
+    split_output,
+    to_prediction,
+    variational_loss,
+)
+from stunet.models.t5 import T5Config, T5Encoder
+from stunet.models.unet import UNet, UNetConfig
+from stunet.training.config import DiffusionConfig
+from stunet.weights.trees import Tree, is_temporal
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a stage; `text_encoder` is None where batches carry text states."""
+
+    unet: UNetConfig
+    text_encoder: T5Config | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training.
+
+    Attributes:
+      name: "t2i" or "t2v".
+      is_trained: whether the parameter at a path such as "unet/conv_in/kernel" is trained.
+      loss: `(params, batch, seed) -> [B]` losses, one an example.
+    """
+
+    name: str
+    is_trained: Callable[[str], bool]
+    loss: Callable[[Tree, Batch, int], jax.Array]
+
+
+def make_stage(name: str, networks: Networks, diffusion: DiffusionConfig) -> Stage:
+    """The stage `name` ("t2i" or "t2v") for these networks."""
+    is_trained = {"t2i": lambda path: True, "t2v": is_temporal}[name]
+
+    def loss(params: Tree, batch: Batch, seed: int) -> jax.Array:
+        return denoising_loss(networks, diffusion, params, batch, seed)
+
+    return Stage(name, is_trained, loss)
+
+
+def text_states(networks: Networks, params: Tree, batch: Batch) -> jax.Array:
+    """Encoder states `[B, L, D]`: the batch's own, or those of its tokens."""
+    if "text_states" in batch:
+        return batch["text_states"].astype(jnp.float32)
+    encoder = T5Encoder(networks.text_encoder)
+    return encoder.apply({"params": params["text_encoder"]}, batch["tokens"], batch["token_mask"])
+
+
+def denoising_loss(
+    networks: Networks, diffusion: DiffusionConfig, params: Tree, batch: Batch, seed: int
+) -> jax.Array:
+    """The loss `[B]` of predicting noise (or x0, v) from noisy video.
+
+    Noise level and noise of an example depend on (seed, its global position) alone, so any
+    number of devices and hosts, and a resumed run, draw the same.
+    """
+    x0 = batch["video"]
+    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
+    u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0)))(keys)
+    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x0.shape[1:]))(keys)
+    t, log_snr = sample_training_time(diffusion.schedule, u)
+    x_t = add_noise(x0, eps, log_snr)
+
+    states = text_states(networks, params, batch)
+    output = UNet(networks.unet).apply({"params": params["unet"]}, x_t, t, states)
+    learned = diffusion.variance == "learned_range"
+    mean, _ = split_output(output, x0.shape[-1], learned)
+    loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)
+    if diffusion.loss == "min_snr":
+        loss = loss * min_snr_weight(diffusion.prediction, log_snr)
+    if learned:
+        prediction = to_prediction(diffusion.prediction, output, x_t, log_snr, learned)
+        loss = loss + variational_loss(
+            diffusion.schedule, t, x0, x_t, prediction.x0, prediction.variance
+        )
+    return loss

@@ -1,0 +1,78 @@
+"""Training state and the update step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stunet.training.config import OptimizerConfig
+from stunet.training.stages import Batch, Stage
+from stunet.weights.trees import Tree, merge
+
+
+class TrainState(NamedTuple):
+    """What an update changes; frozen parameters are not part of it.
+
+    Attributes:
+      step: updates done so far.
+      params: the trained parameters.
+      ema: their exponential moving average.
+      opt_state: the optimiser's state, of the trained parameters only.
+    """
+
+    step: jax.Array
+    params: Tree
+    ema: Tree
+    opt_state: optax.OptState
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Adafactor with linear warm-up."""
+    rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+
+    def matrices(params):
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    if config.name == "adamw":
+        update = optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=matrices)
+    else:
+        update = optax.adafactor(
+            rate,
+            multiply_by_parameter_scale=False,
+            weight_decay_rate=config.weight_decay or None,
+            weight_decay_mask=matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update; `ema` starts as a copy of `params`."""
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def make_train_step(
+    stage: Stage, optimizer: optax.GradientTransformation, ema_decay: float, seed: int
+) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """An update step `(state, frozen, batch) -> (state, metrics)`, to be jitted.
+
+    Gradients are taken with respect to the trained parameters only, so frozen ones cost
+    neither gradients nor optimiser state.
+    """
+
+    def train_step(state: TrainState, frozen: Tree, batch: Batch):
+        def mean_loss(params):
+            return stage.loss(merge(params, frozen), batch, seed).mean()
+
+        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Early on the average follows quickly, so that it forgets the random start.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return train_step

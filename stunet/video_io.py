@@ -1,0 +1,293 @@
+"""Reading and writing videos: PyAV for H.264 and everything that it decodes, Pillow for images.
+
+Videos are `[T, H, W, 3]` float32 in [-1, 1] on this side of the file.
+"""
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
+
+from stunet.errors import UserError
+
+T = TypeVar("T")
+
+ENDINGS = (".mp4", ".gif", ".png")
+MIN_SIDE = 256  # pixels; smaller videos are enlarged on writing
+
+
+def read_video(
+    source: str | Path | BinaryIO,
+    fps: float | None = None,
+    resolution: int | None = None,
+    max_frames: int | None = None,
+) -> tuple[np.ndarray, float]:
+    """A video's frames and their rate.
+
+    Args:
+      source: a path, or an open binary file.
+      fps: the rate to re-time to, by the frames' time stamps; None keeps the frames as
+        they are and reports their average rate.
+      resolution: centre-crop to a square and resize to this many pixels a side,
+        anti-aliased; None keeps the size.
+      max_frames: stop after so many frames.
+
+    Returns:
+      `[T, H, W, 3]` float32 in [-1, 1], and the frames per second.
+
+    Raises:
+      UserError: the file is absent, or no video that can be decoded.
+    """
+    decoded = list(itertools.islice(_decode(source, fps, resolution), max_frames))
+    if not decoded:
+        raise UserError(f"{_name(source)}: holds no video frame")
+    frames, rates = zip(*decoded, strict=True)
+    return to_float(np.stack(frames)), rates[0]
+
+
+def decode_frames(
+    source: str | Path | BinaryIO, fps: float, resolution: int
+) -> Iterator[np.ndarray]:
+    """The frames of `read_video` one at a time, as `[resolution, resolution, 3]` uint8."""
+    return (frame for frame, _ in _decode(source, fps, resolution))
+
+
+def write_video(path: str | Path, video: np.ndarray, fps: float) -> None:
+    """Writes a clip as its file's ending says.
+
+    `.mp4`: H.264, 4:2:0, the index in front, as browsers want it; sides under 256
+    pixels are enlarged by a whole factor (each pixel becomes a square, which also keeps
+    4:2:0 from blurring its colour), odd sides get one more row or column of their edge.
+    `.gif`: the same size, endless. `.png`: a contact sheet, or the image itself when
+    there is one frame. The file appears under its name only when it is complete.
+
+    Args:
+      path: ends in .mp4, .gif or .png.
+      video: `[T, H, W, 3]` in [-1, 1].
+      fps: frames per second.
+
+    Raises:
+      UserError: another ending, or a place that cannot be written.
+    """
+    path = Path(path)
+    check_writable(path)
+    if path.suffix.lower() == ".png":
+        write_image(path, video[0] if len(video) == 1 else contact_sheet(video))
+        return
+    frames = to_uint8(_enlarge(video))
+    writer = _write_mp4 if path.suffix.lower() == ".mp4" else _write_gif
+    with _complete_file(path) as temporary:
+        writer(temporary, frames, fps)
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes `[H, W, 3]` in [-1, 1] as PNG; small ones are enlarged by a whole factor."""
+    path = Path(path)
+    check_writable(path)
+    with _complete_file(path) as temporary:
+        Image.fromarray(to_uint8(_enlarge(image[None])[0])).save(temporary, format="png")
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuses a path that cannot be written, before the work whose result it is for.
+
+    Raises:
+      UserError: the ending is none of `ENDINGS`, the path is a folder, or its folder
+        neither exists nor can be made and written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f"{path}: cannot write this kind of file; end it in {', '.join(ENDINGS)}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected a file's name")
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        # Only trying tells: permissions do not know of read-only file systems.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror} at {folder})") from error
+
+
+def contact_sheet(video: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """All frames in one picture, row by row, `[H', W', 3]` in [-1, 1].
+
+    Args:
+      video: `[T, H, W, 3]` in [-1, 1].
+      columns: frames in a row; by default up to 8.
+    """
+    count, height, width, channels = video.shape
+    columns = columns or min(count, 8)
+    rows = -(-count // columns)
+    gap = max(1, height // 32)
+    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
+    for index, frame in enumerate(video):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet.astype(np.float32)
+
+
+def to_uint8(video: np.ndarray) -> np.ndarray:
+    """[-1, 1] to 0..255."""
+    return np.clip(np.round((np.asarray(video, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def to_float(frames: np.ndarray) -> np.ndarray:
+    """0..255 to float32 in [-1, 1]."""
+    return frames.astype(np.float32) / np.float32(127.5) - 1
+
+
+def _decode(
+    source: str | Path | BinaryIO, fps: float | None, resolution: int | None
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames `[H, W, 3]` uint8, each with the rate of them all."""
+    name = _name(source)
+    try:
+        with av.open(str(source) if isinstance(source, str | Path) else source) as container:
+            if not container.streams.video:
+                raise UserError(f"{name}: has no video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            rate = float(stream.average_rate or 0) or 25.0
+            timed = _time_stamped(_whole(container.decode(stream), stream.frames, name), rate)
+            chosen = (frame for _, frame, _ in timed) if fps is None else retime(timed, fps)
+            aspect = float(stream.sample_aspect_ratio or 1)
+            previous, picture = None, None
+            for frame in chosen:
+                if frame is not previous:  # a frame shown twice is converted once
+                    previous, picture = frame, _to_rgb(frame, resolution, aspect)
+                yield picture, float(fps or rate)
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such file") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(f"{name}: not a readable video ({error.strerror})") from error
+
+
+def _whole(frames: Iterable, promised: int, name: str) -> Iterator[av.VideoFrame]:
+    """`frames`, with an error after them if the file announced clearly more of them.
+
+    A file that was cut off decodes without complaint up to there. Where the container
+    does not count (`promised` is 0) that passes; a few missing are an edit list's.
+    """
+    count = 0
+    for frame in frames:
+        count += 1
+        yield frame
+    if count < 0.9 * promised:
+        raise UserError(f"{name}: breaks off after {count} of {promised} frames")
+
+
+def _time_stamped(frames: Iterable, rate: float) -> Iterator[tuple[float, av.VideoFrame, float]]:
+    """(start, frame, duration) in seconds, the first frame at 0."""
+    first, last = None, -1.0 / rate
+    for frame in frames:
+        time = frame.time if frame.time is not None else (first or 0.0) + last + 1 / rate
+        first = time if first is None else first
+        last = max(time - first, last)
+        ticks = frame.duration if frame.time_base else 0
+        yield last, frame, float(ticks * frame.time_base) if ticks else 1 / rate
+
+
+def retime(timed: Iterable[tuple[float, T, float]], fps: float) -> Iterator[T]:
+    """Per output instant i / fps, the frame shown then.
+
+    A frame is taken up to half its predecessor's duration, and up to half an output
+    period, before its time stamp: that makes it the nearest one where the input is as
+    fast as the output or faster, and forgives rounded time stamps.
+
+    Args:
+      timed: (start, frame, duration) in seconds, starts from 0 and not decreasing.
+      fps: the output's frames per second. It is as long as the input: the last instant
+        is the last one that the last frame is still shown at, by a tenth of a frame.
+    """
+    index, start, frame, duration = 0, 0.0, None, 0.0
+    for next_start, next_frame, next_duration in timed:
+        change = next_start - min(next_start - start, 1 / fps) / 2
+        while frame is not None and index / fps < change:
+            yield frame
+            index += 1
+        start, frame, duration = next_start, next_frame, next_duration
+    while frame is not None and (index + 0.1) / fps < start + duration:
+        yield frame
+        index += 1
+
+
+def _to_rgb(frame: av.VideoFrame, resolution: int | None, aspect: float) -> np.ndarray:
+    picture = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # telephones store upright video lying down
+    if resolution is None:
+        return np.ascontiguousarray(np.rot90(picture, turns))
+    height, width = picture.shape[:2]
+    side = min(height, width * aspect)  # of the square, in units of a pixel's height
+    left, top = (width - side / aspect) / 2, (height - side) / 2
+    square = Image.fromarray(picture).resize(
+        (resolution, resolution),
+        Image.Resampling.BICUBIC,  # Pillow widens the filter when it reduces: anti-aliased
+        box=(left, top, width - left, height - top),
+    )
+    return np.ascontiguousarray(np.rot90(np.asarray(square), turns))
+
+
+def _enlarge(video: np.ndarray) -> np.ndarray:
+    factor = -(-MIN_SIDE // min(video.shape[1:3]))
+    return video.repeat(factor, 1).repeat(factor, 2) if factor > 1 else video
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    options = {"movflags": "faststart"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # Say which matrix and range: players guess by size where a file does not.
+        coder = stream.codec_context
+        coder.colorspace, coder.color_range = Colorspace.ITU709, ColorRange.MPEG
+        coder.color_primaries = coder.color_trc = 1  # BT.709
+        stream.options = {"crf": "16", "preset": "medium"}
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    # GIF counts in hundredths of a second: rounding the instants, not the durations,
+    # keeps the rate (8 fps alternates between 12 and 13).
+    instants = np.round(np.arange(len(frames) + 1) * 100 / fps)
+    durations = [int(10 * d) for d in np.maximum(np.diff(instants), 2)]
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    first.save(path, format="gif", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+@contextlib.contextmanager
+def _complete_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block succeeds."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _name(source: str | Path | BinaryIO) -> str:
+    return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))

@@ -1,0 +1,36 @@
+"""From a text-to-image model to a text-to-video model: inflation is a merge of two trees."""
+
+from dataclasses import replace
+
+import jax
+
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNetConfig, init_unet
+from stunet.weights.trees import Tree, compare_shapes, is_temporal, merge, partition
+
+
+def inflate(
+    t2i_params: Tree, config: UNetConfig, temporal: TemporalConfig, key: jax.Array
+) -> tuple[UNetConfig, Tree]:
+    """Adds freshly initialised temporal parameters to a text-to-image network.
+
+    With `resampler_init="identity"` every N-th frame of the result's output, N the temporal
+    stride, equals the text-to-image network's on that frame (lumiere.md section 2).
+
+    Args:
+      t2i_params: the text-to-image U-Net's parameters; used as they are, not copied.
+      config: the text-to-image U-Net's architecture.
+      temporal: what to add.
+      key: for the new parameters.
+
+    Returns:
+      The STUNet's config and its parameters, of which `t2i_params` is a strict subtree.
+
+    Raises:
+      UserError: `t2i_params` do not belong to `config`.
+    """
+    inflated = replace(config, temporal=temporal)
+    fresh = jax.jit(lambda key: init_unet(inflated, key))(key)
+    new, spatial = partition(fresh, is_temporal)
+    compare_shapes(spatial, t2i_params, "the text-to-image parameters")
+    return inflated, merge(t2i_params, new)

@@ -1,0 +1,114 @@
+import zipfile
+
+import av
+import numpy as np
+import pytest
+
+from data import pipeline
+from data.ucf101.builder import class_caption, find_clips, read_prompts
+from stunet.errors import UserError
+
+FORM = {
+    "name": "ucf101",
+    "split": "train",
+    "resolution": 16,
+    "fps": 8.0,
+    "num_frames": 4,
+    "seed": 0,
+    "caption_dropout": 0.0,
+}
+CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
+
+
+def write_avi(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        picture = np.full((24, 32, 3), level, np.uint8)
+        for _ in range(25):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ucf") / "UCF-101"
+    for index, label in enumerate(CLASSES):
+        write_avi(folder / label / f"v_{label}_g01_c01.avi", 60 * (index + 1))
+    (folder / "YoYo" / "v_YoYo_g01_c02.avi").write_bytes(b"broken")
+    with zipfile.ZipFile(folder.parent / "UCF101.zip", "w") as file:
+        for path in folder.rglob("*.avi"):
+            file.write(path, path.relative_to(folder.parent))
+    return folder
+
+
+def contents(config):
+    records = pipeline.open_source(config).records
+    return sorted(
+        (
+            record["caption"].decode(),
+            len(record["frames"]),
+            round(float(record["frames"].mean()), -1),
+        )
+        for record in (records[i] for i in range(len(records)))
+    )
+
+
+@pytest.mark.parametrize("source", ["folder", "zip"])
+def test_folder_and_zip_are_the_same(archive, tmp_path, capsys, source):
+    path = archive if source == "folder" else archive.parent / "UCF101.zip"
+    config = {**FORM, "source": str(path), "data_dir": str(tmp_path)}
+    pipeline.prepare(config)
+    assert contents(config) == [
+        ("apply eye makeup", 8, 60.0),
+        ("handstand pushups", 8, 120.0),
+        ("yo yo", 8, 180.0),
+    ]
+    said = capsys.readouterr().err
+    assert "skipped 1 of 4 videos:" in said
+    assert "YoYo/v_YoYo_g01_c02.avi: not a readable video" in said
+
+
+def test_captions_from_a_table(archive, tmp_path, capsys):
+    table = tmp_path / "prompts.tsv"
+    table.write_text("ApplyEyeMakeup\tapplying eye makeup\nHandStandPushups\thandstand pushups\n")
+    config = {**FORM, "source": str(archive), "data_dir": str(tmp_path), "prompts": str(table)}
+    pipeline.prepare(config)
+    assert sorted(pipeline.captions(config)) == ["applying eye makeup", "handstand pushups"]
+    assert "v_YoYo_g01_c01.avi: no caption" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("label", "caption"),
+    [
+        ("ApplyEyeMakeup", "apply eye makeup"),
+        ("Archery", "archery"),
+        ("TaiChi", "tai chi"),
+        ("YoYo", "yo yo"),
+    ],
+)
+def test_class_names_are_taken_apart(label, caption):
+    assert class_caption(label) == caption
+
+
+def test_archives_that_are_none(tmp_path):
+    (tmp_path / "UCF101.rar").write_bytes(b"Rar!")
+    (tmp_path / "UCF101.zip").write_bytes(b"PK")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.tsv").write_text("Archery archery\n")
+    for name, message in (
+        ("UCF101.rar", r"unpack the \.rar first"),
+        ("UCF101.zip", "not a complete zip archive"),
+        ("absent", "no such folder or archive"),
+        ("empty", r"holds no CLASS/NAME\.avi"),
+        ("bad.tsv", "expected the folder of UCF-101's classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_clips(tmp_path / name)
+    with pytest.raises(UserError, match="row 1 must be a class, a tab and a caption"):
+        read_prompts(tmp_path / "bad.tsv")
+    config = {**FORM, "source": str(tmp_path), "data_dir": str(tmp_path), "prompts": "absent.tsv"}
+    with pytest.raises(UserError, match=r"absent\.tsv: cannot be read"):
+        pipeline.prepare(config)

@@ -1,0 +1,89 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.diffusion import Schedule, guided_denoiser, make_target
+
+SCHEDULE = Schedule()
+X = jnp.linspace(-1.0, 1.0, 12).reshape(2, 1, 1, 2, 3)
+COND = (jnp.array([[1.0], [3.0]]), jnp.array([[True], [True]]))
+UNCOND = (jnp.array([[0.5]]), jnp.array([[False]]))
+
+
+class Network:
+    """Outputs its text state, and in the variance channels twice that; counts its calls."""
+
+    def __init__(self, learned_variance=False):
+        self.batches = []
+        self.learned_variance = learned_variance
+
+    def __call__(self, x, t, cond):
+        text, mask = cond
+        assert t.shape == x.shape[:1]
+        assert mask.dtype == bool
+        self.batches.append(len(x))
+        output = jnp.zeros_like(x) + text.reshape(-1, 1, 1, 1, 1)
+        return jnp.concatenate([output, 2 * output], -1) if self.learned_variance else output
+
+
+def guide(network, scale, kind="eps", uncond=UNCOND, **kwargs):
+    kwargs = {"learned_variance": network.learned_variance, **kwargs}
+    return guided_denoiser(network, SCHEDULE, kind, COND, uncond, scale, **kwargs)
+
+
+def per_example(a):
+    a = np.asarray(a).reshape(2, -1)
+    np.testing.assert_array_equal(a, a[:, :1].repeat(a.shape[1], 1))
+    return a[:, 0].tolist()
+
+
+@pytest.mark.parametrize("scale", [7.0, 0.0, jnp.float32(7.0), jnp.array([7.0, 2.0])])
+def test_extrapolates_in_one_call_of_twice_the_batch(scale):
+    network = Network()
+    eps = guide(network, scale)(X, jnp.float32(500)).eps
+    expected = 0.5 + np.broadcast_to(scale, 2) * (np.array([1.0, 3.0]) - 0.5)
+    np.testing.assert_allclose(per_example(eps), expected, rtol=1e-6)
+    assert network.batches == [4]
+
+
+@pytest.mark.parametrize("scale", [1, 1.0])
+def test_scale_one_skips_the_unconditional_half(scale):
+    network = Network()
+    prediction = guide(network, scale, uncond=None)(X, jnp.float32(500))
+    assert per_example(prediction.eps) == [1.0, 3.0]
+    assert network.batches == [2]
+
+
+def test_outside_the_interval_only_the_conditional_output_counts():
+    denoiser = guide(Network(), 3.0, interval=(200, 600))
+    assert per_example(denoiser(X, jnp.array([600.0, 601.0])).eps) == [2.0, 3.0]
+    assert per_example(denoiser(X, jnp.array([199.0, 200.0])).eps) == [1.0, 8.0]
+
+
+def test_variance_is_the_conditional_halfs():
+    prediction = guide(Network(learned_variance=True), 7.0)(X, jnp.float32(500))
+    assert per_example(prediction.variance) == [2.0, 6.0]
+    assert per_example(prediction.eps) == [4.0, 18.0]
+    untrained = guide(Network(learned_variance=True), 7.0, learned_variance=False)
+    assert untrained(X, jnp.float32(500)).variance is None
+
+
+def test_guiding_v_equals_guiding_eps():
+    t = jnp.float32(300)
+    log_snr = SCHEDULE.log_snr(t)
+
+    def network(kind):
+        def call(x, t, cond):
+            x0 = jnp.zeros_like(x) + 0.1 * cond[0].reshape(-1, 1, 1, 1, 1)
+            alpha, sigma = (
+                jnp.sqrt(1 / (1 + jnp.exp(-log_snr))),
+                jnp.sqrt(1 / (1 + jnp.exp(log_snr))),
+            )
+            return make_target(kind, x0, (x - alpha * x0) / sigma, log_snr)
+
+        return guided_denoiser(call, SCHEDULE, kind, COND, UNCOND, 4.0, learned_variance=False)
+
+    for kind in ("x0", "v"):
+        got, expected = network(kind)(X, t), network("eps")(X, t)
+        np.testing.assert_allclose(got.x0, expected.x0, atol=2e-6)
+        np.testing.assert_allclose(got.eps, expected.eps, atol=2e-6)

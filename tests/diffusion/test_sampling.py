@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.diffusion import (
+    START_NOISE,
+    Schedule,
+    add_noise,
+    dynamic_threshold,
+    keyed_noise,
+    make_sampler,
+    run_steps,
+    sample_in_chunks,
+    to_prediction,
+)
+
+SCHEDULE = Schedule()
+KEY = jax.random.key(5)
+SHAPE = (2, 4, 4, 3)
+STEPS = 12
+# from numpy, as jax's generator takes seconds to compile into every function
+START, TABLE = jnp.split(
+    jnp.asarray(np.random.default_rng(0).normal(size=(1 + STEPS, 2, *SHAPE)), jnp.float32), [1]
+)
+
+
+def noise(i):
+    return TABLE[i]
+
+
+def denoise(x_t, t):
+    """A made-up, nonlinear network's prediction."""
+    output = jnp.tanh(x_t + 0.3 * jnp.roll(x_t, 1, axis=2))
+    return to_prediction("v", output, x_t, SCHEDULE.log_snr(t), False)
+
+
+DENOISER = dynamic_threshold(denoise, SCHEDULE)
+
+
+def chunk_function(sampler, chunk, denoiser=DENOISER):
+    @jax.jit
+    def run(carry, start):
+        return run_steps(sampler, denoiser, carry, start, chunk, noise)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm2m"])
+def test_chunks_of_any_size_give_the_same_bits(name):
+    sampler = make_sampler(name, SCHEDULE, STEPS)
+    carry = sampler.init(START[0])
+    whole = chunk_function(sampler, STEPS)(carry, jnp.int32(0))
+    assert float(jnp.std(whole.x)) > 0.1
+    assert int(whole.taken) == STEPS
+    for chunk in (1, 5, 20):
+        parts = sample_in_chunks(chunk_function(sampler, chunk), carry, STEPS, chunk)
+        for part, expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+
+
+def test_one_compile_serves_every_chunk_and_no_step_is_taken_past_the_end():
+    traces, calls = [], []
+
+    def counting(x_t, t):
+        traces.append(1)
+        jax.debug.callback(lambda t: calls.append(float(t)), t)
+        return denoise(x_t, t)
+
+    sampler = make_sampler("ancestral", SCHEDULE, STEPS)
+    run = chunk_function(sampler, 5, counting)
+    carry = sample_in_chunks(run, sampler.init(START[0]), STEPS, 5)
+    carry.x.block_until_ready()
+    jax.effects_barrier()
+    assert len(traces) == 1
+    assert sorted(calls, reverse=True) == sampler.grid.timesteps.tolist()
+
+
+@pytest.mark.parametrize("name", ["ancestral", "dpm2m"])
+def test_starting_in_the_middle_equals_stepping_by_hand(name):
+    sampler = make_sampler(name, SCHEDULE, STEPS)
+    start = 7
+    video = 0.5 * jnp.ones((2, *SHAPE))
+    x = add_noise(video, START[0], jnp.float32(sampler.grid.log_snr[start]))
+    got = sample_in_chunks(chunk_function(sampler, 2), sampler.init(x), STEPS, 2, start=start)
+    carry = sampler.init(x)
+    for i in range(start, STEPS):
+        carry = sampler.step(DENOISER, carry, i, noise(i))
+    assert int(got.taken) == STEPS - start
+    np.testing.assert_allclose(got.x, carry.x, atol=2e-5)
+
+
+def test_callback_reports_previews_and_cancels():
+    sampler = make_sampler("ddim", SCHEDULE, STEPS)
+    run = chunk_function(sampler, 5)
+    carry = sampler.init(START[0])
+    seen = []
+    end = sample_in_chunks(run, carry, STEPS, 5, lambda done, x0: seen.append((done, x0)))
+    assert [done for done, _ in seen] == [5, 10, 12]
+    np.testing.assert_array_equal(seen[-1][1], end.x)
+    assert not np.array_equal(seen[0][1], end.x)
+    assert float(jnp.abs(seen[0][1]).max()) <= 1  # a thresholded x0, not the noisy x
+    cancelled = sample_in_chunks(run, carry, STEPS, 5, lambda done, _: done == 10)
+    assert int(cancelled.taken) == 10
+
+
+def test_noise_is_keyed_by_position_and_step():
+    batch = keyed_noise(KEY, jnp.array([3, 8]), SHAPE)
+    other = keyed_noise(KEY, jnp.array([8, 0]), SHAPE)
+    np.testing.assert_array_equal(batch(4)[1], other(4)[0])
+    np.testing.assert_array_equal(batch(4), jax.jit(batch)(jnp.int32(4)))
+    draws = np.concatenate([batch(i) for i in range(START_NOISE, 10)]).reshape(22, -1)
+    correlations = np.corrcoef(draws) - np.eye(22)
+    assert np.abs(correlations).max() < 0.45  # over 96 values each
+    assert draws.mean() == pytest.approx(0, abs=0.08)
+    assert draws.std() == pytest.approx(1, abs=0.06)

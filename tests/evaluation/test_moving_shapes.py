@@ -1,0 +1,81 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from stunet.evaluation import moving_shapes as world
+
+
+def test_vocabulary_is_large_enough_and_its_words_are_distinct():
+    assert len(world.SHAPES) >= 8 and len(world.COLOURS) >= 8 and len(world.MOTIONS) == 10
+    words = [*world.SHAPES, *world.COLOURS, *world.BACKGROUNDS, *world.SIZES]
+    assert len(words) == len(set(words))
+
+
+def test_colours_are_apart_and_stand_out():
+    for one, other in itertools.combinations(world.COLOURS.values(), 2):
+        assert np.linalg.norm(np.subtract(one, other)) > 0.4
+    for colour in world.COLOURS:
+        assert len(world.backgrounds_for(colour)) >= 4
+    assert not world.contrasts("white", "light")
+
+
+def test_a_tenth_is_held_out_evenly():
+    train, heldout = (set(world.combinations(split)) for split in ("train", "heldout"))
+    assert len(heldout) * 10 == len(train) + len(heldout) == 640
+    assert not train & heldout
+    for axis, names in enumerate((world.SHAPES, world.COLOURS, world.MOTIONS)):
+        counts = Counter(words[axis] for words in heldout)
+        assert set(counts) == set(names) and max(counts.values()) <= 9
+    for pair in ((0, 1), (0, 2), (1, 2)):
+        assert max(Counter(tuple(w[i] for i in pair) for w in heldout).values()) == 1
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="'train' or 'heldout', got 'test'"):
+        world.combinations("test")
+
+
+def test_captions_parse_back():
+    rng = np.random.default_rng(0)
+    texts, named = set(), Counter()
+    for seed in range(2000):
+        attributes = world.draw_attributes("train", rng)
+        text = world.caption(attributes, seed)
+        parsed = world.parse(text)
+        assert {"shape", "colour", "motion"} <= set(parsed), text
+        assert all(getattr(attributes, name) == word for name, word in parsed.items()), text
+        named.update(parsed.keys())
+        texts.add(text)
+    assert len(texts) > 1200
+    assert all(300 < named[name] < 1700 for name in ("background", "size", "speed"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red CIRCLE, bouncing up and down", ("circle", "red", "bouncing")),
+        ("an orange star drifting to the left", ("star", "orange", "left")),
+        ("the ring is turning in place", ("ring", None, "spinning")),
+    ],
+)
+def test_parse_by_hand(text, expected):
+    parsed = world.parse(text)
+    assert tuple(parsed.get(name) for name in ("shape", "colour", "motion")) == expected
+
+
+def test_plain_caption():
+    assert world.plain_caption("star", "orange", "up") == "an orange star moving up"
+
+
+def test_prompts_carry_their_labels_and_keep_the_split():
+    for split in ("train", "heldout"):
+        prompts = world.prompts(split, 70, seed=3)
+        assert prompts == world.prompts(split, 70, seed=3)
+        for prompt in prompts:
+            labels = {name: getattr(prompt, name) for name in ("shape", "colour", "motion")}
+            assert labels.items() <= world.parse(prompt.text).items()
+            assert world.is_held_out(**labels) == (split == "heldout")
+    first = {(p.shape, p.colour, p.motion) for p in world.prompts("heldout", 64)}
+    assert len(first) == 64

@@ -1,0 +1,67 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from data.moving_shapes.render import render
+from stunet.evaluation.moving_shapes import Attributes, Prompt, draw_attributes
+from stunet.evaluation.shapes_judge import agreement, judge
+
+NAMES = ("colour", "shape", "motion", "background")
+
+
+def agreements(count, num_frames, resolution, fps, split="train", spoil=lambda video, rng: video):
+    rng = np.random.default_rng(7)
+    hits = Counter()
+    for seed in range(count):
+        attributes = draw_attributes(split, rng)
+        seen = judge(spoil(render(attributes, seed, num_frames, resolution, fps), rng))
+        hits.update(name for name in NAMES if seen[name] == getattr(attributes, name))
+    return {name: hits[name] / count for name in NAMES}
+
+
+def test_agrees_at_the_training_resolution():
+    shares = agreements(300, 16, 32, 8.0)
+    assert min(shares.values()) >= 0.99, shares
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "resolution", "fps"), [(32, 64, 8.0), (8, 32, 8.0), (40, 48, 8.0)]
+)
+def test_agrees_at_other_forms(num_frames, resolution, fps):
+    shares = agreements(40, num_frames, resolution, fps, split="heldout")
+    assert min(shares.values()) >= 0.97, shares
+
+
+def test_stands_blur_and_noise():
+    def spoil(video, rng):
+        blurred = ndimage.gaussian_filter(video, (0, 0.8, 0.8, 0))
+        return blurred + 0.2 * rng.standard_normal(video.shape)
+
+    shares = agreements(100, 16, 32, 8.0, spoil=spoil)
+    assert min(shares.values()) >= 0.95, shares
+
+
+def test_sees_what_is_not_there():
+    attributes = Attributes("star", "red", "right", "dark", "large", "slow")
+    video = render(attributes, 0, 16, 32, 8.0)
+    assert judge(video)["motion"] == "right"
+    assert judge(video[::-1])["motion"] == "left"
+    assert judge(video.swapaxes(1, 2))["motion"] == "down"
+    frozen = judge(np.repeat(video[:1], 16, 0))
+    assert (frozen["motion"], frozen["shape"], frozen["colour"]) == ("still", "star", "red")
+    empty = np.broadcast_to(video[0, 0, 0], video.shape)
+    assert judge(empty) == dict.fromkeys(NAMES[:3], "none") | {"background": "dark"}
+
+
+def test_agreement_counts():
+    video = render(Attributes("ring", "cyan", "up", "navy", "large", "fast"), 1, 16, 32, 8.0)
+    prompts = [
+        Prompt("", "ring", "cyan", "up"),
+        Prompt("", "ring", "blue", "up"),
+        Prompt("", "heart", "cyan", "up"),
+        Prompt("", "heart", "cyan", "down"),
+    ]
+    shares = agreement([video] * 4, prompts)
+    assert shares == {"colour": 0.75, "shape": 0.5, "motion": 0.75, "all": 0.25}

@@ -1,0 +1,214 @@
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.diffusion import START_NOISE, Prediction, Schedule, TimeGrid, keyed_noise
+from stunet.errors import UserError
+from stunet.models.t5 import T5Encoder
+from stunet.models.unet import UNet
+from stunet.pipeline import THRESHOLDS, encode_text, generate, load
+from stunet.weights.trees import flatten
+from tests.tiny import CAPTIONS, FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
+
+STEPS = 4
+SHAPE = (NUM_FRAMES, RESOLUTION, RESOLUTION, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compiles():
+    with fast_compiles():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("pipeline") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(model):
+    return generate(model, CAPTIONS[:2], steps=STEPS)
+
+
+def test_same_seed_same_frames_another_seed_others(model, pair):
+    assert pair.shape == (2, *SHAPE) and pair.dtype == np.float32
+    assert np.abs(pair).max() <= 1 and pair.std() > 0.1
+    np.testing.assert_array_equal(generate(model, CAPTIONS[:2], steps=STEPS), pair)
+    assert np.abs(generate(model, CAPTIONS[:2], steps=STEPS, seed=1) - pair).mean() > 0.1
+
+
+def test_a_video_depends_on_its_prompt_and_index_only(model, pair):
+    other = generate(model, [CAPTIONS[1], CAPTIONS[1]], steps=STEPS)
+    np.testing.assert_allclose(other[1], pair[1], atol=1e-5)
+    assert np.abs(other[0] - pair[0]).mean() > 1e-3  # another prompt
+    assert np.abs(other[0] - other[1]).mean() > 0.1  # another index
+
+
+def test_batches_and_chunks_change_nothing(model, pair):
+    seen = []
+    prompts = [*CAPTIONS[:2], CAPTIONS[0]]
+
+    def on_chunk(done, total, x0):
+        seen.append((done, total, x0.shape[0]))
+
+    in_twos = generate(model, prompts, steps=STEPS, batch_size=2, on_chunk=on_chunk)
+    assert seen == [(0, 8, 2), (4, 8, 2), (8, 8, 1)]  # the last batch is half empty
+    np.testing.assert_allclose(in_twos[:2], pair, atol=1e-5)
+    one_by_one = generate(model, prompts, steps=STEPS, batch_size=1, chunk=3)
+    np.testing.assert_allclose(one_by_one, in_twos, atol=1e-4)
+
+
+def test_progress_ends_in_the_video_and_raising_cancels(model, pair):
+    seen = []
+    generate(model, CAPTIONS[:2], steps=STEPS, on_chunk=lambda *args: seen.append(args))
+    assert [(done, total) for done, total, _ in seen] == [(0, STEPS), (STEPS, STEPS)]
+    np.testing.assert_array_equal(seen[-1][2], pair)
+
+    def cancel(done, total, x0):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate(model, CAPTIONS[:2], steps=STEPS, on_chunk=cancel)
+
+
+def test_ancestral_equals_the_steps_written_out(model):
+    prompts, scale = CAPTIONS[:2], 3.0
+    options = {"sampler": "ancestral", "guidance_scale": scale, "threshold": "static", "seed": 7}
+    got = generate(model, prompts, num_frames=1, steps=STEPS, **options)
+
+    apply = jax.jit(
+        lambda x, t, text: UNet(UNET).apply({"params": model.params["unet"]}, x, t, text)
+    )
+    given, empty = encode_text(model, prompts), encode_text(model, ["", ""])
+    noise = keyed_noise(jax.random.key(7), jnp.arange(2), (1, *SHAPE[1:]))
+    grid = TimeGrid.leading(model.schedule, STEPS)
+    alpha_bar = np.append(grid.alpha_bars, 1.0)
+    x = noise(START_NOISE)
+    for i, t in enumerate(grid.timesteps):
+        t = jnp.full(2, t, jnp.float32)
+        eps_given, eps_empty = apply(x, t, given), apply(x, t, empty)
+        eps = eps_empty + scale * (eps_given - eps_empty)
+        now, following = alpha_bar[i], alpha_bar[i + 1]
+        x0 = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
+        beta = 1 - now / following
+        mean = np.sqrt(following) * beta * x0 + np.sqrt(1 - beta) * (1 - following) * x
+        variance = beta * (1 - following) / (1 - now)
+        x = mean / (1 - now) + np.sqrt(variance) * noise(i)
+    np.testing.assert_allclose(got, x, atol=1e-3)
+
+
+def test_dynamic_thresholding_scales_the_clip_as_one():
+    x0 = jnp.stack([jnp.full((2, 2, 3), 3.0), jnp.full((2, 2, 3), 0.6)])[None]
+    denoiser = THRESHOLDS["dynamic"](lambda x_t, t: Prediction(x0, x0), Schedule())
+    got = denoiser(x0, jnp.full(1, 500.0)).x0
+    np.testing.assert_allclose(got[0, 0], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(got[0, 1], 0.6 / 1.5, rtol=1e-6)  # 3 is capped at IF's 1.5
+
+
+def test_an_image_and_its_guidance(model):
+    def image(scale):
+        options = {"num_frames": 1, "sampler": "ddim", "guidance_scale": scale}
+        return generate(model, CAPTIONS[:1], steps=STEPS, **options)
+
+    guided, unguided = image(4.0), image(1)
+    assert guided.shape == (1, 1, *SHAPE[1:]) and guided.std() > 0.1
+    assert np.abs(guided - unguided).mean() > 1e-3
+    # not quite 1 goes by way of the unconditional half
+    np.testing.assert_allclose(image(1 + 1e-6), unguided, atol=1e-4)
+
+
+def test_encode_text_is_the_encoder_on_the_tokens(model):
+    tokens, mask = model.tokenizer(["", CAPTIONS[2]])
+    encoder = T5Encoder(model.text_encoder)
+    expected = encoder.apply({"params": model.params["text_encoder"]}, tokens, mask)
+    np.testing.assert_allclose(encode_text(model, ["", CAPTIONS[2]]), expected, atol=1e-5)
+
+
+def test_load_reads_a_model_folder_or_a_workdir(folder, model, tmp_path):
+    assert (model.unet, model.num_frames, model.fps) == (UNET, NUM_FRAMES, FPS)
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(folder, tmp_path / "model")
+    again = flatten(load(tmp_path).params)
+    for path, leaf in flatten(model.params).items():
+        np.testing.assert_array_equal(again[path], leaf)
+
+
+def test_load_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder; name a model folder or"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"neither a model folder .* nor a training workdir"):
+        load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="a training workdir without a model yet"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction": "noise"}, "config.json: prediction is 'noise'; choose one of eps, x0, v"),
+        ({"variance": "learned"}, "variance is 'learned'; choose one of fixed_small"),
+        ({"variance": "learned_range"}, "out_channels is 3; variance 'learned_range' needs 6"),
+        ({"num_frames": 3}, "config.json: num_frames is 3; the model's temporal stride is 2"),
+        ({"text_encoder": None}, "has no text encoder"),
+        ({"schedule": {"kind": "linear"}}, "config.json: schedule: schedule kind is 'linear'"),
+        ({"architecture.text_dim": 16}, "text_dim is 16, but the text encoder's d_model is 8"),
+        ({"architecture.in_channels": 6}, "a super-resolution network"),
+        ({"architecture.widths": [8]}, "config.json: architecture: unknown field 'widths'"),
+        (
+            {"architecture.head_dim": 4, "architecture.channels": [8, 24]},
+            r"parameters do not fit the network; another shape: unet/down_1_.*"
+            r"\(expected \(.*24.*\), got \(.*16.*\)\)",
+        ),
+    ],
+)
+def test_load_refuses_a_contradictory_config(folder, tmp_path, change, message):
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    config = json.loads((broken / "config.json").read_text())
+    for name, value in change.items():
+        *section, field = name.split(".")
+        (config[section[0]] if section else config)[field] = value
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message) as error:
+        load(broken)
+    assert str(broken) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 3}, "num_frames is 3; the model's temporal stride is 2"),
+        ({"sampler": "euler"}, "sampler is 'euler'; it must be one of"),
+        ({"steps": 501}, "num_steps is 501; this sampler takes 1 to 500"),
+        ({"threshold": "none"}, "threshold is 'none'; choose one of dynamic, static"),
+        ({"seed": -1}, "seed is -1; it must be within 0"),
+    ],
+)
+def test_generate_refuses_what_cannot_be(model, options, message):
+    with pytest.raises(UserError, match=message):
+        generate(model, CAPTIONS[:1], **options)
+
+
+def test_generate_refuses_no_prompt_and_more_than_an_image_of_an_image_model(model):
+    with pytest.raises(UserError, match="no prompt given"):
+        generate(model, [])
+    images = replace(model, unet=UNET.text_to_image(), num_frames=1)
+    with pytest.raises(UserError, match="num_frames is 4; this model makes images"):
+        generate(images, CAPTIONS[:1], num_frames=4)
+
+
+def test_parameters_that_are_not_finite_are_reported(model):
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
+    with pytest.raises(UserError, match="the model's output is not finite"):
+        generate(replace(model, params=params), CAPTIONS[:2], steps=STEPS)

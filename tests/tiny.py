@@ -1,0 +1,89 @@
+"""A model folder with a tiny random model, made without compiling anything."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from stunet.config import to_dict
+from stunet.diffusion import Schedule
+from stunet.models.t5 import T5Config, T5Encoder
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNetConfig, init_unet
+from stunet.text import train_tokenizer
+from stunet.weights.model_folder import ModelFolder, save_model
+
+RESOLUTION, NUM_FRAMES, FPS, MAX_TOKENS = 8, 4, 8.0, 12
+CAPTIONS = ["a red circle moves left", "a green star is spinning", "the blue square bounces"]
+
+T5 = T5Config(320, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+UNET = UNetConfig(
+    channels=(8, 16),
+    layers_per_block=(1, 1),
+    attention_levels=(False, True),
+    head_dim=8,
+    text_dim=8,
+    cross_attention_dim=8,
+    pooling_heads=2,
+    out_channels=3,
+    norm_groups=4,
+    temporal=TemporalConfig(resample=(True,), attention_layers=1, head_dim=8),
+)
+
+
+@contextlib.contextmanager
+def fast_compiles() -> Iterator[None]:
+    """Compiles without most optimisations, at about half the time, inside the block."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def random_params(shapes: dict, seed: int = 0) -> dict:
+    """Parameters of these shapes, none of them zero: a zero-initialised block would hide faults."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        name = path[-1].key
+        if name in ("scale", "weight"):
+            return 1 + 0.1 * noise
+        if len(leaf.shape) < 2:
+            return 0.1 * noise
+        return noise if name == "embedding" else noise / np.sqrt(np.prod(leaf.shape[:-1]))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def save_tiny_model(
+    folder: Path, unet: UNetConfig = UNET, num_frames: int = NUM_FRAMES, **config
+) -> Path:
+    """Writes the model folder; `config` replaces fields of its config."""
+    tokenizer = folder.with_name(f"{folder.name}.tokenizer.json")
+    tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(CAPTIONS, T5.vocab_size, tokenizer)
+    key, ids = jax.random.key(0), np.zeros((1, MAX_TOKENS), np.int32)
+    shapes = {
+        "unet": jax.eval_shape(lambda: init_unet(unet, key)),
+        "text_encoder": jax.eval_shape(lambda: T5Encoder(T5).init(key, ids, ids == 0)["params"]),
+    }
+    fields = {
+        "architecture": to_dict(unet),
+        "stage": "t2i" if unet.temporal is None else "t2v",
+        "resolution": RESOLUTION,
+        "num_frames": num_frames,
+        "fps": None if unet.temporal is None else FPS,
+        "schedule": asdict(Schedule()),
+        "prediction": "eps",
+        "variance": "fixed_small",
+        "text_encoder": {"t5": to_dict(T5), "max_tokens": MAX_TOKENS},
+    }
+    save_model(folder, ModelFolder(fields | config, random_params(shapes), tokenizer.read_bytes()))
+    tokenizer.unlink()
+    return folder
