@@ -1,0 +1,1 @@
+"""Experiments: configs and the programs that run them, from a checkout."""

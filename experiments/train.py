@@ -22,13 +22,12 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data import pipeline as data
-from stunet import pipeline
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
-from stunet.models.unet import UNetConfig
-from stunet.text import Tokenizer, load_tokenizer
+from stunet.model import load, read
+from stunet.pipeline import generate
 from stunet.training.checkpoints import Checkpoints, abstract_state
-from stunet.training.config import TextEncoderConfig, TrainConfig
+from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model
 from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
 from stunet.training.metrics import MetricsLog, plot_loss
@@ -56,11 +55,14 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
     # The model before training, kept in the workdir so that resuming needs nothing else.
     if not (workdir / "initial").exists():
-        save_model(workdir / "initial", make_initial_model(config, lambda: data.captions(config.data)))
+        save_model(
+            workdir / "initial", make_initial_model(config, lambda: data.captions(config.data))
+        )
     initial = load_model(workdir / "initial")
-    networks, tokenizer = open_model(initial, workdir / "initial")
+    model = read(initial, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
+    networks = Networks(model.unet, model.text_encoder)
     stage = make_stage(config.stage, networks, config.diffusion)
     trained, frozen = partition(initial.params, stage.is_trained)
     optimizer = make_optimizer(config.optimizer)
@@ -72,7 +74,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
     # Where the last run stopped.
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    restored = checkpoints.restore(abstract_state(state), report=lambda text: print(text, file=sys.stderr))
+    restored = checkpoints.restore(
+        abstract_state(state), report=lambda text: print(text, file=sys.stderr)
+    )
     position = 0
     if restored is not None:
         state, position = restored
@@ -85,7 +89,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     log = MetricsLog(workdir, start)
     batches = data.make_batches(
         config.data,
-        tokenizer,
+        model.tokenizer,
         batch_size=config.batch_size,
         start_step=start,
         process_index=jax.process_index(),
@@ -128,20 +132,12 @@ def train(config: TrainConfig, workdir: Path) -> int:
     return 0
 
 
-def open_model(model: ModelFolder, folder: Path) -> tuple[Networks, Tokenizer]:
-    """The networks and the tokenizer that a model folder describes."""
-    where = f"{folder}/config.json"
-    unet = from_dict(UNetConfig, model.config["architecture"], where)
-    text = from_dict(TextEncoderConfig, model.config["text_encoder"], where)
-    return Networks(unet, text.t5), load_tokenizer(folder / "tokenizer.json", text.max_tokens)
-
-
 def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int) -> None:
     """Generates the config's prompts with the exported model; files and TensorBoard."""
     if not config.sample_prompts:
         return
-    model = pipeline.load(workdir / "model")
-    videos = pipeline.generate(model, list(config.sample_prompts), seed=config.seed)
+    model = load(workdir / "model")
+    videos = generate(model, list(config.sample_prompts), seed=config.seed)
     (workdir / "samples").mkdir(exist_ok=True)
     # One sheet: a row a prompt.
     sheet = workdir / "samples" / f"step_{step:06d}.png"

@@ -1,4 +1,4 @@
-"""Text in, video out: a model folder, and sampling from it.
+"""Text in, video out: sampling from a model.
 
 model = load("runs/tiny_t2v")
 video = generate(model, ["a red star moves left"])[0]  # [T, H, W, 3] in [-1, 1]
@@ -7,14 +7,11 @@ video = generate(model, ["a red star moves left"])[0]  # [T, H, W, 3] in [-1, 1]
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stunet.config import from_dict
 from stunet.diffusion import (
     START_NOISE,
     Carry,
@@ -28,14 +25,13 @@ from stunet.diffusion import (
     sample_in_chunks,
     static_threshold,
 )
-from stunet.diffusion.prediction import KINDS
-from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
+from stunet.model import Model, load
 from stunet.models.t5 import T5Config, T5Encoder
-from stunet.models.unet import UNet, UNetConfig, check_video_shape, init_unet
-from stunet.text import Tokenizer, load_tokenizer
-from stunet.weights.model_folder import find_model, load_model
-from stunet.weights.trees import Tree, compare_shapes
+from stunet.models.unet import UNet, UNetConfig, check_video_shape
+from stunet.weights.trees import Tree
+
+__all__ = ["DEFAULT_STEPS", "THRESHOLDS", "Model", "encode_text", "generate", "load", "network"]
 
 # Steps of each sampler unless told otherwise. DPM-Solver++(2M) converges in 20 to 30
 # (2211.01095); 100 ancestral steps are DeepFloyd IF's own setting for its first stage.
@@ -49,43 +45,6 @@ THRESHOLDS = {
 
 # (steps done, steps in all, current estimate of x0 [b, T, H, W, 3])
 OnChunk = Callable[[int, int, jax.Array], None]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-    """A text-to-video (or text-to-image) model, ready to sample from.
-
-    Attributes:
-      unet: the network's config; `unet.temporal` None is a text-to-image model.
-      text_encoder: T5's config; `d_model` is `unet.text_dim`.
-      tokenizer: captions to T5's tokens.
-      schedule: the noise schedule it was trained with.
-      prediction: what the network predicts, `eps`, `x0` or `v`.
-      variance: of the ancestral sampler: `fixed_small`, `fixed_large` or `learned_range`.
-      resolution: height and width in pixels.
-      num_frames: frames of a training clip, 1 for images.
-      fps: their rate in frames per second, None for images.
-      params: {"unet": tree, "text_encoder": tree}.
-    """
-
-    unet: UNetConfig
-    text_encoder: T5Config
-    tokenizer: Tokenizer
-    schedule: Schedule
-    prediction: str
-    variance: str
-    resolution: int
-    num_frames: int
-    fps: float | None
-    params: dict[str, Tree]
-
-
-@dataclasses.dataclass(frozen=True)
-class _TextEncoder:
-    """A model folder's field `text_encoder`."""
-
-    t5: T5Config
-    max_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,42 +61,6 @@ class _Settings:
     guided: bool
     shape: tuple[int, int, int, int]
     chunk: int
-
-
-def load(path: str | Path) -> Model:
-    """Reads a model from a model folder, or from a training workdir's `model/`.
-
-    Raises:
-      UserError: there is no model (also: the workdir has no complete checkpoint yet), the
-        folder contradicts itself, its parameters have another shape than its architecture
-        (the first differing names, both shapes), or it has no text encoder.
-    """
-    folder = find_model(path)
-    content = load_model(folder)
-    config, where = content.config, str(folder / "config.json")
-    if config["text_encoder"] is None or content.tokenizer is None:
-        raise UserError(f"{folder}: has no text encoder with a tokenizer, which prompts need")
-    unet = from_dict(UNetConfig, config["architecture"], f"{where}: architecture")
-    text = from_dict(_TextEncoder, config["text_encoder"], f"{where}: text_encoder")
-    model = Model(
-        unet=unet,
-        text_encoder=text.t5,
-        tokenizer=load_tokenizer(folder / "tokenizer.json", text.max_tokens),
-        schedule=from_dict(Schedule, config["schedule"], f"{where}: schedule"),
-        prediction=config["prediction"],
-        variance=config["variance"],
-        resolution=config["resolution"],
-        num_frames=config["num_frames"],
-        fps=config["fps"],
-        params=content.params,
-    )
-    _check(model, where)
-    shapes = {
-        "unet": jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))),
-        "text_encoder": jax.eval_shape(lambda: _init_text_encoder(text.t5)),
-    }
-    compare_shapes(shapes, content.params, str(folder))
-    return dataclasses.replace(model, params=jax.device_put(content.params))
 
 
 def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
@@ -288,42 +211,6 @@ def _start_noise(shape: tuple[int, ...], key: jax.Array, positions: jax.Array) -
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config: T5Config, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     return T5Encoder(config).apply({"params": params}, tokens, mask).astype(jnp.float32)
-
-
-def _init_text_encoder(config: T5Config) -> Any:
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    return T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)["params"]
-
-
-def _check(model: Model, where: str) -> None:
-    """Raises `UserError` where a model folder's fields contradict each other."""
-    for field, choices in (("prediction", KINDS), ("variance", VARIANCES)):
-        if (value := getattr(model, field)) not in choices:
-            raise UserError(f"{where}: {field} is {value!r}; choose one of {', '.join(choices)}")
-    unet, text_dim = model.unet, model.text_encoder.d_model
-    if unet.in_channels != 3 or unet.noise_level_embedding:
-        raise UserError(
-            f"{where}: a super-resolution network; expected one that text is enough for"
-        )
-    if unet.out_channels not in ((6,) if model.variance == "learned_range" else (3, 6)):
-        raise UserError(
-            f"{where}: architecture.out_channels is {unet.out_channels}; "
-            f"variance '{model.variance}' needs {'6' if '_r' in model.variance else '3 or 6'}"
-        )
-    if unet.text_dim != text_dim:
-        raise UserError(
-            f"{where}: architecture.text_dim is {unet.text_dim}, "
-            f"but the text encoder's d_model is {text_dim}"
-        )
-    if model.tokenizer.vocab_size > model.text_encoder.vocab_size:
-        raise UserError(
-            f"{where}: the text encoder's vocab_size is {model.text_encoder.vocab_size}, "
-            f"but tokenizer.json has {model.tokenizer.vocab_size} tokens"
-        )
-    try:
-        check_video_shape(unet, model.num_frames, model.resolution, model.resolution)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _check_request(

@@ -1,6 +1,6 @@
 """Text to image on the moving-shapes world, small enough for a laptop CPU.
 
-    python -m experiments.train --config=experiments/configs/tiny_t2i.py --workdir=runs/tiny_t2i
+python -m experiments.train --config=experiments/configs/tiny_t2i.py --workdir=runs/tiny_t2i
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
         {
             "stage": "t2i",
             "unet": {
-                "channels": (16, 64, 96),
+                "channels": (16, 32, 96),
                 "layers_per_block": (1, 1, 2),
                 "attention_levels": (False, False, True),
                 "head_dim": 16,

@@ -1,6 +1,6 @@
 """Text to video on the moving-shapes world: `tiny_t2i.py`'s model, inflated.
 
-    python -m experiments.train --config=experiments/configs/tiny_t2v.py --workdir=runs/tiny_t2v
+python -m experiments.train --config=experiments/configs/tiny_t2v.py --workdir=runs/tiny_t2v
 """
 
 from ml_collections import ConfigDict

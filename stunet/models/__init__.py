@@ -1,1 +1,1 @@
-
+"""Networks as Flax Linen modules."""

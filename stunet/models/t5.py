@@ -193,6 +193,19 @@ class _Block(nn.Module):
         return _FeedForwardLayer(self.config, name="layer_1")(x), position_bias
 
 
+@dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """A text encoder as a model folder and an experiment's config state it.
+
+    Attributes:
+      t5: its architecture.
+      max_tokens: prompts are padded or cut to this length.
+    """
+
+    t5: T5Config
+    max_tokens: int
+
+
 class T5Encoder(nn.Module):
     """Token ids to encoder states, without dropout."""
 

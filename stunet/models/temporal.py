@@ -48,9 +48,9 @@ class TemporalConfig:
             ("block", self.block, BLOCKS),
         ):
             if value not in choices:
-                raise UserError(f"temporal.{field} is {value!r}; choose one of {', '.join(choices)}")
+                raise UserError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
         if self.attention_layers < 1:
-            raise UserError(f"temporal.attention_layers is {self.attention_layers}; at least 1")
+            raise UserError(f"attention_layers is {self.attention_layers}; at least 1")
 
     @property
     def stride(self) -> int:
@@ -117,16 +117,11 @@ class TemporalUpsample(nn.Module):
         return over_time(conv, jnp.repeat(x, 2, axis=1))
 
 
-class Modulation(nn.Module):
-    """Scale and shift of features by the embedding `[B, E]` of timestep and pooled text."""
-
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
-        modulation = nn.Dense(2 * h.shape[-1], dtype=self.dtype, name="dense")(embedding)
-        scale, shift = jnp.split(modulation[:, None, None, None, :], 2, axis=-1)
-        return h * (1 + scale) + shift
+def _modulation(config: TemporalConfig, channels: int, dtype, embedding: jax.Array):
+    """Scale and shift `[B, 2C]` for a norm, or None where temporal blocks are not modulated."""
+    if not config.text_modulation:
+        return None
+    return nn.Dense(2 * channels, dtype=dtype, name="modulation")(embedding)
 
 
 def zero_projection(features: int, dtype: jnp.dtype) -> nn.Dense:
@@ -145,20 +140,18 @@ class TemporalConvBlock(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         kind = self.config.block
-        h = gelu(GroupNorm(self.groups, dtype=self.dtype, name="norm_1")(x))
+        h = gelu(GroupNorm(self.groups, name="norm_1")(x))
         if kind == "conv3d":
             h = nn.Conv(channels, (3, 3, 3), padding=1, dtype=self.dtype, name="conv")(h)
         elif kind == "conv1d":
             h = over_time(temporal_conv(channels, "conv_time", self.dtype), h)
         else:
             h = per_frame(conv3x3(channels, "conv_space", self.dtype), h)
-        h = GroupNorm(self.groups, dtype=self.dtype, name="norm_2")(h)
-        if self.config.text_modulation:
-            h = Modulation(self.dtype, name="modulation")(h, embedding)
-        h = gelu(h)
+        modulation = _modulation(self.config, channels, self.dtype, embedding)
+        h = gelu(GroupNorm(self.groups, name="norm_2")(h, modulation))
         if kind == "factorised":
             h = over_time(temporal_conv(channels, "conv_time", self.dtype), h)
-            h = gelu(GroupNorm(self.groups, dtype=self.dtype, name="norm_3")(h))
+            h = gelu(GroupNorm(self.groups, name="norm_3")(h))
         return x + zero_projection(channels, self.dtype)(h)
 
 
@@ -183,9 +176,8 @@ class TemporalAttention(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         b, t, height, width, channels = x.shape
         head_dim = self.config.head_dim
-        h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
-        if self.config.text_modulation:
-            h = Modulation(self.dtype, name="modulation")(h, embedding)
+        modulation = _modulation(self.config, channels, self.dtype, embedding)
+        h = GroupNorm(self.groups, name="norm")(x, modulation)
 
         def project(name):
             y = nn.Dense(channels, dtype=self.dtype, name=name)(h)

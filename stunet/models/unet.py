@@ -83,17 +83,15 @@ class UNetConfig:
     def __post_init__(self):
         levels = len(self.channels)
         for name in ("layers_per_block", "attention_levels"):
-            if len(getattr(self, name)) != levels:
-                raise UserError(
-                    f"unet.{name} has {len(getattr(self, name))} entries; unet.channels has {levels}"
-                )
+            if (entries := len(getattr(self, name))) != levels:
+                raise UserError(f"{name} has {entries} entries; channels has {levels}")
         if self.temporal is not None and len(self.temporal.resample) != levels - 1:
             raise UserError(
-                f"unet.temporal.resample has {len(self.temporal.resample)} entries; "
+                f"temporal.resample has {len(self.temporal.resample)} entries; "
                 f"{levels} levels have {levels - 1} resizes"
             )
         if self.dtype not in DTYPES:
-            raise UserError(f"unet.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+            raise UserError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         attending = [c for c, on in zip(self.channels, self.attention_levels, strict=True) if on]
         divisions = [("norm_groups", self.norm_groups, (*self.channels, self.cross_attention_dim))]
         divisions += [("head_dim", self.head_dim, (*attending, self.channels[-1]))]
@@ -103,7 +101,7 @@ class UNetConfig:
         for name, divisor, widths in divisions:
             for width in widths:
                 if width % divisor:
-                    raise UserError(f"unet.{name} is {divisor}, which does not divide {width}")
+                    raise UserError(f"{name} is {divisor}, which does not divide {width}")
 
     @property
     def temporal_stride(self) -> int:
@@ -232,7 +230,7 @@ class UNet(nn.Module):
                 h = res(h, f"up_{level}_resample", features, "up")
                 h = resample_time(h, f"up_{level}_resample", TemporalUpsample, level - 1)
 
-        h = gelu(GroupNorm(cfg.norm_groups, dtype=dtype, name="norm_out")(h))
+        h = gelu(GroupNorm(cfg.norm_groups, name="norm_out")(h))
         return per_frame(conv3x3(cfg.out_channels, "conv_out", dtype), h).astype(jnp.float32)
 
     def _embedding(self, t, text, noise_level):

@@ -27,9 +27,7 @@ class Checkpoints:
         # Orbax logs a screenful at every save.
         logging.getLogger("absl").setLevel(logging.ERROR)
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=handlers
-        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, data_position: int) -> None:
         """Saves the state under its step, once: a step that is there already is left alone."""

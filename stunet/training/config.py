@@ -5,22 +5,9 @@ from typing import Literal
 
 from stunet.diffusion import Schedule
 from stunet.errors import UserError
-from stunet.models.t5 import T5Config
+from stunet.models.t5 import TextEncoderConfig
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """The tiny text encoder that is trained jointly with the text-to-image network.
-
-    Attributes:
-      t5: its architecture.
-      max_tokens: captions are padded or cut to this length.
-    """
-
-    t5: T5Config
-    max_tokens: int
 
 
 @dataclass(frozen=True)

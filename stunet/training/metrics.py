@@ -68,7 +68,9 @@ class MetricsLog:
         frames = [Image.fromarray(frame) for frame in video]
         gif = io.BytesIO()
         duration = round(1000 / fps)
-        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        frames[0].save(
+            gif, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0
+        )
         height, width = video.shape[1:3]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue()
