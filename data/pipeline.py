@@ -1,14 +1,6 @@
 """Batches for training: one global order of examples, sliced over processes, by Grain.
 
-A config (an `ml_collections.ConfigDict` or a dict) has the fields
-
-- `name`: "moving_shapes", "video_folder" or "ucf101"; `split`; `data_dir`, under which
-  the records are kept; for moving_shapes `num_examples`, for the others `source`, and
-  for ucf101 optionally `prompts`, a TSV of class and caption;
-- `num_frames` (1 for single images, a random moment of each clip), `resolution`, `fps`;
-- `seed`, of the order and of all that is drawn for an example;
-- `caption_dropout`: the probability of an empty caption, for guidance;
-- `text_states` (optional): take text states from `text_states_path` instead of tokens.
+A config (an `ml_collections.ConfigDict` or a dict) has the fields of `DataConfig`.
 
 The example at global position g is record `order(epoch)[g mod n]`, and what is drawn
 for it depends on (seed, g) alone. So batch k is the same whether the iterator started
@@ -18,6 +10,7 @@ at step 0 or at step k, and for any number of processes.
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +18,8 @@ import grain
 import numpy as np
 
 from data import records
-from data.sources import Source, make_builder, open_source
+from data.sources import NAMES, Source, make_builder, open_source
+from stunet.config import from_dict
 from stunet.errors import UserError
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
@@ -35,12 +29,61 @@ READ_THREADS = 2
 PREFETCHED_BATCHES = 2
 
 
+@dataclass(frozen=True)
+class DataConfig:
+    """The fields of a data config.
+
+    Attributes:
+      name: "moving_shapes", "video_folder" or "ucf101".
+      data_dir: where the records are kept.
+      split: which of the dataset's splits.
+      num_frames: of a clip; 1 for single images, a random moment of each clip.
+      resolution: height and width in pixels.
+      fps: frames per second.
+      seed: of the order and of all that is drawn for an example.
+      caption_dropout: the probability of an empty caption, for guidance.
+      num_examples: of moving_shapes.
+      source: folder or archive that video_folder and ucf101 are made from.
+      prompts: a TSV of class and caption, for ucf101.
+      text_states: take text states from `text_states_path` instead of tokens.
+    """
+
+    name: str
+    data_dir: str
+    split: str
+    num_frames: int
+    resolution: int
+    fps: float
+    seed: int
+    caption_dropout: float
+    num_examples: int | None = None
+    source: str | None = None
+    prompts: str | None = None
+    text_states: bool = False
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise UserError(f"unknown dataset '{self.name}'; known are {', '.join(NAMES)}")
+        needed = "num_examples" if self.name == "moving_shapes" else "source"
+        if getattr(self, needed) is None:
+            raise UserError(f"dataset '{self.name}' needs the field '{needed}'")
+        for field in ("num_frames", "resolution", "fps", "num_examples"):
+            if (value := getattr(self, field)) is not None and value <= 0:
+                raise UserError(f"{field} is {value}; it must be positive")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must not be negative")
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"caption_dropout is {self.caption_dropout}; it must be within 0..1")
+
+
 def prepare(config: Mapping[str, Any]) -> None:
     """Builds the dataset under `config.data_dir` if it is not there.
 
     Raises:
-      UserError: an unknown dataset, or nothing usable in its source.
+      UserError: a field of the config is unknown, missing or impossible, or there is nothing
+        usable in the dataset's source.
     """
+    from_dict(DataConfig, dict(config), "config.data")
     records.build(make_builder(config))
 
 

@@ -10,6 +10,7 @@ The workdir holds `initial/` (the model before training, frozen parameters inclu
 `tensorboard/`, `samples/`, `loss.png` at the end and then the marker `DONE`.
 """
 
+import contextlib
 import signal
 import sys
 import threading
@@ -22,13 +23,14 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data import pipeline as data
+from stunet.compile_cache import use_compile_cache
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
 from stunet.model import load, read
 from stunet.pipeline import generate
 from stunet.training.checkpoints import Checkpoints, abstract_state
 from stunet.training.config import TrainConfig
-from stunet.training.initial_model import make_initial_model
+from stunet.training.initial_model import check_initial_model, make_initial_model
 from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
 from stunet.training.metrics import MetricsLog, plot_loss
 from stunet.training.stages import Networks, make_stage
@@ -38,6 +40,10 @@ from stunet.weights.model_folder import ModelFolder, load_model, save_model
 from stunet.weights.trees import merge, partition
 
 PREEMPTED = 75  # EX_TEMPFAIL: a launcher starts the command again
+BAR = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+    "[{elapsed}, ETA {remaining}, {rate_noinv_fmt}{postfix}]"
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything about the run is kept")
@@ -48,6 +54,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if (workdir / "DONE").exists():
         print(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
         return 0
+    use_compile_cache()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     mesh = make_mesh(config.mesh.fsdp, config.mesh.frames)
@@ -60,6 +67,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         )
     initial = load_model(workdir / "initial")
     model = read(initial, workdir / "initial")
+    check_initial_model(config, model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
     networks = Networks(model.unet, model.text_encoder)
@@ -101,28 +109,37 @@ def train(config: TrainConfig, workdir: Path) -> int:
         params = merge(jax.device_get(state.ema), jax.device_get(frozen))
         save_model(workdir / "model", ModelFolder(initial.config, params, initial.tokenizer))
 
-    progress = tqdm(total=config.total_steps, initial=start, unit="step", desc=config.stage)
-    for step in range(start + 1, config.total_steps + 1):
-        batch = next(batches)
-        batch["position"] = batch["position"].astype(np.uint32)  # JAX has no int64 by default
-        state, metrics = step_fn(state, frozen, put_batch(mesh, batch))
-        log.add(step, metrics)
-        last = step == config.total_steps
-        checkpoint_due = last or step % config.checkpoint_every == 0 or stop.is_set()
-        if checkpoint_due or step % config.log_every == 0:
-            loss = log.write()
-            progress.update(step - progress.n)
-            rate = progress.format_dict["rate"] or 0
-            progress.set_postfix(loss=f"{loss:.4f}", videos_per_s=f"{rate * config.batch_size:.1f}")
-        if checkpoint_due:
+    progress = tqdm(
+        total=config.total_steps,
+        initial=start,
+        unit=" steps",
+        desc=config.stage,
+        bar_format=BAR,
+        postfix="compiling",
+    )
+    # Closed whatever happens: a checkpoint may still be on its way to the disk.
+    with contextlib.closing(checkpoints), contextlib.closing(log), progress:
+        if start == config.total_steps:  # killed after the last checkpoint, before what follows it
             save_and_export()
-        if stop.is_set():
-            break
-        if last or (config.sample_every and step % config.sample_every == 0):
-            write_samples(config, workdir, log, step)
-    progress.close()
-    checkpoints.close()
-    log.close()
+            write_samples(config, workdir, log, start)
+        for step in range(start + 1, config.total_steps + 1):
+            batch = next(batches)
+            batch["position"] = batch["position"].astype(np.uint32)  # JAX has no int64 by default
+            state, metrics = step_fn(state, frozen, put_batch(mesh, batch))
+            log.add(step, metrics)
+            last, stopping = step == config.total_steps, stop.is_set()
+            checkpoint_due = last or stopping or step % config.checkpoint_every == 0
+            if checkpoint_due or step % config.log_every == 0:
+                loss = log.write()
+                progress.update(step - progress.n)
+                videos_per_s = (progress.format_dict["rate"] or 0) * config.batch_size
+                progress.set_postfix_str(f"{videos_per_s:.1f} videos/s, loss {loss:.4f}")
+            if checkpoint_due:
+                save_and_export()
+            if stopping and not last:
+                break
+            if last or (config.sample_every and step % config.sample_every == 0):
+                write_samples(config, workdir, log, step)
     plot_loss(workdir)
     if int(state.step) < config.total_steps:
         print(f"stopped by SIGTERM after step {int(state.step)}, saved; run the command again")
@@ -160,7 +177,11 @@ def main(argv: list[str]) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
-    return train(config, workdir)
+    try:
+        return train(config, workdir)
+    finally:
+        with contextlib.suppress(OSError):  # not empty, as a rule
+            workdir.rmdir()
 
 
 if __name__ == "__main__":

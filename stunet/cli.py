@@ -7,7 +7,6 @@ argument answer at once.
 import argparse
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -113,8 +112,10 @@ def _generate(args: argparse.Namespace) -> None:
     outputs = _output_paths(args.out, args.num_videos)
     _check_outputs(outputs, args.xt_slice)
 
-    use_compile_cache()
     from stunet import pipeline
+    from stunet.compile_cache import use_compile_cache
+
+    use_compile_cache()
 
     model = pipeline.load(args.model)
     num_frames = args.num_frames or model.num_frames
@@ -196,26 +197,6 @@ def _progress() -> "Iterator[OnChunk]":
     finally:
         for bar in bars:
             bar.close()
-
-
-def use_compile_cache() -> None:
-    """Keeps what takes over a second to compile in the user's cache folder, for later runs.
-
-    Leaves alone a folder that the environment names (JAX_COMPILATION_CACHE_DIR), and goes
-    without where none can be made.
-    """
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "stunet" / "jax"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _positive_int(text: str) -> int:

@@ -93,32 +93,36 @@ def _init_text_encoder(config: T5Config) -> Any:
     return T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)["params"]
 
 
+def check_networks(unet: UNetConfig, text_encoder: T5Config, variance: str, where: str) -> None:
+    """Raises `UserError` where the two networks, and what is trained of them, do not fit."""
+    if unet.in_channels != 3 or unet.noise_level_embedding:
+        raise UserError(
+            f"{where}: a super-resolution network; expected one that text is enough for"
+        )
+    if unet.out_channels not in ((6,) if variance == "learned_range" else (3, 6)):
+        raise UserError(
+            f"{where}: the U-Net's out_channels is {unet.out_channels}; "
+            f"variance '{variance}' needs {'6' if '_r' in variance else '3 or 6'}"
+        )
+    if unet.text_dim != text_encoder.d_model:
+        raise UserError(
+            f"{where}: the U-Net's text_dim is {unet.text_dim}, "
+            f"but the text encoder's d_model is {text_encoder.d_model}"
+        )
+
+
 def _check(model: Model, where: str) -> None:
     """Raises `UserError` where a model folder's fields contradict each other."""
     for field, choices in (("prediction", KINDS), ("variance", VARIANCES)):
         if (value := getattr(model, field)) not in choices:
             raise UserError(f"{where}: {field} is {value!r}; choose one of {', '.join(choices)}")
-    unet, text_dim = model.unet, model.text_encoder.d_model
-    if unet.in_channels != 3 or unet.noise_level_embedding:
-        raise UserError(
-            f"{where}: a super-resolution network; expected one that text is enough for"
-        )
-    if unet.out_channels not in ((6,) if model.variance == "learned_range" else (3, 6)):
-        raise UserError(
-            f"{where}: architecture.out_channels is {unet.out_channels}; "
-            f"variance '{model.variance}' needs {'6' if '_r' in model.variance else '3 or 6'}"
-        )
-    if unet.text_dim != text_dim:
-        raise UserError(
-            f"{where}: architecture.text_dim is {unet.text_dim}, "
-            f"but the text encoder's d_model is {text_dim}"
-        )
+    check_networks(model.unet, model.text_encoder, model.variance, where)
     if model.tokenizer.vocab_size > model.text_encoder.vocab_size:
         raise UserError(
             f"{where}: the text encoder's vocab_size is {model.text_encoder.vocab_size}, "
             f"but tokenizer.json has {model.tokenizer.vocab_size} tokens"
         )
     try:
-        check_video_shape(unet, model.num_frames, model.resolution, model.resolution)
+        check_video_shape(model.unet, model.num_frames, model.resolution, model.resolution)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

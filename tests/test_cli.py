@@ -25,7 +25,9 @@ def _fast_compiles():
 
 @pytest.fixture(autouse=True)
 def _no_compile_cache(monkeypatch):
-    monkeypatch.setattr(cli, "use_compile_cache", lambda: None)  # it is the process's for good
+    monkeypatch.setattr(
+        "stunet.compile_cache.use_compile_cache", lambda: None
+    )  # it is the process's for good
 
 
 @pytest.fixture(scope="module")

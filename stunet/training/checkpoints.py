@@ -1,13 +1,13 @@
 """Orbax checkpoints of training state, behind a few functions."""
 
-import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from stunet.errors import UserError
 from stunet.training.step import TrainState
@@ -23,9 +23,19 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int):
         self.folder = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        # Orbax logs a screenful at every save.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax writes under such a name until a checkpoint is whole. Those of a run that was
+        # killed meanwhile are only told of: Orbax may remove them at any time.
+        self._unfinished = sorted(
+            int(path.name.split(".")[0])
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*")
+            if path.name.split(".")[0].isdigit()
+        )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        )
+        # Orbax warns whenever a save has to wait for the one before. By absl's own function:
+        # whoever else changes the level and restores it (TFDS does) goes by that.
+        logging.set_verbosity(logging.ERROR)
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -47,16 +57,21 @@ class Checkpoints:
     ) -> tuple[TrainState, int] | None:
         """The newest checkpoint that can be read, as (state, data position), or None.
 
-        `abstract` gives shapes, dtypes and shardings. A checkpoint that cannot be read is
-        reported, set aside, and the one before it is taken.
+        `abstract` gives shapes, dtypes and shardings. A checkpoint that is incomplete or cannot
+        be read is reported, and the one before it is taken; what was unreadable is set aside.
 
         Raises:
           UserError: there are checkpoints but none can be read, or their parameters have
-            other shapes than the configured networks.
+            other shapes than the configured networks, or they are another optimiser's.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        newest = steps[0] if steps else -1
+        incomplete = [step for step in self._unfinished if step > newest]
+        for step in incomplete:
+            report(f"checkpoint {self.folder / str(step)} is incomplete")
+        damaged = []
         for step in steps:
-            self._check_shapes(step, abstract)
+            self._check_fit(step, abstract)
             try:
                 restored = self._manager.restore(
                     step,
@@ -68,16 +83,21 @@ class Checkpoints:
             except Exception as error:  # whatever the storage layers raise on damaged files
                 reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
                 report(f"checkpoint {self.folder / str(step)} cannot be read ({reason})")
-                self._set_aside(step)
+                damaged.append(step)
                 continue
-            if step != steps[0]:
+            if incomplete or damaged:
                 report(f"falling back to the checkpoint of step {step}")
+            # Only now that there is another: without one, the next start must fail as well.
+            for other in damaged:
+                self._set_aside(other)
             return TrainState(**restored["state"]), restored["data"]["position"]
-        if steps:
+        if damaged:
             raise UserError(
                 f"{self.folder}: no complete checkpoint among steps "
                 f"{', '.join(map(str, sorted(steps)))}; remove the folder to start anew"
             )
+        if incomplete:
+            report("there is no checkpoint before it: starting anew")
         return None
 
     def close(self) -> None:
@@ -85,12 +105,18 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _check_shapes(self, step: int, abstract: TrainState) -> None:
+    def _check_fit(self, step: int, abstract: TrainState) -> None:
         try:
-            saved = self._manager.item_metadata(step)["state"].tree["params"]
+            saved = self._manager.item_metadata(step)["state"].tree
+            params, opt_state = saved["params"], _shapes(saved["opt_state"])
         except Exception:  # damaged: restoring will say so
             return
-        compare_shapes(abstract.params, saved, f"{self.folder / str(step)}: the parameters")
+        compare_shapes(abstract.params, params, f"{self.folder / str(step)}: the parameters")
+        if opt_state != _shapes(abstract.opt_state):
+            raise UserError(
+                f"{self.folder / str(step)}: its optimiser's state does not fit the configured "
+                "optimizer; resume with the one that the run was started with"
+            )
 
     def _set_aside(self, step: int) -> None:
         # Renamed, not deleted: it may still be of use to someone, but no later save at this
@@ -106,3 +132,12 @@ def abstract_state(state: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
+
+
+def _shapes(tree: Any) -> Mapping[str, tuple[int, ...]]:
+    """Shapes by path; Orbax gives back dicts and lists where there were (named) tuples."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -2,18 +2,21 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 
 from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
-from stunet.models.t5 import T5Config, T5Encoder
+from stunet.model import Model, check_networks
+from stunet.models.t5 import T5Config, T5Encoder, TextEncoderConfig
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.text import load_tokenizer, train_tokenizer
 from stunet.training.config import TrainConfig
 from stunet.weights.inflation import inflate
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
+from stunet.weights.trees import compare_shapes, flatten
 
 
 def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -> ModelFolder:
@@ -23,29 +26,32 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
     `captions()`. "t2v": the model of `config.init_from`, inflated.
 
     Raises:
-      UserError: `init_from` is no text-to-image model, or the network cannot take the data's
-        frames.
+      UserError: `init_from` is no text-to-image model, or the networks fit neither each other
+        nor the data's frames.
     """
     key = jax.random.key(config.seed)
     if config.stage == "t2i":
-        unet, text_encoder = config.unet, to_dict(config.text_encoder)
-        tokenizer = _train_tokenizer(captions(), config.text_encoder.t5.vocab_size)
+        unet, text_encoder = config.unet, config.text_encoder
+        _check(config, unet, text_encoder)
+        tokenizer = _train_tokenizer(captions(), text_encoder.t5.vocab_size)
         params = {
             "unet": jax.jit(lambda key: init_unet(unet, key))(jax.random.fold_in(key, 0)),
-            "text_encoder": _init_text_encoder(config.text_encoder.t5, jax.random.fold_in(key, 1)),
+            "text_encoder": _init_text_encoder(text_encoder.t5, jax.random.fold_in(key, 1)),
         }
     else:
         source = find_model(config.init_from)
         model = load_model(source)
-        unet = from_dict(UNetConfig, model.config["architecture"], f"{source}/config.json")
+        where = f"{source}/config.json"
+        unet = from_dict(UNetConfig, model.config["architecture"], where)
+        text_encoder = from_dict(TextEncoderConfig, model.config["text_encoder"], where)
         if unet.temporal is not None:
             raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
+        _check(config, replace(unet, temporal=config.temporal), text_encoder)
         unet, inflated = inflate(model.params["unet"], unet, config.temporal, key)
-        text_encoder, tokenizer = model.config["text_encoder"], model.tokenizer
+        tokenizer = model.tokenizer
         params = {**model.params, "unet": inflated}
 
     data = config.data
-    check_video_shape(unet, data["num_frames"], data["resolution"], data["resolution"])
     folder_config = {
         "architecture": to_dict(unet),
         "stage": config.stage,
@@ -55,9 +61,51 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         "schedule": to_dict(config.diffusion.schedule),
         "prediction": config.diffusion.prediction,
         "variance": config.diffusion.variance,
-        "text_encoder": text_encoder,
+        "text_encoder": to_dict(text_encoder),
     }
     return ModelFolder(folder_config, params, tokenizer)
+
+
+def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None:
+    """Checks that a run that was started from `model`, read from `folder`, is `config`'s.
+
+    Raises:
+      UserError: the configured networks have parameters of another shape (the first differing
+        names, both shapes), or something else that the run was started with is another now.
+    """
+    if config.stage == "t2i":
+        unet, text_encoder = config.unet, config.text_encoder.t5
+    else:
+        unet, text_encoder = replace(model.unet, temporal=config.temporal), model.text_encoder
+    key = jax.random.key(0)
+    shapes = {
+        "unet": jax.eval_shape(lambda: init_unet(unet, key)),
+        "text_encoder": jax.eval_shape(lambda: _init_text_encoder(text_encoder, key)),
+    }
+    compare_shapes(shapes, model.params, str(folder))
+    started = replace(model, params={})
+    wanted = replace(
+        started,
+        unet=unet,
+        text_encoder=text_encoder,
+        schedule=config.diffusion.schedule,
+        prediction=config.diffusion.prediction,
+        variance=config.diffusion.variance,
+        **{name: config.data[name] for name in ("resolution", "num_frames", "fps")},
+    )
+    started, wanted = flatten(to_dict(started)), flatten(to_dict(wanted))
+    for path, value in wanted.items():
+        if started[path] != value:
+            raise UserError(
+                f"{folder}: the run was started with {path.replace('/', '.')} {started[path]!r}, "
+                f"but the config says {value!r}; resume with the former, or choose another workdir"
+            )
+
+
+def _check(config: TrainConfig, unet: UNetConfig, text_encoder: TextEncoderConfig) -> None:
+    data = config.data
+    check_networks(unet, text_encoder.t5, config.diffusion.variance, "config")
+    check_video_shape(unet, data["num_frames"], data["resolution"], data["resolution"])
 
 
 def _train_tokenizer(captions: list[str], vocab_size: int) -> bytes:

@@ -20,9 +20,11 @@ def make_mesh(fsdp: int = 1, frames: int = 1) -> Mesh:
     """A mesh over all devices; what `fsdp` and `frames` leave over is `data`.
 
     Raises:
-      UserError: the axes do not divide the number of devices.
+      UserError: the axes are not positive, or do not divide the number of devices.
     """
     devices = jax.devices()
+    if min(fsdp, frames) < 1:
+        raise UserError(f"mesh.fsdp is {fsdp} and mesh.frames {frames}; both must be at least 1")
     if len(devices) % (fsdp * frames):
         raise UserError(
             f"mesh.fsdp {fsdp} x mesh.frames {frames} does not divide {len(devices)} devices"

@@ -27,12 +27,14 @@ class MetricsLog:
     def __init__(self, workdir: Path, start_step: int):
         self.path = Path(workdir) / "metrics.csv"
         rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([FIELDS, *[[_text(row[f]) for f in FIELDS] for row in rows]])
+        # Renamed into place: a run killed here must not have lost the rows before.
+        new = self.path.with_name(".metrics.csv.new")
+        with new.open("w", newline="") as file:
+            csv.writer(file).writerows([FIELDS, *map(_texts, rows)])
+        new.replace(self.path)
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._logged = start_step
         self.board = tensorboardX.SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=start_step
+            str(Path(workdir) / "tensorboard"), purge_step=start_step + 1
         )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -43,25 +45,29 @@ class MetricsLog:
         """Writes what was added since the last call and returns the mean loss of it.
 
         Raises:
-          UserError: a loss is not finite; says between which steps it happened.
+          UserError: a metric is not finite; says between which steps it happened. The steps
+            before it are written all the same.
         """
-        values = jax.device_get([metrics for _, metrics in self._pending])
         steps = [step for step, _ in self._pending]
+        values = jax.device_get([metrics for _, metrics in self._pending])
         self._pending = []
-        for step, metrics in zip(steps, values, strict=True):
-            if not math.isfinite(metrics["loss"]):
-                raise UserError(
-                    f"the loss is {metrics['loss']} at step {step}, after step {self._logged} "
-                    "was logged as finite; the last good checkpoint is kept (lower "
-                    "optimizer.learning_rate or optimizer.clip_norm and start again)"
-                )
+        rows = [{"step": step} | metrics for step, metrics in zip(steps, values, strict=True)]
+        # A gradient that is not finite makes parameters that are not, at a loss that still is.
+        finite = [all(math.isfinite(row[field]) for field in FIELDS[1:]) for row in rows]
+        good = finite.index(False) if False in finite else len(rows)
         with self.path.open("a", newline="") as file:
-            for step, metrics in zip(steps, values, strict=True):
-                csv.writer(file).writerow([step, *[_text(metrics[f]) for f in FIELDS[1:]]])
+            csv.writer(file).writerows(map(_texts, rows[:good]))
+        if good < len(rows):
+            step = steps[good]
+            raise UserError(
+                f"training diverged between steps {step - 1} and {step}: the loss of step {step} "
+                f"is {rows[good]['loss']} and its gradient's norm {rows[good]['grad_norm']}; the "
+                "last good checkpoint is kept (lower optimizer.learning_rate or "
+                "optimizer.clip_norm and start again)"
+            )
         for field in FIELDS[1:]:
-            self.board.add_scalar(field, np.mean([v[field] for v in values]), steps[-1])
-        self._logged = steps[-1]
-        return float(np.mean([metrics["loss"] for metrics in values]))
+            self.board.add_scalar(field, np.mean([row[field] for row in rows]), steps[-1])
+        return float(np.mean([row["loss"] for row in rows]))
 
     def add_video(self, name: str, video: np.ndarray, fps: float, step: int) -> None:
         """Puts a clip `[T, H, W, 3]` in [0, 255] on the board, as an animated GIF."""
@@ -87,14 +93,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`; a torn last line, from a killed run, is dropped."""
     if not path.exists():
         return []
-    rows = []
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                rows.append({"step": int(row["step"]), **{f: float(row[f]) for f in FIELDS[1:]}})
-            except (TypeError, ValueError):
-                break
-    return rows
+        whole = [line for line in file if line.endswith("\n")]
+    return [
+        {"step": int(row["step"]), **{f: float(row[f]) for f in FIELDS[1:]}}
+        for row in csv.DictReader(whole)
+    ]
 
 
 def plot_loss(workdir: Path) -> None:
@@ -115,5 +119,5 @@ def plot_loss(workdir: Path) -> None:
     pyplot.close(figure)
 
 
-def _text(value: float) -> str:
-    return repr(float(value))
+def _texts(row: dict[str, float]) -> list[str]:
+    return [str(row["step"]), *(repr(float(row[f])) for f in FIELDS[1:])]

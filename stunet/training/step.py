@@ -30,7 +30,9 @@ class TrainState(NamedTuple):
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clipping, then AdamW or Adafactor with linear warm-up."""
-    rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+
+    def rate(count):
+        return config.learning_rate * jnp.minimum(1.0, (count + 1) / max(1, config.warmup_steps))
 
     def matrices(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
@@ -38,11 +40,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.name == "adamw":
         update = optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=matrices)
     else:
-        update = optax.adafactor(
-            rate,
-            multiply_by_parameter_scale=False,
-            weight_decay_rate=config.weight_decay or None,
-            weight_decay_mask=matrices,
+        # `optax.adafactor` would take weight decay off whole, not times the learning rate.
+        update = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(config.weight_decay, matrices),
+            optax.scale_by_learning_rate(rate),
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 

@@ -30,7 +30,8 @@ def inflate(
       UserError: `t2i_params` do not belong to `config`.
     """
     inflated = replace(config, temporal=temporal)
-    fresh = jax.jit(lambda key: init_unet(inflated, key))(key)
-    new, spatial = partition(fresh, is_temporal)
+    spatial = jax.eval_shape(lambda: init_unet(config, key))
     compare_shapes(spatial, t2i_params, "the text-to-image parameters")
+    # Inside the jit, so that the spatial parameters, which nobody needs, are never drawn.
+    new = jax.jit(lambda key: partition(init_unet(inflated, key), is_temporal)[0])(key)
     return inflated, merge(t2i_params, new)

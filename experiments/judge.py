@@ -1,0 +1,78 @@
+"""Generates clips of moving-shapes prompts and lets the judge read them.
+
+    python -m experiments.judge --model=runs/tiny_t2v --out=runs/tiny_t2v/judge
+
+Writes OUT.json (agreement per attribute, settings) and OUT.png (a row for each of the first
+clips, every second frame).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from stunet.compile_cache import use_compile_cache
+from stunet.errors import UserError, run_command
+from stunet.evaluation.moving_shapes import prompts
+from stunet.evaluation.shapes_judge import agreement
+from stunet.pipeline import generate, load
+from stunet.video_io import check_writable, contact_sheet, write_image
+
+SHEET_ROWS = 12
+
+_MODEL = flags.DEFINE_string("model", None, "a model folder, or a training workdir")
+_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT.png are written")
+_CLIPS = flags.DEFINE_integer("num_clips", 128, "how many clips are generated", lower_bound=1)
+_SPLIT = flags.DEFINE_enum("split", "train", ["train", "heldout"], "combinations of prompts")
+_SAMPLER = flags.DEFINE_enum("sampler", "dpm2m", ["dpm2m", "ddim", "ancestral"], "sampler")
+_STEPS = flags.DEFINE_integer("steps", None, "sampling steps; default: the sampler's own")
+_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance")
+_SEED = flags.DEFINE_integer("seed", 0, "of prompts and noise")
+
+
+def main(argv: list[str]) -> None:
+    """Generates, judges, prints and writes."""
+    try:
+        flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if not _MODEL.value or not _OUT.value:
+        raise UserError("both --model=DIR and --out=NAME are needed")
+    report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
+    check_writable(sheet)
+    use_compile_cache()
+    model = load(_MODEL.value)
+    asked = prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
+
+    with tqdm(desc="sampling", unit="step") as bar:
+
+        def progress(done: int, total: int, _) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        videos = generate(
+            model,
+            [prompt.text for prompt in asked],
+            sampler=_SAMPLER.value,
+            steps=_STEPS.value,
+            guidance_scale=_SCALE.value,
+            seed=_SEED.value,
+            on_chunk=progress,
+        )
+    result = {
+        **agreement(videos, asked),
+        "num_clips": len(videos),
+        **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SAMPLER, _STEPS, _SCALE, _SEED)},
+    }
+    for name, value in result.items():
+        print(f"{name:15} {value}")
+    report.write_text(json.dumps(result, indent=2) + "\n")
+    rows = videos[:SHEET_ROWS, ::2]
+    write_image(sheet, contact_sheet(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1]))
+    print(f"{report}\n{sheet}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.judge"))

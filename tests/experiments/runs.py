@@ -1,0 +1,113 @@
+"""Tiny training runs, in this process or in real ones."""
+
+import copy
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import experiments.train as train
+from stunet.config import from_dict
+from stunet.training.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+
+T2I = {
+    "stage": "t2i",
+    "unet": {
+        "channels": (8, 16),
+        "layers_per_block": (1, 1),
+        "attention_levels": (False, True),
+        "head_dim": 8,
+        "text_dim": 8,
+        "cross_attention_dim": 8,
+        "pooling_heads": 2,
+        "out_channels": 3,
+        "norm_groups": 4,
+    },
+    "text_encoder": {
+        "t5": {
+            "vocab_size": 320,
+            "d_model": 8,
+            "d_kv": 4,
+            "d_ff": 16,
+            "num_layers": 1,
+            "num_heads": 2,
+        },
+        "max_tokens": 12,
+    },
+    "data": {
+        "name": "moving_shapes",
+        "data_dir": "",
+        "split": "train",
+        "num_examples": 40,
+        "num_frames": 1,
+        "resolution": 8,
+        "fps": 8.0,
+        "seed": 0,
+        "caption_dropout": 0.1,
+    },
+    "diffusion": {"prediction": "v", "loss": "min_snr"},
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 5},
+    "batch_size": 4,
+    "total_steps": 20,
+    "checkpoint_every": 4,
+    "log_every": 1,
+}
+
+
+def changed(config: dict, **changes) -> dict:
+    """A copy with other values, at dotted names given with `__` for the dot."""
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        branch = config
+        for step in path:
+            branch = branch[step]
+        branch[last] = value
+    return config
+
+
+def write_config(path: Path, config: dict) -> Path:
+    """An experiment's config file."""
+    text = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict("
+    path.write_text(f"{text}{config!r})\n")
+    return path
+
+
+def train_here(config: dict, workdir: Path) -> int:
+    """Trains in this process; returns the exit code, raises what is raised."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    return train.train(from_dict(TrainConfig, config, "config"), workdir)
+
+
+def start(config: Path, workdir: Path, compile_cache: Path) -> subprocess.Popen:
+    """Starts the command as a user does, with quick compiles that later ones share."""
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "experiments.train", f"--config={config}"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) -> tuple[str, str]:
+    """Sends a signal once `step` is logged; returns the process's stdout and stderr."""
+    metrics = workdir / "metrics.csv"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        rows = metrics.read_text().splitlines() if metrics.exists() else []
+        if rows and rows[-1].split(",")[0] in map(str, range(step, step + 1000)):
+            break
+        time.sleep(0.002)
+    process.send_signal(signal)
+    return process.communicate(timeout=300)

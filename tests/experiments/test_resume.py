@@ -1,0 +1,100 @@
+"""Real processes, really killed."""
+
+import random
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.experiments.runs import signal_at, start, train_here
+
+
+@pytest.fixture(scope="module")
+def interrupted(root, whole):
+    """The same run stopped by SIGTERM, resumed, killed, and resumed to its end."""
+    seed = random.randrange(10**6)
+    print(f"random seed {seed}")
+    rng = random.Random(seed)
+    workdir, path = root / "interrupted", root / "t2i.py"
+
+    def launch():
+        return start(path, workdir, root / "cache")
+
+    stopped = launch()
+    out, err = signal_at(stopped, workdir, rng.randrange(1, 7), signal.SIGTERM)
+    stops = stopped.returncode, out, err
+    saved = sorted(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
+    first = len((workdir / "metrics.csv").read_text().splitlines()) - 1
+    killed = launch()
+    signal_at(killed, workdir, rng.randrange(first + 1, 16), signal.SIGKILL)
+    kill = killed.returncode, (workdir / "DONE").exists()
+    last = launch()
+    out, err = last.communicate(timeout=300)
+    return workdir, stops, (saved, first), kill, (last.returncode, out, err)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_sigterm_saves_and_exits_75(interrupted):
+    _, (code, out, _), (saved, last_step), _, _ = interrupted
+    assert code == 75
+    assert int(re.search(r"stopped by SIGTERM after step (\d+), saved", out)[1]) == last_step
+    assert saved[-1] == last_step < 20
+
+
+def test_a_killed_run_resumes_exactly(whole, interrupted):
+    workdir, _, _, kill, (code, out, err) = interrupted
+    assert kill == (-signal.SIGKILL, False)
+    assert code == 0 and "finished" in out, err
+    assert files(workdir / "model") == files(whole[0] / "model")
+    rows = (workdir / "metrics.csv").read_bytes()
+    assert rows == (whole[0] / "metrics.csv").read_bytes() and rows.count(b"\n") == 21
+    checkpointer = ocp.StandardCheckpointer()
+    states = [
+        checkpointer.restore(folder / "checkpoints" / "20" / "state")
+        for folder in (workdir, whole[0])
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert states[0]["step"] == 20
+
+
+def test_console(whole):
+    _, out, err = whole
+    assert out == f"finished: model in {whole[0] / 'model'}\n"
+    lines = re.split(r"[\r\n]+", err.strip())
+    assert re.fullmatch(
+        r"t2i: 100%\|█+\| 20/20 \[\d\d:\d\d, ETA 00:00, +[\d.]+ steps/s, "
+        r"[\d.]+ videos/s, loss [\d.]+\]",
+        lines[-1],
+    )
+    known = r"t2i: |(building|built) .*moving_shapes|(train|heldout): |\s*$"
+    assert [line for line in lines if not re.match(known, line)] == []
+
+
+def test_what_a_finished_run_leaves(whole):
+    names = {path.name for path in whole[0].iterdir()}
+    folders = {"initial", "checkpoints", "model", "tensorboard"}
+    assert names == folders | {"metrics.csv", "loss.png", "DONE"}
+
+
+def test_a_finished_run_is_not_trained_again(config, whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+    assert train_here(config, whole[0]) == 0
+    assert capsys.readouterr().out == f"{whole[0]} is finished: 20 steps of stage t2i\n"
+    assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_end(root, config, whole):
+    workdir = root / "unmarked"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "DONE").unlink()
+    shutil.rmtree(workdir / "model")
+    assert train_here(config, workdir) == 0
+    assert (workdir / "DONE").exists()
+    assert files(workdir / "model") == files(whole[0] / "model")

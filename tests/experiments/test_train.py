@@ -1,0 +1,233 @@
+"""The command's behaviour in this process, mostly with a stage that costs nothing."""
+
+import json
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from absl import flags
+
+from experiments import train
+from stunet.errors import UserError, run_command
+from stunet.training.metrics import read_metrics
+from stunet.training.stages import Stage
+from stunet.weights.model_folder import load_model
+from stunet.weights.trees import count, flatten, is_temporal, partition
+from tests.experiments.runs import changed, train_here, write_config
+
+# ml_collections reads a config file by a call that Python means to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def started(root, config, whole):
+    """A workdir before its first step, to be copied."""
+    folder = root / "started"
+    shutil.copytree(whole[0] / "initial", folder / "initial")
+    return folder
+
+
+def toy_stage(bad_position=None):
+    """Pulls the output bias to 1; from an example's position on, its loss is NaN."""
+
+    def make_stage(name, networks, diffusion):
+        def loss(params, batch, seed):
+            distance = jnp.mean((params["unet"]["conv_out"]["bias"] - 1) ** 2)
+            spoilt = batch["position"] >= (2**31 if bad_position is None else bad_position)
+            return jnp.where(spoilt, jnp.nan, distance)
+
+        return Stage(name, lambda path: path.startswith("unet/conv_out"), loss)
+
+    return make_stage
+
+
+def steps_kept(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+
+
+def test_nan_stops_with_its_steps_and_keeps_the_last_good_checkpoint(
+    started, config, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(started, workdir)
+    config = changed(config, log_every=3, total_steps=12)
+    monkeypatch.setattr(train, "make_stage", toy_stage(bad_position=6 * 4 + 1))  # in step 7
+    assert run_command(lambda: train_here(config, workdir), "experiments.train") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("experiments.train: error: training diverged between steps 6 and 7: ")
+    assert "the loss of step 7 is nan" in error and "last good checkpoint is kept" in error
+    assert [row["step"] for row in read_metrics(workdir / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
+    assert steps_kept(workdir) == [4] and not (workdir / "DONE").exists()
+    model = load_model(workdir / "model")
+    assert all(np.isfinite(leaf).all() for leaf in flatten(model.params).values())
+    # and it is good: without the fault, the run ends
+    monkeypatch.setattr(train, "make_stage", toy_stage())
+    assert train_here(config, workdir) == 0
+    losses = [row["loss"] for row in read_metrics(workdir / "metrics.csv")]
+    assert len(losses) == 12 and np.all(np.diff(losses) < 0)
+
+
+def test_a_huge_learning_rate_diverges(started, config, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(started, workdir)
+    monkeypatch.setattr(train, "make_stage", toy_stage())
+    config = changed(config, optimizer={"learning_rate": 1e38, "warmup_steps": 0})
+    with pytest.raises(UserError, match="diverged between steps 1 and 2: .* is inf"):
+        train_here(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def t2v(root, config, whole):
+    """The T2I run, inflated and trained for three steps."""
+    config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
+        "stage": "t2v",
+        "init_from": str(whole[0]),
+        "temporal": {"resample": (True,), "attention_layers": 1, "head_dim": 8},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+        "batch_size": 2,
+        "total_steps": 3,
+        "sample_prompts": ("a red circle moving left",),
+    }
+    config = changed(config, data__num_frames=4)
+    assert train_here(config, root / "t2v") == 0
+    return config, root / "t2v"
+
+
+def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
+    t2i = flatten(load_model(whole[0] / "model").params)
+    before = flatten(load_model(t2v[1] / "initial").params)
+    after = flatten(load_model(t2v[1] / "model").params)
+    assert before.keys() == after.keys() > t2i.keys()
+    assert any(path.startswith("text_encoder/") for path in t2i)
+    for path, leaf in after.items():
+        if path in t2i:
+            np.testing.assert_array_equal(leaf, t2i[path], err_msg=path)
+        else:
+            assert is_temporal(path)
+            assert not np.array_equal(leaf, before[path]), path
+
+
+def test_t2v_keeps_optimiser_state_for_what_it_trains_only(t2v):
+    state = ocp.StandardCheckpointer().restore(t2v[1] / "checkpoints" / "3" / "state")
+    temporal, _ = partition(load_model(t2v[1] / "model").params, is_temporal)
+    shapes = {path: leaf.shape for path, leaf in flatten(temporal).items()}
+    moments = [
+        leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim
+    ]  # besides counts of steps
+    assert sum(leaf.size for leaf in moments) == 2 * count(temporal)
+    for tree in (state["params"], state["ema"]):
+        assert {path: leaf.shape for path, leaf in flatten(tree).items()} == shapes
+    # every one of them got a gradient
+    assert len(moments) == 2 * len(shapes) and all(np.any(leaf != 0) for leaf in moments)
+
+
+def test_samples_are_written(t2v):
+    assert (t2v[1] / "samples" / "step_000003.png").stat().st_size > 100
+    assert (t2v[1] / "loss.png").exists()
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command with a config's content and flags; returns its one line of error."""
+
+    def run(config=None, *options, workdir=tmp_path / "new" / "run"):
+        argv = ["train.py", f"--workdir={workdir}", *options]
+        if config is not None:
+            argv.append(f"--config={write_config(tmp_path / 'config.py', config)}")
+        monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
+        flags.FLAGS.unparse_flags()
+        assert run_command(lambda: train.main(argv), "experiments.train") == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("experiments.train: error: ")
+        assert err.count("\n") == 1, err
+        assert not (tmp_path / "new" / "run").exists()
+        return err
+
+    return run
+
+
+def test_unknown_fields(command, config):
+    error = command({**config, "totl_steps": 3})
+    assert "config: unknown field 'totl_steps'; did you mean 'total_steps'?" in error
+    error = command(changed(config, unet__chanels=(8,)))
+    assert "unet: unknown field 'chanels'; did you mean 'channels'?" in error
+    error = command(changed(config, data__resolutoin=8))
+    assert "config.data: unknown field 'resolutoin'; did you mean 'resolution'?" in error
+    assert "nonsense" in command(config, "--config.nonsense=1")
+    assert "nonsense" in command(config, "--nonsense=1")
+
+
+def test_values_that_cannot_be(command, config):
+    assert "field 'batch_size' must be int, got 'many'" in command({**config, "batch_size": "many"})
+    assert "total_steps is 0; it must be at least 1" in command({**config, "total_steps": 0})
+    assert "stage 't2i' needs the field 'unet'" in command({**config, "unet": None})
+    assert "batch_size" in command(config, "--config.batch_size=many")
+    assert "mesh.fsdp 2 x mesh.frames 1 does not divide" in command({**config, "mesh": {"fsdp": 2}})
+    error = command(changed(config, unet__text_dim=16))
+    assert "the U-Net's text_dim is 16, but the text encoder's d_model is 8" in error
+    error = command(changed(config, diffusion__variance="learned_range"))
+    assert "out_channels is 3; variance 'learned_range' needs 6" in error
+    assert "frames are 7x7; both must be" in command(changed(config, data__resolution=7))
+
+
+def test_missing_config(command, tmp_path):
+    assert "absent.py" in command(None, f"--config={tmp_path}/absent.py")
+
+
+def test_init_from(command, t2v, tmp_path, whole):
+    config = t2v[0]
+    assert f"{tmp_path}/no: no such folder" in command({**config, "init_from": f"{tmp_path}/no"})
+    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    error = command({**config, "init_from": str(tmp_path / "young")})
+    assert "young: a training workdir without a model yet" in error
+    error = command({**config, "init_from": str(t2v[1])})
+    assert f"init_from {t2v[1]}/model is inflated already; name a text-to-image" in error
+    shutil.copytree(whole[0] / "model", tmp_path / "torn")
+    weights = tmp_path / "torn" / "unet_spatial.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    error = command({**config, "init_from": str(tmp_path / "torn")})
+    assert "unet_spatial.safetensors: incomplete" in error
+
+
+def test_frames_that_the_temporal_stride_does_not_divide(command, t2v):
+    error = command(changed(t2v[0], data__num_frames=5))
+    assert "num_frames is 5; the model's temporal stride is 2, so it must be 1" in error
+
+
+def test_unwritable_workdir(command, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = command(config, workdir=tmp_path / "file" / "run")
+    assert f"--workdir={tmp_path}/file/run cannot be made: Not a directory" in error
+
+
+def test_resuming_with_another_config(command, config, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "DONE").unlink()
+    contents = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    wider = changed(config, unet__channels=(8, 24))
+    error = command(wider, workdir=workdir)
+    assert "parameters do not fit the network; another shape: unet/" in error
+    assert "unet/down_1_res_0/conv_1/kernel (expected (3, 3, 8, 24), got (3, 3, 8, 16))" in error
+    error = command(changed(config, diffusion__prediction="eps"), workdir=workdir)
+    assert "the run was started with prediction 'v', but the config says 'eps'" in error
+    error = command(changed(config, unet__head_dim=4), workdir=workdir)
+    assert "the run was started with unet.head_dim 8, but the config says 4" in error
+    error = command({**config, "batch_size": 2}, workdir=workdir)
+    assert "resume with the batch size it was started with" in error
+    error = command(changed(config, optimizer__name="adafactor"), workdir=workdir)
+    assert "its optimiser's state does not fit the configured optimizer" in error
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert after == contents
+
+
+def test_a_model_folder_says_how_it_was_trained(whole, t2v):
+    said = [json.loads((run / "model" / "config.json").read_text()) for run in (whole[0], t2v[1])]
+    assert [model["stage"] for model in said] == ["t2i", "t2v"]
+    assert [model["num_frames"] for model in said] == [1, 4]
+    assert {model["prediction"] for model in said} == {"v"}
+    assert {model["variance"] for model in said} == {"fixed_small"}

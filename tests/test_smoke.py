@@ -1,0 +1,26 @@
+"""Every module imports, and a tiny model makes a video: what other Python versions are asked."""
+
+import importlib
+import pkgutil
+
+import numpy as np
+
+import data
+import experiments
+import stunet
+from stunet.pipeline import generate, load
+from tests.tiny import NUM_FRAMES, RESOLUTION, fast_compiles, save_tiny_model
+
+
+def test_every_module_imports():
+    for package in (stunet, data, experiments):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+
+def test_a_tiny_model_makes_a_video(tmp_path):
+    model = load(save_tiny_model(tmp_path / "model"))
+    with fast_compiles():
+        video = generate(model, ["a red circle"], steps=2)
+    assert video.shape == (1, NUM_FRAMES, RESOLUTION, RESOLUTION, 3)
+    assert np.abs(video).max() <= 1 and video.std() > 0.01
