@@ -35,7 +35,8 @@ from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
 from stunet.training.metrics import MetricsLog, plot_loss
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import init_state, make_optimizer, make_train_step
-from stunet.video_io import to_uint8, write_video
+from stunet.training.text_cache import check_text_states
+from stunet.video_io import contact_sheet, to_uint8, write_image
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 from stunet.weights.trees import merge, partition
 
@@ -67,6 +68,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
         )
     initial = load_model(workdir / "initial")
     model = read(initial, workdir / "initial")
+    if config.data.get("text_states"):
+        check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
@@ -157,8 +160,9 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
     videos = generate(model, list(config.sample_prompts), seed=config.seed)
     (workdir / "samples").mkdir(exist_ok=True)
     # One sheet: a row a prompt.
-    sheet = workdir / "samples" / f"step_{step:06d}.png"
-    write_video(sheet, np.concatenate(list(videos), axis=1), config.data["fps"])
+    frames = videos.reshape(-1, *videos.shape[2:])
+    sheet = contact_sheet(frames, columns=videos.shape[1])
+    write_image(workdir / "samples" / f"step_{step:06d}.png", sheet)
     for prompt, video in zip(config.sample_prompts, videos, strict=True):
         log.add_video(prompt, to_uint8(video), config.data["fps"], step)
 
@@ -167,12 +171,13 @@ def main(argv: list[str]) -> int:
     """Reads the flags and trains."""
     try:
         flags.FLAGS(argv)
+        values = _CONFIG.value and _CONFIG.value.to_dict()  # where a missing file is told of
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{' '.join(str(error).split())}") from error
-    if _CONFIG.value is None or not _WORKDIR.value:
+    if values is None or not _WORKDIR.value:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
     workdir = Path(_WORKDIR.value)
-    config = from_dict(TrainConfig, _CONFIG.value.to_dict(), "config")
+    config = from_dict(TrainConfig, values, "config")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
                 "fps": 8.0,
                 "seed": 0,
                 "caption_dropout": 0.1,
+                "text_states": False,
             },
             "diffusion": {"prediction": "v", "loss": "min_snr"},
             "optimizer": {

@@ -1,7 +1,11 @@
 """Orbax checkpoints of training state, behind a few functions."""
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +77,16 @@ class Checkpoints:
         for step in steps:
             self._check_fit(step, abstract)
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract._asdict()),
-                        data=ocp.args.JsonRestore(),
-                    ),
-                )
+                with _quiet_failure():
+                    restored = self._manager.restore(
+                        step,
+                        args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(abstract._asdict()),
+                            data=ocp.args.JsonRestore(),
+                        ),
+                    )
             except Exception as error:  # whatever the storage layers raise on damaged files
-                reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
+                reason = textwrap.shorten(str(error) or repr(error), 120, placeholder=" ...")
                 report(f"checkpoint {self.folder / str(step)} cannot be read ({reason})")
                 damaged.append(step)
                 continue
@@ -132,6 +137,29 @@ def abstract_state(state: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
+
+
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[None]:
+    """Holds back the tracebacks that a failing restore leaves behind.
+
+    At the first array that cannot be read Orbax closes its event loop, and each of the others,
+    still being read by other threads, then reports to a loop that is closed.
+    """
+    hook = sys.unraisablehook
+
+    def filtered(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = filtered
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # for the last of them
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _shapes(tree: Any) -> Mapping[str, tuple[int, ...]]:

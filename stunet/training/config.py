@@ -70,9 +70,8 @@ class TrainConfig:
       total_steps: steps of the whole run.
       init_from: a model folder or training workdir to start from; "" for none.
       unet: the architecture, for "t2i".
-      text_encoder: for "t2i".
+      text_encoder: for "t2i"; a tokenizer of its vocab_size is trained on the captions.
       temporal: what to add, for "t2v".
-      vocab_size: of the tokenizer that "t2i" trains on the captions.
       seed: of initial parameters, noise and data order.
       log_every, checkpoint_every, sample_every: in steps; sample_every 0 samples at the end only.
       keep_checkpoints: how many are kept.
@@ -87,7 +86,6 @@ class TrainConfig:
     unet: UNetConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     temporal: TemporalConfig | None = None
-    vocab_size: int = 512
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -103,6 +101,8 @@ class TrainConfig:
         for name in needed:
             if not getattr(self, name):
                 raise UserError(f"stage {self.stage!r} needs the field '{name}'")
+        if self.stage == "t2i" and self.data.get("text_states"):
+            raise UserError("stage 't2i' trains the text encoder, so data.text_states must be off")
         for name in ("batch_size", "total_steps", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -75,7 +75,12 @@ def make_train_step(
         # Early on the average follows quickly, so that it forgets the random start.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": _global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
+
+
+def _global_norm(tree: Tree) -> jax.Array:
+    # Optax has it under another name in each of its versions.
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))

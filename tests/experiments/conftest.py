@@ -2,6 +2,7 @@ import signal
 
 import pytest
 
+from experiments import train
 from tests.experiments.runs import T2I, changed, start, write_config
 from tests.tiny import fast_compiles
 
@@ -12,10 +13,13 @@ def _fast_compiles():
         yield
 
 
-@pytest.fixture(autouse=True)
-def _own_signal_handler():
+@pytest.fixture(scope="session", autouse=True)
+def _process_as_before():
+    """Training here leaves neither its signal handler nor its compile cache behind."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "use_compile_cache", lambda: None)
+        yield
     signal.signal(signal.SIGTERM, handler)
 
 

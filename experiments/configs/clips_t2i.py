@@ -1,0 +1,23 @@
+"""Text to image on the frames of one's own clips (see README, "Your own clips").
+
+    python -m experiments.train --config=experiments/configs/clips_t2i.py \\
+        --config.data.source=FOLDER --workdir=runs/clips_t2i
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import tiny_t2i
+
+
+def get_config() -> ConfigDict:
+    """`tiny_t2i.py` on the videos in `data.source`."""
+    config = tiny_t2i.get_config()
+    config.data = own_clips(config.data, num_frames=1)
+    config.sample_prompts = ()
+    return config
+
+
+def own_clips(data: ConfigDict, num_frames: int) -> ConfigDict:
+    """The data config of a folder of videos, at the resolution and rate of `data`."""
+    own = {name: value for name, value in data.items() if name != "num_examples"}
+    return ConfigDict({**own, "name": "video_folder", "source": "", "num_frames": num_frames})

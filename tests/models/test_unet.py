@@ -1,0 +1,230 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from stunet.errors import UserError
+from stunet.models.layers import (
+    GroupNorm,
+    TextAttention,
+    TextPooling,
+    downsample_space,
+    gelu,
+    group_norm,
+    timestep_features,
+    upsample_space,
+)
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNet, UNetConfig, check_video_shape, init_unet
+from stunet.weights.trees import count, is_temporal, partition
+from tests.tiny import UNET, fast_compiles, random_params
+
+
+def stage_one(*channels, **fields):
+    return UNetConfig(
+        channels=channels,
+        layers_per_block=(3, 3, 3, 3),
+        attention_levels=(False, True, True, True),
+        cross_attention_dim=channels[-1],
+        **fields,
+    )
+
+
+def shapes(config):
+    return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "published"),
+    [
+        ("IF-I-M", (192, 384, 576, 768), "371.6"),
+        ("IF-I-L", (320, 640, 960, 1280), "935.4"),
+        ("IF-I-XL", (704, 1408, 2112, 2816), "4304.7"),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, channels, published, capsys):
+    total = count(shapes(stage_one(*channels)))
+    with capsys.disabled():
+        print(f"\n{name}: {total:,} parameters")
+    assert f"{total / 1e6:.1f}" == published
+    assert name != "IF-I-XL" or total == 4_304_695_110
+
+
+@pytest.mark.parametrize(("layers", "billions"), [(1, 1.01), (2, 1.27), (4, 1.77)])
+def test_inflation_adds_what_the_paper_s_size_implies(layers, billions):
+    temporal = TemporalConfig((True, True, True), attention_layers=layers)
+    inflated = shapes(stage_one(704, 1408, 2112, 2816, temporal=temporal))
+    assert round(count(partition(inflated, is_temporal)[0]) / 1e9, 2) == billions
+
+
+def test_stage_two_runs_and_its_noise_level_matters():
+    config = replace(
+        UNET.text_to_image(),
+        in_channels=6,
+        out_channels=6,
+        self_attention=False,
+        noise_level_embedding=True,
+        activate_embedding_once=True,
+        output_scale_factor=1.4142,
+        mid_output_scale_factor=1.4142,
+        time_embedding_dim=24,
+    )
+    params = random_params(shapes(config))
+    names = set(params["down_1_attn_0"])
+    assert "text_k" in names and "k" not in names  # only the text is attended to
+    x, text = jnp.ones((1, 1, 8, 4, 6)), jnp.ones((1, 3, 8))
+    with fast_compiles():
+        apply = jax.jit(UNet(config).apply)
+        a, b = (
+            apply({"params": params}, x, jnp.array([500.0]), text, jnp.array([level]))
+            for level in (0.0, 250.0)
+        )
+    assert a.shape == (1, 1, 8, 4, 6)
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_timestep_features_put_cosines_first():
+    t = np.array([0.0, 1.5, 999.0])
+    angles = t[:, None] * np.exp(-np.log(1e4) * np.arange(3) / 3)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(timestep_features(jnp.asarray(t), 6), expected, atol=1e-4)
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-6, 6, 101)
+    expected = 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def test_group_norm_is_per_frame_and_modulated_by_scale_then_shift():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 3.0, (2, 3, 4, 4, 6)).astype(np.float32)
+    scale, bias, modulation = rng.normal(size=6), rng.normal(size=6), rng.normal(size=(2, 12))
+    grouped = x.reshape(2, 3, 16, 2, 3)
+    normed = grouped - grouped.mean((2, 4), keepdims=True)
+    normed /= np.sqrt(grouped.var((2, 4), keepdims=True) + 1e-5)
+    factor, offset = np.split(modulation[:, None, None, None], 2, axis=-1)
+    expected = (normed.reshape(x.shape) * scale + bias) * (1 + factor) + offset
+    params = {"params": {"scale": scale, "bias": bias}}
+    np.testing.assert_allclose(GroupNorm(2).apply(params, x, modulation), expected, atol=2e-5)
+
+
+def test_group_norm_s_own_gradient_is_the_derivative():
+    def plain(x, scale, shift):
+        grouped = x.reshape(2, 5, 2, 2)
+        centred = grouped - grouped.mean((1, 3), keepdims=True)
+        normed = centred / jnp.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-5)
+        return normed.reshape(x.shape) * scale + shift
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, target = (jax.random.normal(key, (2, 5, 4)) for key in keys[:2])
+    scale, shift = (jax.random.normal(key, (2, 1, 4)) for key in keys[2:])
+    ours = jax.grad(lambda *a: (group_norm(*a, 2) * target).sum(), argnums=(0, 1, 2))
+    theirs = jax.grad(lambda *a: (plain(*a) * target).sum(), argnums=(0, 1, 2))
+    for a, b in zip(ours(x, scale, shift), theirs(x, scale, shift), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_spatial_resampling():
+    x = jnp.arange(2 * 2 * 4.0).reshape(1, 2, 2, 4, 1)
+    up = upsample_space(x)
+    np.testing.assert_array_equal(up[0, 1, :, :, 0], np.kron(x[0, 1, :, :, 0], np.ones((2, 2))))
+    np.testing.assert_array_equal(downsample_space(up), x)
+
+
+def attend(x, text, params, self_attention):
+    """One head of attention written out for a single frame, in float64."""
+
+    def norm(y):  # one group: over tokens and channels
+        return (y - y.mean()) / np.sqrt(y.var() + 1e-5)
+
+    def dense(name, y):
+        return y @ params[name]["kernel"] + params[name]["bias"]
+
+    hidden, text = norm(x), norm(text)
+    keys, values = [dense("text_k", text)], [dense("text_v", text)]
+    if self_attention:
+        keys.append(dense("k", hidden))
+        values.append(dense("v", hidden))
+    logits = dense("q", hidden) @ np.concatenate(keys).T / np.sqrt(x.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return x + dense("out", weights @ np.concatenate(values))
+
+
+@pytest.mark.parametrize("self_attention", [True, False])
+def test_attention_reads_text_and_the_frame_itself(self_attention):
+    layer = TextAttention(head_dim=4, groups=1, self_attention=self_attention)
+    rng = np.random.default_rng(1)
+    x, text = rng.normal(size=(1, 2, 2, 3, 4)), rng.normal(size=(1, 5, 4))
+    params = random_params(jax.eval_shape(lambda: layer.init(jax.random.key(0), x, text)))["params"]
+    params["norm"] = params["text_norm"] = {"scale": np.ones(4), "bias": np.zeros(4)}
+    got = layer.apply({"params": params}, x, text)
+    for frame in range(2):
+        expected = attend(x[0, frame].reshape(6, 4), text[0], params, self_attention)
+        np.testing.assert_allclose(got[0, frame].reshape(6, 4), expected, atol=1e-5)
+
+
+def test_text_pooling_of_equal_tokens_is_their_value():
+    """With all tokens alike and no learned query, attention is uniform: values pass through."""
+    layer = TextPooling(heads=2, out_dim=4)
+    states = jnp.broadcast_to(jnp.array([1.0, -2.0, 0.5, 3.0]), (1, 7, 4))
+    params = random_params(jax.eval_shape(lambda: layer.init(jax.random.key(0), states)))["params"]
+    params["positional_embedding"] = np.zeros((1, 4))
+
+    def layer_norm(x, p):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * p["scale"] + p["bias"]
+
+    def dense(name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    token = layer_norm(np.asarray(states[0, 0]), params["norm_1"])
+    expected = layer_norm(dense("proj", dense("v", token)), params["norm_2"])
+    np.testing.assert_allclose(layer.apply({"params": params}, states)[0], expected, atol=1e-5)
+
+
+def test_bfloat16_compute_follows_float32():
+    config = replace(UNET, dtype="bfloat16")
+    params = random_params(shapes(UNET))
+    x = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+    text = jax.random.normal(jax.random.key(2), (1, 3, 8))
+    with fast_compiles():
+        full, half = (
+            jax.jit(UNet(c).apply)({"params": params}, x, jnp.array([300.0]), text)
+            for c in (UNET, config)
+        )
+    assert half.dtype == jnp.float32  # the output, whatever is computed in
+    assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layers_per_block": (1,)}, "layers_per_block has 1 entries; channels has 2"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"norm_groups": 3}, "norm_groups is 3, which does not divide 8"),
+        ({"temporal": TemporalConfig((True, True))}, "2 levels have 1 resizes"),
+    ],
+)
+def test_contradictory_configs_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        replace(UNET, **fields)
+
+
+@pytest.mark.parametrize("field", [{"resampler_init": "xavier"}, {"block": "conv"}])
+def test_unknown_temporal_choices_are_refused(field):
+    with pytest.raises(UserError, match="choose one of"):
+        TemporalConfig((True,), **field)
+
+
+def test_video_shapes():
+    config = replace(UNET, temporal=TemporalConfig((True,), head_dim=8))
+    for num_frames in (1, 2, 16):
+        check_video_shape(config, num_frames, 8, 6)
+    with pytest.raises(UserError, match=r"num_frames is 5; .* a multiple of 2"):
+        check_video_shape(config, 5, 8, 8)
+    with pytest.raises(UserError, match="8x7; both must be multiples of 2"):
+        check_video_shape(config, 2, 8, 7)

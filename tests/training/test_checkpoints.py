@@ -1,0 +1,168 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.errors import UserError
+from stunet.training.checkpoints import Checkpoints, abstract_state
+from stunet.training.config import OptimizerConfig
+from stunet.training.step import init_state, make_optimizer
+
+
+def make_state(step=0, width=4, **optimizer):
+    params = {
+        "unet": {"conv": {"kernel": jnp.full((3, width), step + 0.1), "bias": jnp.ones(width)}}
+    }
+    state = init_state(params, make_optimizer(OptimizerConfig(**optimizer)))
+    return state._replace(step=jnp.int32(step))
+
+
+def restore(workdir, like=None):
+    """What a fresh start finds, and what it says about it."""
+    said = []
+    checkpoints = Checkpoints(workdir, keep=3)
+    try:
+        like = abstract_state(make_state() if like is None else like)
+        return checkpoints.restore(like, said.append), said
+    finally:
+        checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of steps 4, 8 and 12, of which the first was pushed out by a fourth, 16."""
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(workdir, keep=3)
+    for step in (4, 8, 12, 16):
+        checkpoints.save(make_state(step), step * 2)
+    checkpoints.save(make_state(16), 99)  # there already: left alone
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def assert_is(restored, step):
+    state, position = restored
+    assert position == step * 2
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
+    assert type(state) is type(make_state())
+    assert jax.tree.structure(state) == jax.tree.structure(make_state())
+
+
+def names(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def test_round_trip(workdir):
+    assert names(workdir) == ["12", "16", "8"]
+    restored, said = restore(workdir)
+    assert_is(restored, 16)
+    assert said == []
+    assert restore(workdir.with_name("new")) == (None, [])
+
+
+def test_saving_copies_at_once(tmp_path):
+    """The next update takes over the state's memory while it is still being written."""
+    update = jax.jit(lambda state: jax.tree.map(lambda x: x * 2, state), donate_argnums=0)
+    state = {"kernel": jnp.ones((1000, 500)), "step": jnp.int32(3)}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make_state(3)._replace(params=state), 6)
+    for _ in range(5):
+        state = update(state)
+    checkpoints.close()
+    like = make_state(3)._replace(params={"kernel": jnp.ones((1000, 500)), "step": jnp.int32(3)})
+    (restored, _), _ = restore(tmp_path, like)
+    np.testing.assert_array_equal(restored.params["kernel"], 1)
+
+
+def damage(folder, how):
+    if how == "no manifest":
+        for path in folder.rglob("manifest.ocdbt"):
+            path.unlink()
+    elif how == "truncated":
+        for path in folder.rglob("d/*"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "no state":
+        shutil.rmtree(folder / "state")
+    elif how == "no position":
+        shutil.rmtree(folder / "data")
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+WAYS = ["no manifest", "truncated", "no state", "no position", "empty"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(workdir, how):
+    damage(workdir / "checkpoints" / "16", how)
+    restored, said = restore(workdir)
+    assert_is(restored, 12)
+    assert f"{workdir}/checkpoints/16 cannot be read (" in said[0]
+    assert said[1:] == ["falling back to the checkpoint of step 12"]
+    assert not any("\n" in line for line in said)
+    assert "damaged-16" in names(workdir)
+    # The step's name is free again, and later starts find nothing amiss.
+    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints.save(make_state(16), 32)
+    checkpoints.close()
+    restored, said = restore(workdir)
+    assert_is(restored, 16)
+    assert said == []
+
+
+def test_all_damaged(workdir):
+    for step in ("8", "12", "16"):
+        damage(workdir / "checkpoints" / step, "truncated")
+    for _ in range(2):  # the second start must not silently train anew either
+        with pytest.raises(UserError) as error:
+            restore(workdir)
+        assert "no complete checkpoint among steps 8, 12, 16; remove the folder" in str(error.value)
+    assert names(workdir) == ["12", "16", "8"]
+
+
+def test_a_run_killed_while_saving(workdir):
+    folder = workdir / "checkpoints"
+    (folder / "16").rename(folder / "16.orbax-checkpoint-tmp")
+    restored, said = restore(workdir)
+    assert_is(restored, 12)
+    assert said == [
+        f"checkpoint {folder / '16'} is incomplete",
+        "falling back to the checkpoint of step 12",
+    ]
+    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints.save(make_state(16), 32)
+    checkpoints.close()
+    assert_is(restore(workdir)[0], 16)
+
+
+def test_a_run_killed_in_its_first_save(workdir):
+    folder = workdir / "checkpoints"
+    for step in ("8", "12"):
+        shutil.rmtree(folder / step)
+    (folder / "16").rename(folder / "16.orbax-checkpoint-tmp")
+    restored, said = restore(workdir)
+    assert restored is None
+    assert said[1] == "there is no checkpoint before it: starting anew"
+
+
+def test_parameters_of_another_shape(workdir):
+    with pytest.raises(UserError) as error:
+        restore(workdir, make_state(width=6))
+    assert "checkpoints/16: the parameters: parameters do not fit the network; " in str(error.value)
+    assert "unet/conv/kernel (expected (3, 6), got (3, 4))" in str(error.value)
+    assert names(workdir) == ["12", "16", "8"]
+
+
+def test_another_optimiser(workdir):
+    with pytest.raises(UserError, match="optimiser's state does not fit the configured optimizer"):
+        restore(workdir, make_state(name="adafactor"))
+    assert names(workdir) == ["12", "16", "8"]
+    assert_is(restore(workdir, make_state(learning_rate=3.0, clip_norm=2.0))[0], 16)

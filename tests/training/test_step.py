@@ -1,0 +1,111 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.training.config import OptimizerConfig
+from stunet.training.stages import Stage
+from stunet.training.step import init_state, make_optimizer, make_train_step
+
+PARAMS = {"conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}}
+
+
+def constant_gradient(value):
+    return jax.tree.map(lambda p: jnp.full_like(p, value), PARAMS)
+
+
+def updates(config, grads, steps):
+    """The update of each of `steps` steps with the same gradient, parameters held."""
+    optimizer = make_optimizer(config)
+    state, result = optimizer.init(PARAMS), []
+    for _ in range(steps):
+        update, state = optimizer.update(grads, state, PARAMS)
+        result.append(jax.tree.map(np.asarray, update)["conv"])
+    return result
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_warm_up(name):
+    # A gradient that never changes makes both optimisers' steps equal to the learning rate.
+    config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=4)
+    rates = [-update["bias"][0] for update in updates(config, constant_gradient(1.0), 6)]
+    np.testing.assert_allclose(rates, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-5)
+    config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=0)
+    np.testing.assert_allclose(
+        [-update["bias"][0] for update in updates(config, constant_gradient(1.0), 2)],
+        0.1,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_weight_decay_is_decoupled_and_spares_biases(name):
+    config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    plain = OptimizerConfig(name, learning_rate=0.1, warmup_steps=0)
+    (decayed,), (bare,) = (updates(c, constant_gradient(1.0), 1) for c in (config, plain))
+    np.testing.assert_allclose(decayed["kernel"] - bare["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-5)
+    np.testing.assert_array_equal(decayed["bias"], bare["bias"])
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    # Through Adam's second moment, which is (1 - b2) of the clipped gradient's square.
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=0.6))
+    _, state = optimizer.update(constant_gradient(10.0), optimizer.init(PARAMS), PARAMS)
+    (moment,) = (
+        leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 3) and leaf.max() < 1e-2
+    )
+    np.testing.assert_allclose(moment, 0.01 * 0.6**2 / 9, rtol=1e-5)  # nine equal entries
+    _, state = optimizer.update(constant_gradient(0.1), optimizer.init(PARAMS), PARAMS)
+    (moment,) = (
+        leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 3) and leaf.max() < 1e-2
+    )
+    np.testing.assert_allclose(moment, 0.01 * 0.1**2, rtol=1e-5)  # a norm of 0.3 passes
+
+
+def test_adafactor_keeps_less():
+    params = {"kernel": jnp.ones((256, 512)), "bias": jnp.ones(512)}
+    sizes = {}
+    for name in ("adamw", "adafactor"):
+        state = jax.eval_shape(make_optimizer(OptimizerConfig(name)).init, params)
+        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert sizes["adamw"] >= 2 * 512 * 257
+    assert sizes["adafactor"] < 2 * (256 + 512 + 512)
+
+
+def quadratic(params, batch, seed):
+    distance = sum(jnp.sum((p - 1.0) ** 2) for p in jax.tree.leaves(params))
+    return distance * batch["weight"] + seed
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_training_step(name):
+    """Loss, gradient norm, descent and the moving average; frozen parameters are only read."""
+    config = OptimizerConfig(name, learning_rate=0.05, warmup_steps=0, ema_decay=0.15)
+    optimizer = make_optimizer(config)
+    stage = Stage("toy", lambda path: True, quadratic)
+    step = jax.jit(make_train_step(stage, optimizer, config.ema_decay, seed=3))
+    frozen = {"frozen": {"kernel": jnp.full((2, 2), 3.0)}}
+    batch = {"weight": jnp.array([1.0, 3.0])}
+    state = init_state(PARAMS, optimizer)
+    average, losses = np.float64(2.0), []
+    for i in range(12):
+        before = np.asarray(state.params["conv"]["bias"])
+        state, metrics = step(state, frozen, batch)
+        if i == 0:  # nine entries at distance 1, four at 2, mean weight 2, and the seed
+            np.testing.assert_allclose(metrics["loss"], 2 * (9 + 16) + 3, rtol=1e-6)
+            np.testing.assert_allclose(metrics["grad_norm"], 2 * 2 * np.sqrt(9), rtol=1e-6)
+        assert np.all(np.asarray(state.params["conv"]["bias"]) < before)
+        decay = min(0.15, (1 + i) / (10 + i))  # 0.1 at first, 0.15 from the second step on
+        average = decay * average + (1 - decay) * np.float64(state.params["conv"]["bias"][0])
+        np.testing.assert_allclose(state.ema["conv"]["bias"], average, rtol=1e-6)
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == 12 and losses[-1] < losses[0] - 10
+    assert jax.tree.structure(state.params) == jax.tree.structure(PARAMS)
+
+
+def test_a_fresh_average_is_a_copy():
+    """Of its own memory: the first update takes over both."""
+    state = init_state(PARAMS, make_optimizer(OptimizerConfig()))
+    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
+        assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()
+        np.testing.assert_array_equal(one, other)
