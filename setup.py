@@ -20,7 +20,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.5",
-        "av>=12.0",
+        "av>=18.0",
         "chex>=0.1.88",
         "flax>=0.10.4",
         "grain>=0.2.3",

@@ -92,13 +92,17 @@ def _resampler_init(name: str):
 class TemporalDownsample(nn.Module):
     """Temporal convolution, then every second frame: T -> T/2."""
 
-    init: str = "identity"
+    resampler_init: str = "identity"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = temporal_conv(
-            x.shape[-1], "conv", self.dtype, stride=2, kernel_init=_resampler_init(self.init)
+            x.shape[-1],
+            "conv",
+            self.dtype,
+            stride=2,
+            kernel_init=_resampler_init(self.resampler_init),
         )
         return over_time(conv, x)
 
@@ -106,13 +110,13 @@ class TemporalDownsample(nn.Module):
 class TemporalUpsample(nn.Module):
     """Frame duplication, then a temporal convolution: T -> 2T."""
 
-    init: str = "identity"
+    resampler_init: str = "identity"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = temporal_conv(
-            x.shape[-1], "conv", self.dtype, kernel_init=_resampler_init(self.init)
+            x.shape[-1], "conv", self.dtype, kernel_init=_resampler_init(self.resampler_init)
         )
         return over_time(conv, jnp.repeat(x, 2, axis=1))
 

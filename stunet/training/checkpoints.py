@@ -1,6 +1,7 @@
 """Orbax checkpoints of training state, behind a few functions."""
 
 import contextlib
+import logging
 import shutil
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 
 from stunet.errors import UserError
 from stunet.training.step import TrainState
@@ -39,7 +40,7 @@ class Checkpoints:
         )
         # Orbax warns whenever a save has to wait for the one before. By absl's own function:
         # whoever else changes the level and restores it (TFDS does) goes by that.
-        logging.set_verbosity(logging.ERROR)
+        absl_logging.set_verbosity(absl_logging.ERROR)
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -75,16 +76,12 @@ class Checkpoints:
             report(f"checkpoint {self.folder / str(step)} is incomplete")
         damaged = []
         for step in steps:
-            self._check_fit(step, abstract)
             try:
                 with _quiet_failure():
-                    restored = self._manager.restore(
-                        step,
-                        args=ocp.args.Composite(
-                            state=ocp.args.StandardRestore(abstract._asdict()),
-                            data=ocp.args.JsonRestore(),
-                        ),
-                    )
+                    self._check_fit(step, abstract)
+                    state, position = self._read(step, abstract)
+            except UserError:
+                raise
             except Exception as error:  # whatever the storage layers raise on damaged files
                 reason = textwrap.shorten(str(error) or repr(error), 120, placeholder=" ...")
                 report(f"checkpoint {self.folder / str(step)} cannot be read ({reason})")
@@ -95,7 +92,7 @@ class Checkpoints:
             # Only now that there is another: without one, the next start must fail as well.
             for other in damaged:
                 self._set_aside(other)
-            return TrainState(**restored["state"]), restored["data"]["position"]
+            return state, position
         if damaged:
             raise UserError(
                 f"{self.folder}: no complete checkpoint among steps "
@@ -110,11 +107,17 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
+        state = ocp.args.StandardRestore(abstract._asdict())
+        args = ocp.args.Composite(state=state, data=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        return TrainState(**restored["state"]), restored["data"]["position"]
+
     def _check_fit(self, step: int, abstract: TrainState) -> None:
         try:
             saved = self._manager.item_metadata(step)["state"].tree
             params, opt_state = saved["params"], _shapes(saved["opt_state"])
-        except Exception:  # damaged: restoring will say so
+        except Exception:  # damaged: reading it will say so
             return
         compare_shapes(abstract.params, params, f"{self.folder / str(step)}: the parameters")
         if opt_state != _shapes(abstract.opt_state):
@@ -141,12 +144,12 @@ def abstract_state(state: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet_failure() -> Iterator[None]:
-    """Holds back the tracebacks that a failing restore leaves behind.
+    """Holds back the tracebacks that a failing restore prints besides what it raises.
 
     At the first array that cannot be read Orbax closes its event loop, and each of the others,
     still being read by other threads, then reports to a loop that is closed.
     """
-    hook = sys.unraisablehook
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
 
     def filtered(unraisable):
         if str(unraisable.exc_value) != "Event loop is closed":
@@ -156,7 +159,9 @@ def _quiet_failure() -> Iterator[None]:
     try:
         yield
     except Exception:
-        time.sleep(0.5)  # for the last of them
+        # Not set back: the last of them speak up at some later garbage collection.
+        logger.setLevel(logging.CRITICAL)
+        time.sleep(0.5)
         raise
     finally:
         sys.unraisablehook = hook
