@@ -6,14 +6,14 @@ import pkgutil
 import numpy as np
 
 import data
-import experiments
+import experiments.configs
 import stunet
 from stunet.pipeline import generate, load
 from tests.tiny import NUM_FRAMES, RESOLUTION, fast_compiles, save_tiny_model
 
 
 def test_every_module_imports():
-    for package in (stunet, data, experiments):
+    for package in (stunet, data, experiments.configs):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
 

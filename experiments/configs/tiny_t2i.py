@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
                 "caption_dropout": 0.1,
                 "text_states": False,
             },
-            "diffusion": {"prediction": "v", "loss": "min_snr"},
+            "diffusion": {"prediction": "v", "loss": "simple"},
             "optimizer": {
                 "learning_rate": 1e-3,
                 "warmup_steps": 100,

@@ -28,6 +28,13 @@ class DiffusionConfig:
     variance: Literal["fixed_small", "learned_range"] = "fixed_small"
     schedule: Schedule = field(default_factory=Schedule)
 
+    def __post_init__(self):
+        if self.variance == "learned_range" and self.schedule.kind != "cosine":
+            raise UserError(
+                "variance 'learned_range' is trained on the discrete schedule only: set "
+                f"schedule.kind to 'cosine' (it is {self.schedule.kind!r}), or fix the variance"
+            )
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -103,6 +110,7 @@ class TrainConfig:
                 raise UserError(f"stage {self.stage!r} needs the field '{name}'")
         if self.stage == "t2i" and self.data.get("text_states"):
             raise UserError("stage 't2i' trains the text encoder, so data.text_states must be off")
-        for name in ("batch_size", "total_steps", "log_every", "checkpoint_every"):
+        counts = ("batch_size", "total_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -111,18 +111,24 @@ def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
             assert not np.array_equal(leaf, before[path]), path
 
 
-def test_t2v_keeps_optimiser_state_for_what_it_trains_only(t2v):
-    state = ocp.StandardCheckpointer().restore(t2v[1] / "checkpoints" / "3" / "state")
-    temporal, _ = partition(load_model(t2v[1] / "model").params, is_temporal)
-    shapes = {path: leaf.shape for path, leaf in flatten(temporal).items()}
-    moments = [
-        leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim
-    ]  # besides counts of steps
-    assert sum(leaf.size for leaf in moments) == 2 * count(temporal)
-    for tree in (state["params"], state["ema"]):
-        assert {path: leaf.shape for path, leaf in flatten(tree).items()} == shapes
-    # every one of them got a gradient
-    assert len(moments) == 2 * len(shapes) and all(np.any(leaf != 0) for leaf in moments)
+def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
+    """Seen in the optimiser's moments: both stages' are of what they train, and nowhere zero."""
+    for (workdir, step), is_trained in (
+        ((whole[0], "20"), lambda path: True),
+        ((t2v[1], "3"), is_temporal),
+    ):
+        state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / step / "state")
+        trained, _ = partition(load_model(workdir / "model").params, is_trained)
+        shapes = {path: leaf.shape for path, leaf in flatten(trained).items()}
+        for tree in (state["params"], state["ema"]):
+            assert {path: leaf.shape for path, leaf in flatten(tree).items()} == shapes
+        paths = jax.tree_util.tree_leaves_with_path(state["opt_state"])
+        moments = {jax.tree_util.keystr(path): leaf for path, leaf in paths if leaf.ndim}
+        assert len(moments) == 2 * len(shapes)
+        assert sum(leaf.size for leaf in moments.values()) == 2 * count(trained)
+        still = [path for path, leaf in moments.items() if not np.any(leaf)]
+        # Softmax does not see what is added to all of its logits.
+        assert [path for path in still if "k']['bias" not in path] == []
 
 
 def test_samples_are_written(t2v):

@@ -1,0 +1,182 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet.diffusion import Schedule, variational_loss
+from stunet.models.t5 import T5Encoder
+from stunet.models.unet import init_unet
+from stunet.training import stages
+from stunet.training.config import DiffusionConfig
+from stunet.training.stages import Networks, denoising_loss, make_stage
+from stunet.weights.trees import flatten, partition
+from tests.tiny import T5, UNET, fast_compiles, random_params
+
+SEED, B = 7, 6
+SCHEDULE = Schedule()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compiles():
+    with fast_compiles():
+        yield
+
+
+def make_batch(num_frames=1):
+    rng = np.random.default_rng(1)
+    return {
+        "video": rng.uniform(-1, 1, (B, num_frames, 8, 8, 3)).astype(np.float32),
+        "text_states": rng.normal(size=(B, 5, 8)).astype(np.float16),
+        "position": np.array([0, 1, 2, 1000, 12345, 2**31 + 5], np.uint32),
+    }
+
+
+def drawn(batch):
+    """Timestep, log-SNR `[B]` and noise that each example must get, one at a time, in float64."""
+    t, noise = [], []
+    for position in batch["position"]:
+        key = jax.random.fold_in(jax.random.key(SEED), position)
+        u = jax.random.uniform(jax.random.fold_in(key, 0))
+        t.append(np.floor(float(u) * 1000))
+        noise.append(jax.random.normal(jax.random.fold_in(key, 1), batch["video"].shape[1:]))
+    log_snr = SCHEDULE.log_snr(np.array(t), xp=np)
+    return np.array(t), log_snr, np.stack(noise).astype(np.float64)
+
+
+class Oracle:
+    """Stands in for the U-Net: remembers what it is asked, answers with a constant."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, None
+
+    def __call__(self, config):
+        return self
+
+    def apply(self, variables, x, t, text):
+        self.asked = x, t, text
+        return jnp.broadcast_to(
+            jnp.asarray(self.answer, jnp.float32), (*x.shape[:-1], len(self.answer))
+        )
+
+
+def loss_of(monkeypatch, batch, answer=(0, 0, 0), **diffusion):
+    oracle = Oracle(answer)
+    monkeypatch.setattr(stages, "UNet", oracle)
+    config = DiffusionConfig(**diffusion)
+    loss = denoising_loss(Networks(UNET, None), config, {"unet": {}}, batch, SEED)
+    return np.asarray(loss), oracle.asked
+
+
+def mean(a):
+    return np.mean(a, axis=(1, 2, 3, 4))
+
+
+def test_what_the_network_is_asked(monkeypatch):
+    batch = make_batch(num_frames=4)
+    t, log_snr, eps = drawn(batch)
+    _, (x_t, asked_t, text) = loss_of(monkeypatch, batch)
+    alpha, sigma = (
+        (1 / np.sqrt(1 + np.exp(sign * log_snr))).reshape(B, 1, 1, 1, 1) for sign in (-1, 1)
+    )
+    np.testing.assert_allclose(asked_t, t, atol=1e-3)
+    np.testing.assert_allclose(x_t, alpha * batch["video"] + sigma * eps, atol=1e-5)
+    np.testing.assert_array_equal(text, batch["text_states"].astype(np.float32))
+    assert len(set(t)) == B  # each example its own level
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_a_network_of_zeros_loses_its_targets_square(monkeypatch, prediction):
+    batch = make_batch()
+    _, log_snr, eps = drawn(batch)
+    snr = np.exp(log_snr).reshape(B, 1, 1, 1, 1)
+    alpha, sigma = np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+    x0 = batch["video"].astype(np.float64)
+    target = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+    expected = mean(target**2)
+    loss, _ = loss_of(monkeypatch, batch, prediction=prediction)
+    assert loss.shape == (B,)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # min-SNR: the x0 error's weight is min(SNR, 5), whatever is predicted
+    error_of_x0 = {"eps": 1 / snr, "x0": np.ones_like(snr), "v": 1 / (1 + snr)}[prediction]
+    weight = (np.minimum(snr, 5) * error_of_x0).ravel()
+    loss, _ = loss_of(monkeypatch, batch, prediction=prediction, loss="min_snr")
+    np.testing.assert_allclose(loss, weight * expected, rtol=1e-4)
+    assert np.ptp(weight) > 0.4  # so that leaving it out would show
+
+
+def test_learned_range_adds_the_variational_term(monkeypatch):
+    batch = make_batch()
+    answer = (0.1, 0.2, -0.1, 0.5, -0.5, 0.0)
+    fixed, _ = loss_of(monkeypatch, batch, answer)
+    learned, (x_t, t, _) = loss_of(monkeypatch, batch, answer, variance="learned_range")
+    _, log_snr, _ = drawn(batch)
+    snr = np.exp(log_snr).reshape(B, 1, 1, 1, 1)
+    eps, variance = (np.broadcast_to(part, x_t.shape) for part in (answer[:3], answer[3:]))
+    x0 = (x_t - np.sqrt(1 / (1 + snr)) * eps) / np.sqrt(snr / (1 + snr))
+    term = variational_loss(
+        SCHEDULE, t, batch["video"], x_t, x0.astype(np.float32), variance.astype(np.float32)
+    )
+    np.testing.assert_allclose(learned - fixed, term, rtol=2e-3)
+    assert np.all(np.asarray(term) > 0)
+
+
+def test_an_examples_loss_depends_on_its_position_only(monkeypatch):
+    batch = make_batch()
+    whole, _ = loss_of(monkeypatch, batch)
+    order = np.array([3, 5, 0, 4, 1, 2])
+    shuffled, _ = loss_of(monkeypatch, {name: a[order] for name, a in batch.items()})
+    np.testing.assert_allclose(shuffled, whole[order], rtol=1e-6)
+    half, _ = loss_of(monkeypatch, {name: a[2:4] for name, a in batch.items()})
+    np.testing.assert_allclose(half, whole[2:4], rtol=1e-6)
+    moved, _ = loss_of(monkeypatch, {**batch, "position": batch["position"] + np.uint32(1)})
+    assert np.abs(moved - whole).min() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Tiny networks without a zero among their parameters."""
+    key, ids = jax.random.key(0), np.zeros((1, 4), np.int32)
+    shapes = {
+        "unet": jax.eval_shape(lambda: init_unet(UNET, key)),
+        "text_encoder": jax.eval_shape(lambda: T5Encoder(T5).init(key, ids, ids == 0)["params"]),
+    }
+    return Networks(UNET, T5), random_params(shapes)
+
+
+def test_real_networks_take_the_batch_in_any_order(networks):
+    """(That each trained parameter gets a gradient is seen where whole runs train them.)"""
+    networks, params = networks
+    stage = make_stage("t2v", networks, DiffusionConfig(prediction="v", loss="min_snr"))
+    batch = make_batch(num_frames=4)
+    del batch["text_states"]
+    tokens = np.arange(B * 5, dtype=np.int32).reshape(B, 5)
+    batch |= {"tokens": tokens, "token_mask": tokens % 4 != 3}
+    loss = jax.jit(lambda batch: stage.loss(params, batch, SEED))
+    order = np.array([3, 5, 0, 4, 1, 2])
+    whole, shuffled = loss(batch), loss({name: a[order] for name, a in batch.items()})
+    np.testing.assert_allclose(shuffled, whole[order], rtol=1e-5)
+    assert np.ptp(whole) > 0.1
+    told_otherwise = loss({**batch, "tokens": tokens + 1})
+    assert np.abs(told_otherwise - whole).max() > 1e-3
+
+
+def test_which_parameters_a_stage_trains(networks):
+    networks, params = networks
+    everything = flatten(params).keys()
+    for name, expected in (
+        ("t2i", everything),
+        ("t2v", {path for path in everything if "/temporal_" in path}),
+    ):
+        stage = make_stage(name, networks, DiffusionConfig())
+        trained, frozen = partition(params, stage.is_trained)
+        assert stage.name == name
+        assert flatten(trained).keys() == expected
+        assert flatten(frozen).keys() == everything - expected
+    assert 0 < len(expected) < len(everything)
+
+
+def test_configs_are_values():
+    config = DiffusionConfig()
+    assert hash(config) == hash(dataclasses.replace(config)) and config.schedule == SCHEDULE
