@@ -25,11 +25,12 @@ def main(argv: list[str]) -> None:
     """Reads the flags and fills the cache."""
     try:
         flags.FLAGS(argv)
+        values = _CONFIG.value and _CONFIG.value.to_dict()  # where a missing file is told of
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    if _CONFIG.value is None:
+    if values is None:
         raise UserError("--config=FILE is needed")
-    config = from_dict(TrainConfig, _CONFIG.value.to_dict(), "config")
+    config = from_dict(TrainConfig, values, "config")
     if not config.init_from:
         raise UserError("config.init_from names the model whose text encoder is used; it is empty")
     model = load(config.init_from)

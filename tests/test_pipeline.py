@@ -65,7 +65,8 @@ def test_batches_and_chunks_change_nothing(model, pair):
     assert seen == [(0, 8, 2), (4, 8, 2), (8, 8, 1)]  # the last batch is half empty
     np.testing.assert_allclose(in_twos[:2], pair, atol=1e-5)
     one_by_one = generate(model, prompts, steps=STEPS, batch_size=1, chunk=3)
-    np.testing.assert_allclose(one_by_one, in_twos, atol=1e-4)
+    # Rounding, which guidance and thresholding amplify; another noise would differ by about 1.
+    np.testing.assert_allclose(one_by_one, in_twos, atol=1e-3)
 
 
 def test_progress_ends_in_the_video_and_raising_cancels(model, pair):

@@ -79,7 +79,7 @@ class TrainConfig:
       unet: the architecture, for "t2i".
       text_encoder: for "t2i"; a tokenizer of its vocab_size is trained on the captions.
       temporal: what to add, for "t2v".
-      seed: of initial parameters, noise and data order.
+      seed: of initial parameters and noise (the data's order and drops have `data.seed`).
       log_every, checkpoint_every, sample_every: in steps; sample_every 0 samples at the end only.
       keep_checkpoints: how many are kept.
       sample_prompts: what the sampled videos show.

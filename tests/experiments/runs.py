@@ -82,7 +82,7 @@ def train_here(config: dict, workdir: Path) -> int:
     return train.train(from_dict(TrainConfig, config, "config"), workdir)
 
 
-def start(config: Path, workdir: Path, compile_cache: Path) -> subprocess.Popen:
+def start(config: Path, workdir: Path, compile_cache: Path, *options: str) -> subprocess.Popen:
     """Starts the command as a user does, with quick compiles that later ones share."""
     environment = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -91,7 +91,7 @@ def start(config: Path, workdir: Path, compile_cache: Path) -> subprocess.Popen:
     }
     command = [sys.executable, "-m", "experiments.train", f"--config={config}"]
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}"],
+        [*command, f"--workdir={workdir}", *options],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

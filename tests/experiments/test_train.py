@@ -1,6 +1,7 @@
 """The command's behaviour in this process, mostly with a stage that costs nothing."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -17,7 +18,7 @@ from stunet.training.metrics import read_metrics
 from stunet.training.stages import Stage
 from stunet.weights.model_folder import load_model
 from stunet.weights.trees import count, flatten, is_temporal, partition
-from tests.experiments.runs import changed, train_here, write_config
+from tests.experiments.runs import changed, start, train_here, write_config
 
 # ml_collections reads a config file by a call that Python means to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -237,3 +238,12 @@ def test_a_model_folder_says_how_it_was_trained(whole, t2v):
     assert [model["num_frames"] for model in said] == [1, 4]
     assert {model["prediction"] for model in said} == {"v"}
     assert {model["variance"] for model in said} == {"fixed_small"}
+
+
+def test_a_real_process_reports_a_mistake_in_one_line(root, config, whole):
+    path = write_config(root / "t2i.py", config)
+    process = start(path, root / "refused", root / "cache", "--config.nonsense=1")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (2, "")
+    assert re.fullmatch(r"experiments\.train: error: .*nonsense.*\n", err)
+    assert not (root / "refused").exists()

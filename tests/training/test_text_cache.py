@@ -15,7 +15,7 @@ CAPTIONS = ["a red circle", "a blue square spinning", "something else"]
 def test_states_are_the_encoders_and_only_its_own(tmp_path):
     model = load(save_tiny_model(tmp_path / "model"))
     path = tmp_path / "text_states_train.npy"
-    with pytest.raises(UserError, match="no cached text states at .*text_states_train"):
+    with pytest.raises(UserError, match=r"no cached text states at .*text_states_train"):
         check_text_states(path, model)
     write_text_states(path, CAPTIONS, model)
     check_text_states(path, model)
