@@ -30,9 +30,10 @@ class TemporalConfig:
         convolution), "conv1d" (temporal only) or "conv3d".
       attention_layers: stacked temporal attention layers at the coarsest level and the middle.
       head_dim: width of a temporal attention head.
-      text_modulation: whether the embedding of timestep and pooled text scales and shifts the
-        hidden features of temporal blocks. The paper does not say; the frozen layers carry
-        the text already, but a small model follows motion words better with it.
+      text_modulation: whether temporal blocks scale and shift their hidden features by the
+        timestep and by the text, which they pool for themselves. The paper does not say; a
+        text-to-image network trained on single frames has little reason to pass on words of
+        motion.
     """
 
     resample: tuple[bool, ...]

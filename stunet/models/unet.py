@@ -164,10 +164,14 @@ class UNet(nn.Module):
         coarsest = len(cfg.channels) - 1
 
         embedding = self._embedding(t, text, noise_level)
+        modulation = embedding
+        if temporal is not None and temporal.text_modulation:
+            # A pooling of its own: the frozen one has no reason to keep the words of motion.
+            pooling = TextPooling(
+                cfg.pooling_heads, embedding.shape[-1], dtype, name="temporal_text_pooling"
+            )
+            modulation = gelu(embedding + pooling(text))
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
-        # Where the blocks activate the embedding themselves, temporal modules are handed it
-        # activated too: one non-linearity either way.
-        modulation = embedding if cfg.activate_embedding_once else gelu(embedding)
 
         def res(h, name, features, resample=None, scale=cfg.output_scale_factor):
             block = ResBlock(

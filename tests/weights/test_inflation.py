@@ -17,23 +17,18 @@ from stunet.diffusion import (
 )
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNet, UNetConfig, init_unet
+from stunet.models.unet import UNet, init_unet
 from stunet.weights.inflation import inflate
 from stunet.weights.trees import flatten, is_temporal, partition
-from tests.tiny import fast_compiles, random_params
+from tests.tiny import UNET, fast_compiles, random_params
 
 
 def text_to_image(levels):
-    return UNetConfig(
+    return replace(
+        UNET.text_to_image(),
         channels=(8,) * (levels - 1) + (16,),
         layers_per_block=(1,) * levels,
         attention_levels=(False,) + (True,) * (levels - 1),
-        head_dim=8,
-        text_dim=8,
-        cross_attention_dim=8,
-        pooling_heads=2,
-        out_channels=3,
-        norm_groups=4,
     )
 
 
@@ -95,8 +90,8 @@ def deviation(a, b):
     [
         (16, (True, False, False)),
         (80, (True, True, False)),
-        (16, (True, True, True)),
         (80, (True, True, True)),
+        (16, (True, True, True)),
     ],
 )
 def test_every_nth_frame_is_the_text_to_image_models(num_frames, resample):
@@ -194,4 +189,6 @@ def test_text_to_image_parameters_are_a_strict_subtree():
 
 def test_parameters_of_another_network_are_refused():
     with pytest.raises(UserError, match=r"conv_in/kernel"):
-        inflate(t2i_params(), replace(T2I, channels=(16, 16)), inflated()[0].temporal, None)
+        inflate(
+            t2i_params(), replace(T2I, channels=(16, 16)), inflated()[0].temporal, jax.random.key(0)
+        )
