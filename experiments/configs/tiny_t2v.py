@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
             "diffusion": t2i.diffusion,
             "optimizer": t2i.optimizer,
             "batch_size": 8,
-            "total_steps": 60,
+            "total_steps": 40,
             "checkpoint_every": 200,
             "sample_prompts": (
                 "a red circle moving right on a dark background",
