@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
 
 
 def own_clips(data: ConfigDict, num_frames: int) -> ConfigDict:
-    """The data config of a folder of videos, at the resolution and rate of `data`."""
+    """The data config of a folder of videos, at the resolution of `data` and the paper's rate."""
     own = {name: value for name, value in data.items() if name != "num_examples"}
-    return ConfigDict({**own, "name": "video_folder", "source": "", "num_frames": num_frames})
+    return ConfigDict(
+        {**own, "name": "video_folder", "source": "", "num_frames": num_frames, "fps": 16.0}
+    )
