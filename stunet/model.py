@@ -2,17 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from stunet.config import from_dict
 from stunet.diffusion import Schedule
 from stunet.diffusion.prediction import KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
-from stunet.models.t5 import T5Config, T5Encoder, TextEncoderConfig
+from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.text import Tokenizer, load_tokenizer
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
@@ -80,17 +78,17 @@ def read(content: ModelFolder, folder: Path) -> Model:
         params=content.params,
     )
     _check(model, where)
-    shapes = {
-        "unet": jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))),
-        "text_encoder": jax.eval_shape(lambda: _init_text_encoder(text.t5)),
-    }
-    compare_shapes(shapes, content.params, str(folder))
+    compare_shapes(parameter_shapes(unet, text.t5), content.params, str(folder))
     return dataclasses.replace(model, params=jax.device_put(content.params))
 
 
-def _init_text_encoder(config: T5Config) -> Any:
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    return T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)["params"]
+def parameter_shapes(unet: UNetConfig, text_encoder: T5Config) -> dict[str, Tree]:
+    """Shapes and dtypes of a model's `params`, without making any."""
+    key = jax.random.key(0)
+    return {
+        "unet": jax.eval_shape(lambda: init_unet(unet, key)),
+        "text_encoder": jax.eval_shape(lambda: init_text_encoder(text_encoder, key)),
+    }
 
 
 def check_networks(unet: UNetConfig, text_encoder: T5Config, variance: str, where: str) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 
 from stunet.config import to_dict
 from stunet.diffusion import Schedule
-from stunet.models.t5 import T5Config, T5Encoder
+from stunet.model import parameter_shapes
+from stunet.models.t5 import T5Config
 from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig, init_unet
+from stunet.models.unet import UNetConfig
 from stunet.text import train_tokenizer
 from stunet.weights.model_folder import ModelFolder, save_model
 
@@ -68,11 +69,7 @@ def save_tiny_model(
     tokenizer = folder.with_name(f"{folder.name}.tokenizer.json")
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     train_tokenizer(CAPTIONS, T5.vocab_size, tokenizer)
-    key, ids = jax.random.key(0), np.zeros((1, MAX_TOKENS), np.int32)
-    shapes = {
-        "unet": jax.eval_shape(lambda: init_unet(unet, key)),
-        "text_encoder": jax.eval_shape(lambda: T5Encoder(T5).init(key, ids, ids == 0)["params"]),
-    }
+    shapes = parameter_shapes(unet, T5)
     fields = {
         "architecture": to_dict(unet),
         "stage": "t2i" if unet.temporal is None else "t2v",

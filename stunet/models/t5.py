@@ -235,3 +235,9 @@ class T5Encoder(nn.Module):
         for i in range(c.num_layers):
             x, position_bias = _Block(c, name=f"block_{i}")(x, mask, position_bias)
         return RMSNorm(c, name="final_layer_norm")(x)
+
+
+def init_text_encoder(config: T5Config, key: jax.Array) -> dict:
+    """Initial parameters of the encoder."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return T5Encoder(config).init(key, tokens, tokens == 0)["params"]

@@ -86,8 +86,9 @@ def identity_conv_init(key, shape, dtype=jnp.float32):
     return jnp.zeros(shape, dtype).at[taps // 2, 0].set(jnp.eye(c_in, c_out, dtype=dtype))
 
 
-def _resampler_init(name: str):
-    return {"identity": identity_conv_init, "he": nn.initializers.he_normal()}[name]
+def _resampler_conv(features: int, init: str, dtype: jnp.dtype, stride: int) -> nn.Conv:
+    kernel_init = {"identity": identity_conv_init, "he": nn.initializers.he_normal()}[init]
+    return temporal_conv(features, "conv", dtype, stride, kernel_init=kernel_init)
 
 
 class TemporalDownsample(nn.Module):
@@ -98,14 +99,7 @@ class TemporalDownsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = temporal_conv(
-            x.shape[-1],
-            "conv",
-            self.dtype,
-            stride=2,
-            kernel_init=_resampler_init(self.resampler_init),
-        )
-        return over_time(conv, x)
+        return over_time(_resampler_conv(x.shape[-1], self.resampler_init, self.dtype, 2), x)
 
 
 class TemporalUpsample(nn.Module):
@@ -116,9 +110,7 @@ class TemporalUpsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = temporal_conv(
-            x.shape[-1], "conv", self.dtype, kernel_init=_resampler_init(self.resampler_init)
-        )
+        conv = _resampler_conv(x.shape[-1], self.resampler_init, self.dtype, 1)
         return over_time(conv, jnp.repeat(x, 2, axis=1))
 
 

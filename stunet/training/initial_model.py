@@ -9,10 +9,10 @@ import jax
 
 from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
-from stunet.model import Model, check_networks
-from stunet.models.t5 import T5Config, T5Encoder, TextEncoderConfig
+from stunet.model import Model, check_networks, parameter_shapes
+from stunet.models.t5 import TextEncoderConfig, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
-from stunet.text import load_tokenizer, train_tokenizer
+from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
 from stunet.weights.inflation import inflate
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
@@ -36,7 +36,9 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         tokenizer = _train_tokenizer(captions(), text_encoder.t5.vocab_size)
         params = {
             "unet": jax.jit(lambda key: init_unet(unet, key))(jax.random.fold_in(key, 0)),
-            "text_encoder": _init_text_encoder(text_encoder.t5, jax.random.fold_in(key, 1)),
+            "text_encoder": jax.jit(lambda key: init_text_encoder(text_encoder.t5, key))(
+                jax.random.fold_in(key, 1)
+            ),
         }
     else:
         source = find_model(config.init_from)
@@ -78,12 +80,7 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
     else:
         unet, text_encoder = replace(model.unet, temporal=config.temporal), model.text_encoder
     if (unet, text_encoder) != (model.unet, model.text_encoder):  # shapes say most of all
-        key = jax.random.key(0)
-        shapes = {
-            "unet": jax.eval_shape(lambda: init_unet(unet, key)),
-            "text_encoder": jax.eval_shape(lambda: _init_text_encoder(text_encoder, key)),
-        }
-        compare_shapes(shapes, model.params, str(folder))
+        compare_shapes(parameter_shapes(unet, text_encoder), model.params, str(folder))
     started = replace(model, params={})
     wanted = replace(
         started,
@@ -113,10 +110,4 @@ def _train_tokenizer(captions: list[str], vocab_size: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         train_tokenizer(captions, vocab_size, path)
-        load_tokenizer(path)
         return path.read_bytes()
-
-
-def _init_text_encoder(config: T5Config, key: jax.Array) -> dict:
-    tokens = jax.numpy.zeros((1, 4), "int32")
-    return jax.jit(T5Encoder(config).init)(key, tokens, tokens == 0)["params"]
