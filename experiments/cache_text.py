@@ -8,10 +8,10 @@ the text encoder is never run. The states lie next to the dataset's records.
 
 import sys
 
-from absl import flags
 from ml_collections import config_flags
 
 from data import pipeline as data
+from experiments.flag_reading import read_flags
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
 from stunet.model import load
@@ -23,11 +23,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's conf
 
 def main(argv: list[str]) -> None:
     """Reads the flags and fills the cache."""
-    try:
-        flags.FLAGS(argv)
-        values = _CONFIG.value and _CONFIG.value.to_dict()  # where a missing file is told of
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    values = read_flags(argv, _CONFIG)
     if values is None:
         raise UserError("--config=FILE is needed")
     config = from_dict(TrainConfig, values, "config")

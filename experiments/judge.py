@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
+from experiments.flag_reading import read_flags
 from stunet.compile_cache import use_compile_cache
 from stunet.errors import UserError, run_command
 from stunet.evaluation.moving_shapes import prompts
@@ -34,10 +35,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of prompts and noise")
 
 def main(argv: list[str]) -> None:
     """Generates, judges, prints and writes."""
-    try:
-        flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+    read_flags(argv)
     if not _MODEL.value or not _OUT.value:
         raise UserError("both --model=DIR and --out=NAME are needed")
     report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data import pipeline as data
+from experiments.flag_reading import read_flags
 from stunet.compile_cache import use_compile_cache
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
@@ -169,11 +170,7 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
 
 def main(argv: list[str]) -> int:
     """Reads the flags and trains."""
-    try:
-        flags.FLAGS(argv)
-        values = _CONFIG.value and _CONFIG.value.to_dict()  # where a missing file is told of
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{' '.join(str(error).split())}") from error
+    values = read_flags(argv, _CONFIG)
     if values is None or not _WORKDIR.value:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
     workdir = Path(_WORKDIR.value)
