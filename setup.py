@@ -40,6 +40,10 @@ setup(
         "tokenizers>=0.20",
         "tqdm>=4.66",
     ],
-    extras_require={"dev": ["pytest>=8.0", "ruff>=0.8"]},
+    extras_require={
+        "dev": ["pytest>=8.0", "ruff>=0.8"],
+        # `experiments.benchmarks.peers`; install torch first.
+        "peers": ["lumiere-pytorch==0.0.24"],
+    },
     entry_points={"console_scripts": ["stunet = stunet.cli:main"]},
 )

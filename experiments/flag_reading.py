@@ -1,5 +1,6 @@
 """Reading flags so that a mistake in them is one line."""
 
+import re
 from typing import Any
 
 from absl import flags
@@ -19,7 +20,8 @@ def read_flags(argv: list[str], config: flags.FlagHolder | None = None) -> dict[
         # A missing file is told of only when its flag is read.
         return config.value.to_dict() if config is not None and config.value else None
     except (KeyError, AttributeError) as error:  # of ml_collections; names the field at best
-        name = str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"")
-        raise UserError(f"the config file has no field to override: {name}") from error
+        name, *hint = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "\n")).splitlines()
+        hint = "".join(f" ({line})" for line in hint)
+        raise UserError(f"the config file has no field to override: {name}{hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error

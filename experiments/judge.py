@@ -14,7 +14,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.flag_reading import read_flags
-from stunet.compile_cache import use_compile_cache
+from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.evaluation.moving_shapes import prompts
 from stunet.evaluation.shapes_judge import agreement
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         raise UserError("both --model=DIR and --out=NAME are needed")
     report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
     check_writable(sheet)
-    use_compile_cache()
+    prepare_compiler()
     model = load(_MODEL.value)
     asked = prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
 

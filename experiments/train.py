@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data import pipeline as data
 from experiments.flag_reading import read_flags
-from stunet.compile_cache import use_compile_cache
+from stunet.compiling import prepare_compiler
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
 from stunet.model import load, read
@@ -56,7 +56,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if (workdir / "DONE").exists():
         print(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
         return 0
-    use_compile_cache()
+    prepare_compiler()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     mesh = make_mesh(config.mesh.fsdp, config.mesh.frames)
@@ -74,7 +74,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     check_initial_model(config, model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
-    networks = Networks(model.unet, model.text_encoder)
+    networks = Networks(model.unet, model.text_encoder, config.remat)
     stage = make_stage(config.stage, networks, config.diffusion)
     trained, frozen = partition(initial.params, stage.is_trained)
     optimizer = make_optimizer(config.optimizer)

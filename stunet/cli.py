@@ -113,9 +113,9 @@ def _generate(args: argparse.Namespace) -> None:
     _check_outputs(outputs, args.xt_slice)
 
     from stunet import pipeline
-    from stunet.compile_cache import use_compile_cache
+    from stunet.compiling import prepare_compiler
 
-    use_compile_cache()
+    prepare_compiler()
 
     model = pipeline.load(args.model)
     num_frames = args.num_frames or model.num_frames

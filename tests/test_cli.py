@@ -24,9 +24,9 @@ def _fast_compiles():
 
 
 @pytest.fixture(autouse=True)
-def _no_compile_cache(monkeypatch):
+def _compiler_as_before(monkeypatch):
     monkeypatch.setattr(
-        "stunet.compile_cache.use_compile_cache", lambda: None
+        "stunet.compiling.prepare_compiler", lambda: None
     )  # it is the process's for good
 
 

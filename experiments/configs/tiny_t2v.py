@@ -15,7 +15,12 @@ def get_config() -> ConfigDict:
         {
             "stage": "t2v",
             "init_from": "runs/tiny_t2i",
-            "temporal": {"resample": (True, True), "head_dim": 16, "text_modulation": True},
+            "temporal": {
+                "resample": (True, True),
+                "head_dim": 16,
+                "text_modulation": True,
+                "frame_modulation": True,
+            },
             "data": {**t2i.data.to_dict(), "num_frames": 16},
             "diffusion": t2i.diffusion,
             "optimizer": t2i.optimizer,

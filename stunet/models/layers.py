@@ -73,7 +73,8 @@ class GroupNorm(nn.Module):
     """Group norm over all axes but the leading `batch_axes` and the channel's group.
 
     For video `batch_axes` is 2 (B and T: one frame at a time), for text states `[B, L, D]` it is 1.
-    A `modulation` `[B, 2C]` scales the normed video by 1 + its first half and adds its second.
+    A `modulation` `[B, 2C]` (or of each frame, `[B, T, 2C]`) scales the normed video by 1 + its
+    first half and adds its second.
     """
 
     groups: int
@@ -85,7 +86,8 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         shift = self.param("bias", nn.initializers.zeros, (channels,))
         if modulation is not None:
-            factor, offset = jnp.split(modulation.astype(jnp.float32)[:, None], 2, axis=-1)
+            modulation = modulation.astype(jnp.float32).reshape(x.shape[0], -1, 2 * channels)
+            factor, offset = jnp.split(modulation, 2, axis=-1)
             scale, shift = scale * (1 + factor), shift * (1 + factor) + offset
         scale, shift = (
             jnp.broadcast_to(a, (*lead, channels)).reshape(-1, 1, channels) for a in (scale, shift)

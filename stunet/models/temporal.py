@@ -34,6 +34,10 @@ class TemporalConfig:
         timestep and by the text, which they pool for themselves. The paper does not say; a
         text-to-image network trained on single frames has little reason to pass on words of
         motion.
+      frame_modulation: whether they also do so by the frame's number. Attention and convolution
+        over time know only how far apart two frames are, and a clip that is still all noise
+        looks the same at each: a beginning and an end have to come from here. Off for a model
+        that is run over windows of longer clips, where a frame's number means nothing.
     """
 
     resample: tuple[bool, ...]
@@ -42,6 +46,7 @@ class TemporalConfig:
     attention_layers: int = 2
     head_dim: int = 64
     text_modulation: bool = False
+    frame_modulation: bool = False
 
     def __post_init__(self):
         for field, value, choices in (
@@ -57,6 +62,11 @@ class TemporalConfig:
     def stride(self) -> int:
         """How many input frames one frame of the coarsest level stands for."""
         return 2 ** sum(self.resample)
+
+    @property
+    def modulated(self) -> bool:
+        """Whether temporal blocks are modulated at all."""
+        return self.text_modulation or self.frame_modulation
 
 
 def temporal_conv(features: int, name: str, dtype: jnp.dtype, stride: int = 1, **kwargs) -> nn.Conv:
@@ -115,8 +125,8 @@ class TemporalUpsample(nn.Module):
 
 
 def _modulation(config: TemporalConfig, channels: int, dtype, embedding: jax.Array):
-    """Scale and shift `[B, 2C]` for a norm, or None where temporal blocks are not modulated."""
-    if not config.text_modulation:
+    """Scale and shift `[B, T, 2C]` for a norm, or None where temporal blocks are not modulated."""
+    if not config.modulated:
         return None
     return nn.Dense(2 * channels, dtype=dtype, name="modulation")(embedding)
 

@@ -32,6 +32,19 @@ from stunet.models.temporal import (
 DTYPES = ("float32", "bfloat16")
 
 
+def _keep_matmuls(primitive, *_, **__) -> bool:
+    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
+
+
+# What the backward pass recomputes, by name: nothing; all but convolutions and matrix products
+# (norms, activations, softmax: cheap to do and half of the memory); whole blocks.
+REMAT_POLICIES = {
+    "none": lambda block: block,
+    "elementwise": lambda block: nn.remat(block, policy=_keep_matmuls),
+    "blocks": nn.remat,
+}
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """Every width of the network; per-level fields go from the finest level to the coarsest.
@@ -133,9 +146,13 @@ def check_video_shape(config: UNetConfig, num_frames: int, height: int, width: i
 
 
 class UNet(nn.Module):
-    """Predicts from noisy video, timestep and text states; see `UNetConfig`."""
+    """Predicts from noisy video, timestep and text states; see `UNetConfig`.
+
+    `remat` names one of `REMAT_POLICIES`: memory against time in training, the same result.
+    """
 
     config: UNetConfig
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -164,17 +181,12 @@ class UNet(nn.Module):
         coarsest = len(cfg.channels) - 1
 
         embedding = self._embedding(t, text, noise_level)
-        modulation = embedding
-        if temporal is not None and temporal.text_modulation:
-            # A pooling of its own: the frozen one has no reason to keep the words of motion.
-            pooling = TextPooling(
-                cfg.pooling_heads, embedding.shape[-1], dtype, name="temporal_text_pooling"
-            )
-            modulation = gelu(embedding + pooling(text))
+        modulation = self._temporal_modulation(embedding, text, x.shape[1])
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
+        remat = REMAT_POLICIES[self.remat]
 
         def res(h, name, features, resample=None, scale=cfg.output_scale_factor):
-            block = ResBlock(
+            block = remat(ResBlock)(
                 features,
                 cfg.norm_groups,
                 resample,
@@ -186,7 +198,7 @@ class UNet(nn.Module):
             return block(h, embedding)
 
         def attend(h, name):
-            attention = TextAttention(
+            attention = remat(TextAttention)(
                 cfg.head_dim, cfg.norm_groups, cfg.self_attention, dtype, name=name
             )
             return attention(h, text)
@@ -195,7 +207,8 @@ class UNet(nn.Module):
             if temporal is None:
                 return h
             block = TemporalAttentionBlock if level == coarsest else TemporalConvBlock
-            return block(temporal, cfg.norm_groups, dtype, name=f"temporal_{name}")(h, modulation)
+            block = remat(block)(temporal, cfg.norm_groups, dtype, name=f"temporal_{name}")
+            return block(h, modulation[:, :: x.shape[1] // h.shape[1]])
 
         def resample_time(h, name, resampler, resize):
             if temporal is None or not temporal.resample[resize]:
@@ -236,6 +249,24 @@ class UNet(nn.Module):
 
         h = gelu(GroupNorm(cfg.norm_groups, name="norm_out")(h))
         return per_frame(conv3x3(cfg.out_channels, "conv_out", dtype), h).astype(jnp.float32)
+
+    def _temporal_modulation(self, embedding, text, num_frames):
+        """What temporal blocks are modulated by, `[B, T, E]`."""
+        cfg, temporal = self.config, self.config.temporal
+        modulation = embedding[:, None]
+        if temporal is None or num_frames == 1 or not temporal.modulated:
+            return modulation
+        dtype, width = jnp.dtype(cfg.dtype), embedding.shape[-1]
+        if temporal.text_modulation:
+            # A pooling of its own: the frozen one has no reason to keep the words of motion.
+            pooling = TextPooling(cfg.pooling_heads, width, dtype, name="temporal_text_pooling")
+            modulation = modulation + pooling(text)[:, None]
+        if temporal.frame_modulation:
+            frames = TimestepEmbedding(
+                cfg.channels[0], width, dtype, name="temporal_frame_embedding"
+            )
+            modulation = modulation + frames(jnp.arange(num_frames))
+        return gelu(modulation)
 
     def _embedding(self, t, text, noise_level):
         cfg = self.config

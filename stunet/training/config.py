@@ -79,6 +79,11 @@ class TrainConfig:
       unet: the architecture, for "t2i".
       text_encoder: for "t2i"; a tokenizer of its vocab_size is trained on the captions.
       temporal: what to add, for "t2v".
+      dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
+        loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
+      remat: what the backward pass recomputes instead of keeping: "none"; "elementwise", all but
+        convolutions and matrix products; or "blocks", everything inside a block. Less memory
+        for more time (docs/benchmarks.md), the same result.
       seed: of initial parameters and noise (the data's order and drops have `data.seed`).
       log_every, checkpoint_every, sample_every: in steps; sample_every 0 samples at the end only.
       keep_checkpoints: how many are kept.
@@ -96,6 +101,8 @@ class TrainConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    dtype: Literal["float32", "bfloat16"] | None = None
+    remat: Literal["none", "elementwise", "blocks"] = "none"
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500

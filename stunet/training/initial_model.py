@@ -31,7 +31,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
     """
     key = jax.random.key(config.seed)
     if config.stage == "t2i":
-        unet, text_encoder = config.unet, config.text_encoder
+        unet, text_encoder = _in_dtype(config, config.unet), config.text_encoder
         _check(config, unet, text_encoder)
         tokenizer = _train_tokenizer(captions(), text_encoder.t5.vocab_size)
         params = {
@@ -44,7 +44,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         source = find_model(config.init_from)
         model = load_model(source)
         where = f"{source}/config.json"
-        unet = from_dict(UNetConfig, model.config["architecture"], where)
+        unet = _in_dtype(config, from_dict(UNetConfig, model.config["architecture"], where))
         text_encoder = from_dict(TextEncoderConfig, model.config["text_encoder"], where)
         if unet.temporal is not None:
             raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
@@ -79,6 +79,7 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
         unet, text_encoder = config.unet, config.text_encoder.t5
     else:
         unet, text_encoder = replace(model.unet, temporal=config.temporal), model.text_encoder
+    unet = _in_dtype(config, unet)
     if (unet, text_encoder) != (model.unet, model.text_encoder):  # shapes say most of all
         compare_shapes(parameter_shapes(unet, text_encoder), model.params, str(folder))
     started = replace(model, params={})
@@ -98,6 +99,10 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
                 f"{folder}: the run was started with {path.replace('/', '.')} {started[path]!r}, "
                 f"but the config says {value!r}; resume with the former, or choose another workdir"
             )
+
+
+def _in_dtype(config: TrainConfig, unet: UNetConfig) -> UNetConfig:
+    return replace(unet, dtype=config.dtype or unet.dtype)
 
 
 def _check(config: TrainConfig, unet: UNetConfig, text_encoder: TextEncoderConfig) -> None:

@@ -110,6 +110,7 @@ def solver_moments(n):
     return x[1], x[0] ** 2
 
 
+SHIFTED = Schedule("continuous_cosine", log_snr_shift=-3.0)
 CASES = {
     "ancestral": (
         lambda n: make_sampler("ancestral", SCHEDULE, n),
@@ -145,8 +146,9 @@ def test_many_steps_reach_the_data(name, n, tolerance):
     assert mean == pytest.approx(MEAN, rel=0.005)
 
 
-def test_few_solver_steps_are_close():
-    _, variance = sampled_mean_and_variance(make_sampler("dpm2m", SCHEDULE, 20))
+@pytest.mark.parametrize("schedule", [SCHEDULE, SHIFTED])
+def test_few_solver_steps_are_close(schedule):
+    _, variance = sampled_mean_and_variance(make_sampler("dpm2m", schedule, 20))
     assert variance == pytest.approx(VARIANCE, rel=0.02)
 
 
@@ -244,8 +246,9 @@ def test_grids():
     assert len(TimeGrid.leading(SCHEDULE, 1000)) == 1000
     solver = TimeGrid.solver(SCHEDULE, 20)
     assert solver.timesteps[[0, 1, -1]].tolist() == [995, 945, 50]
-    shifted = TimeGrid.solver(Schedule("continuous_cosine", log_snr_shift=-2.0), 20)
-    assert shifted.timesteps[0] <= 996
+    shifted = TimeGrid.solver(SHIFTED, 18)
+    np.testing.assert_allclose(np.diff(shifted.log_snr), 17.2 / 17)
+    assert shifted.log_snr[[0, -1]] == pytest.approx([-10.2, 7.0])
     for grid in (LEADING, lumiere, solver, shifted):
         assert (np.diff(grid.timesteps) < 0).all()
         np.testing.assert_allclose(SCHEDULE.log_snr(grid.timesteps, np), grid.log_snr, atol=1e-6)

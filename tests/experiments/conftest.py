@@ -15,10 +15,10 @@ def _fast_compiles():
 
 @pytest.fixture(scope="session", autouse=True)
 def _process_as_before():
-    """Training here leaves neither its signal handler nor its compile cache behind."""
+    """Training here leaves neither its signal handler nor its compiler's settings behind."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "use_compile_cache", lambda: None)
+        patch.setattr(train, "prepare_compiler", lambda: None)
         yield
     signal.signal(signal.SIGTERM, handler)
 

@@ -200,6 +200,31 @@ def test_bfloat16_compute_follows_float32():
     assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
 
 
+def test_rematerialised_gradients_are_the_same_and_keep_less():
+    """Per policy: the same gradient, and fewer values kept from the forward pass."""
+    params = random_params(shapes(UNET))
+    x = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+    text = jax.random.normal(jax.random.key(2), (1, 3, 8))
+    gradients, kept = {}, {}
+    for remat in ("none", "elementwise", "blocks"):
+        unet = UNet(UNET, remat)
+
+        def loss(params, unet=unet):
+            return jnp.square(unet.apply({"params": params}, x, jnp.array([300.0]), text)).sum()
+
+        with fast_compiles():
+            gradients[remat] = jax.jit(jax.grad(loss))(params)
+        backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
+        kept[remat] = sum(array.size for array in jax.tree.leaves(backward)) - count(params)
+    for remat in ("elementwise", "blocks"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+            gradients[remat],
+            gradients["none"],
+        )
+    assert kept["none"] > 1.5 * kept["elementwise"] > 1.5 * kept["blocks"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

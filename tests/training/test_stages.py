@@ -10,12 +10,13 @@ from stunet.models.t5 import T5Encoder
 from stunet.models.unet import init_unet
 from stunet.training import stages
 from stunet.training.config import DiffusionConfig
-from stunet.training.stages import Networks, denoising_loss, make_stage
+from stunet.training.stages import Networks, denoising_loss, make_stage, spread_uniform
 from stunet.weights.trees import flatten, partition
 from tests.tiny import T5, UNET, fast_compiles, random_params
 
 SEED, B = 7, 6
 SCHEDULE = Schedule()
+START = int(jax.random.bits(jax.random.fold_in(jax.random.key(SEED), 2**32 - 1), dtype=jnp.uint32))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,11 +39,21 @@ def drawn(batch):
     t, noise = [], []
     for position in batch["position"]:
         key = jax.random.fold_in(jax.random.key(SEED), position)
-        u = jax.random.uniform(jax.random.fold_in(key, 0))
-        t.append(np.floor(float(u) * 1000))
-        noise.append(jax.random.normal(jax.random.fold_in(key, 1), batch["video"].shape[1:]))
+        phase = (START + int(position) * 2654435769) % 2**32
+        t.append(phase // 2**8 * 1000 // 2**24)
+        noise.append(jax.random.normal(key, batch["video"].shape[1:]))
     log_snr = SCHEDULE.log_snr(np.array(t), xp=np)
     return np.array(t), log_snr, np.stack(noise).astype(np.float64)
+
+
+@pytest.mark.parametrize("first", [0, 12345, 2**32 - 20])
+def test_noise_levels_of_any_batch_are_spread(first):
+    """Of 64 successive positions (the count may wrap) every 16th of [0, 1) gets 3 to 5."""
+    position = jnp.uint32(first) + jnp.arange(64, dtype=jnp.uint32)
+    u = np.asarray(spread_uniform(position, SEED))
+    assert u.min() >= 0 and u.max() < 1
+    assert set(np.histogram(u, 16, (0, 1))[0]) <= {3, 4, 5}
+    assert not np.array_equal(u, spread_uniform(position, SEED + 1))
 
 
 class Oracle:
@@ -51,7 +62,7 @@ class Oracle:
     def __init__(self, answer):
         self.answer, self.asked = answer, None
 
-    def __call__(self, config):
+    def __call__(self, config, remat):
         return self
 
     def apply(self, variables, x, t, text):

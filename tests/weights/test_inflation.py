@@ -125,7 +125,9 @@ def test_an_image_is_the_text_to_image_models_even_after_training():
 
 @pytest.mark.parametrize("block", ["conv1d", "conv3d"])
 def test_holds_for_every_temporal_block(block):
-    config, params = inflated(block=block, attention_layers=1, text_modulation=True)
+    config, params = inflated(
+        block=block, attention_layers=1, text_modulation=True, frame_modulation=True
+    )
     x, *rest = inputs(16)
     expected = run_on_frames(T2I, x, *rest)[:, ::2]
     assert deviation(run(config, params, x, *rest)[:, ::2], expected) <= 1e-5
@@ -139,7 +141,7 @@ def test_fails_with_he_initialised_resamplers():
 
 
 def test_every_temporal_parameter_is_alive_once_trained():
-    config, _ = inflated(text_modulation=True)
+    config, _ = inflated(text_modulation=True, frame_modulation=True)
     params = random_params(jax.eval_shape(lambda: init_unet(config, jax.random.key(0))), seed=4)
     args = inputs(8)
 

@@ -1,0 +1,143 @@
+"""The work that benchmarks time: networks, and their forward pass, train step and sampler."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stunet.diffusion import (
+    Carry,
+    Schedule,
+    guided_denoiser,
+    keyed_noise,
+    make_sampler,
+    run_steps,
+)
+from stunet.model import Model, parameter_shapes
+from stunet.models.t5 import T5Config
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNet, UNetConfig, init_unet
+from stunet.pipeline import THRESHOLDS, network
+from stunet.text import load_tokenizer, train_tokenizer
+from stunet.training.config import DiffusionConfig, OptimizerConfig
+from stunet.training.stages import Networks, make_stage
+from stunet.training.step import TrainState, init_state, make_optimizer, make_train_step
+from stunet.weights.trees import Tree, partition
+
+# lumiere-pytorch's rival: what both sides of `peers` inflate.
+PEERS = UNetConfig(
+    channels=(64, 128, 256),
+    layers_per_block=(2, 2, 2),
+    attention_levels=(False, True, True),
+    text_dim=256,
+    cross_attention_dim=256,
+    pooling_heads=4,
+    out_channels=3,
+    temporal=TemporalConfig(resample=(True, True)),
+)
+PEERS_FRAMES, PEERS_SIZE = 16, 32
+
+# DeepFloyd IF-I-M's widths, inflated.
+IF_M = UNetConfig(
+    channels=(192, 384, 576, 768),
+    layers_per_block=(3, 3, 3, 3),
+    attention_levels=(False, True, True, True),
+    temporal=TemporalConfig(resample=(True, True, True)),
+)
+
+
+def parameter_structs(config: UNetConfig) -> Tree:
+    """Shapes of the network's parameters."""
+    return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
+
+
+def random_like(structs: Tree) -> Tree:
+    """Small random arrays, drawn without compiling anything; no projection is zero."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32)), structs
+    )
+
+
+def make_batch(
+    config: UNetConfig, batch: int, frames: int, size: int, tokens: int = 16
+) -> dict[str, jax.Array]:
+    """A batch of noise as the training data's."""
+    rng = np.random.default_rng(1)
+    return {
+        "video": jnp.asarray(rng.standard_normal((batch, frames, size, size, 3), np.float32)),
+        "text_states": jnp.asarray(
+            rng.standard_normal((batch, tokens, config.text_dim), np.float32)
+        ),
+        "position": jnp.arange(batch, dtype=jnp.uint32),
+    }
+
+
+def forward(config: UNetConfig) -> Callable[[Tree, dict[str, jax.Array]], jax.Array]:
+    """(parameters, batch) -> the network's output."""
+
+    def run(params: Tree, batch: dict[str, jax.Array]) -> jax.Array:
+        t = jnp.full((batch["video"].shape[0],), 500.0)
+        return UNet(config).apply({"params": params}, batch["video"], t, batch["text_states"])
+
+    return run
+
+
+def train_step(
+    config: UNetConfig, remat: str = "none"
+) -> tuple[Callable, Callable[[Tree], tuple[TrainState, Tree]]]:
+    """The training loop's own step of stage t2v, and parameters -> (its state, frozen ones)."""
+    stage = make_stage("t2v", Networks(config, None, remat), DiffusionConfig(prediction="v"))
+    optimizer = make_optimizer(OptimizerConfig())
+
+    def init(params: Tree) -> tuple[TrainState, Tree]:
+        trained, frozen = partition({"unet": params}, stage.is_trained)
+        return init_state(trained, optimizer), frozen
+
+    return make_train_step(stage, optimizer, 0.999, seed=0), init
+
+
+def sampler_step(
+    config: UNetConfig, batch: dict[str, jax.Array]
+) -> tuple[Callable[[Tree, Carry, dict[str, jax.Array]], Carry], Carry]:
+    """One guided ancestral step, as `stunet.pipeline` takes them; returns (step, carry)."""
+    schedule, shape = Schedule(), batch["video"].shape[1:]
+    sampler = make_sampler("ancestral", schedule, 100)
+
+    def step(params: Tree, carry: Carry, batch: dict[str, jax.Array]) -> Carry:
+        text = batch["text_states"]
+        denoiser = guided_denoiser(
+            network(config, params), schedule, "v", text, text[:1], 4.0, learned_variance=False
+        )
+        denoiser = THRESHOLDS["dynamic"](denoiser, schedule)
+        noise_fn = keyed_noise(jax.random.key(0), batch["position"], shape)
+        return run_steps(sampler, denoiser, carry, 0, 1, noise_fn)
+
+    return step, sampler.init(batch["video"])
+
+
+def random_model(config: UNetConfig, size: int, frames: int, folder: Path) -> Model:
+    """A model with random parameters and a small text encoder; writes a tokenizer to `folder`."""
+    t5 = T5Config(512, config.text_dim, 16, 2 * config.text_dim, num_layers=2, num_heads=4)
+    train_tokenizer(["a red circle moves left"], t5.vocab_size, folder / "tokenizer.json")
+    return Model(
+        unet=config,
+        text_encoder=t5,
+        tokenizer=load_tokenizer(folder / "tokenizer.json", 16),
+        schedule=Schedule(),
+        prediction="v",
+        variance="fixed_small",
+        resolution=size,
+        num_frames=frames,
+        fps=8.0,
+        params=random_like(parameter_shapes(config, t5)),
+    )
+
+
+def matmul(size: int, dtype: str) -> tuple[Callable[[], object], float]:
+    """A square matrix product held ready, and its FLOPs: what the device can do at most."""
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32), dtype)
+    product = jax.jit(lambda a: a @ a)
+    return lambda: product(a).block_until_ready(), 2.0 * size**3

@@ -1,0 +1,42 @@
+"""How programs compile: XLA's settings for CPUs, and JAX's persistent compile cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import jaxlib
+
+# From 0.10 on jaxlib's CPU compiler hands convolutions to the YNN library by default, which
+# runs them on one thread and takes 20 to 60 times as long for the gradient of a temporal kernel
+# (docs/benchmarks.md). Matrix products and sums are faster in YNN and stay there.
+_YNN = "--xla_cpu_experimental_ynn_fusion_type"
+_YNN_KINDS = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+# XLA ends the process over a flag that it does not know, so only where it has been tried.
+_YNN_VERSIONS = ((0, 10), (0, 12))
+
+
+def prepare_compiler() -> None:
+    """Sets the CPU compiler and the compile cache; for programs, before JAX's first work.
+
+    Both leave alone what the environment says: XLA_FLAGS that name the fusions, and the
+    folder in JAX_COMPILATION_CACHE_DIR.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    first, last = _YNN_VERSIONS
+    if first <= jaxlib.version.__version_info__[:2] <= last and _YNN not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_YNN}={_YNN_KINDS}".strip()
+    _use_compile_cache()
+
+
+def _use_compile_cache() -> None:
+    """Keeps what takes over a second to compile in the user's cache folder, for later runs."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "stunet" / "jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no place for it: go without
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
