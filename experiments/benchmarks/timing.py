@@ -85,6 +85,7 @@ class Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, threads, setup, args))
         self._process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
         self._seconds, self._cpu_seconds = [], []
         self._first_seconds, self._idle_bytes, self._info = self._receive()
 
