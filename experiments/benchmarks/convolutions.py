@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     """Measures both ways and prints them side by side."""
     read_flags(argv)
     rows, results = [], []
-    for threads in thread_counts():
+    for threads in thread_counts("cpu"):
         out, inside = (
             Worker(threads, measure, in_ynn, _REPEATS.value).finish().info
             for in_ynn in (False, True)

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     """Times both sides and prints the ratios."""
     read_flags(argv)
     rows, results = [], []
-    for threads in thread_counts() if _DEVICE.value == "cpu" else thread_counts()[-1:]:
+    for threads in thread_counts(_DEVICE.value):
         for what in ("forward", "train"):
             for batch in _BATCHES.value:
                 args = (what, batch, _DEVICE.value)

@@ -42,6 +42,7 @@ NETWORKS = {
 
 _OUT = flags.DEFINE_string("out", "benchmarks/roofline.json", "where the figures are written")
 _NETWORK = flags.DEFINE_enum("network", "peers", list(NETWORKS), "what is measured")
+_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "where to compute")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
 _REMAT = flags.DEFINE_enum("remat", "none", list(REMAT_POLICIES), "what is recomputed")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each, after the first", lower_bound=1)
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> None:
     given = (_NETWORK.value, _DTYPE.value, _REMAT.value)
     rows, results, kinds = [], [], {}
     whats = ("matmul", "forward", "train step", "sampler step")
-    counts = thread_counts() if jax.default_backend() == "cpu" else thread_counts()[-1:]
+    counts = thread_counts(_DEVICE.value)
     for threads in counts:
         profiled = threads == 1 or len(counts) == 1
         workers = [Worker(threads, work, what, *given, profiled) for what in whats]

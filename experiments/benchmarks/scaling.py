@@ -4,8 +4,8 @@
 
 The train step of the temporal parameters, batch 1. Memory is the compiler's own account of the
 program, so nothing of that size has to be run: parameters and optimiser state (its arguments)
-apart from activations (its temporaries). Time is measured where `--time` allows: at the widths of
-`peers`, up to `--max_pixels`. `--networks` names some of `NETWORKS`.
+apart from activations (its temporaries). Time is measured for clips of up to `--max_pixels`
+(frames times height times width). `--networks` names some of `NETWORKS`.
 """
 
 import sys

@@ -139,6 +139,7 @@ def time_here(run: Run, repeats: int) -> tuple[float, float]:
 def _serve(connection: Any, threads: int, setup: Callable, args: tuple) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the others want of the GPU too
     start = time.perf_counter()
     run, idle, info = setup(*args)
     run()
@@ -176,9 +177,10 @@ def _peak_bytes(run: Run) -> int:
     return peak
 
 
-def thread_counts() -> list[int]:
-    """1 and all that this process may use."""
-    return sorted({1, len(os.sched_getaffinity(0))})
+def thread_counts(device: str) -> list[int]:
+    """For a CPU 1 and all that this process may use; beside another device all."""
+    every = len(os.sched_getaffinity(0))
+    return sorted({1, every}) if device == "cpu" else [every]
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,0 +1,121 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from stunet.errors import UserError
+from stunet.models.unet import UNetConfig, init_unet
+from stunet.weights.deepfloyd_if import renamed, unet_config
+from stunet.weights.trees import count
+
+ATTENDING = "SimpleCrossAttn{}Block2D"
+PLAIN = "Resnet{}sampleBlock2D"
+
+
+def blocks(attention):
+    down = [(ATTENDING if on else PLAIN).format("Down") for on in attention]
+    up = [(ATTENDING if on else PLAIN).format("Up") for on in reversed(attention)]
+    return {"down_block_types": down, "up_block_types": up}
+
+
+STAGE_ONE = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "gelu",
+    "addition_embed_type": "text",
+    "attention_head_dim": 64,
+    "block_out_channels": [192, 384, 576, 768],
+    **blocks((False, True, True, True)),
+    "cross_attention_dim": 768,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim": 4096,
+    "in_channels": 3,
+    "layers_per_block": 3,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "out_channels": 6,
+    "resnet_time_scale_shift": "scale_shift",
+}
+STAGE_TWO = STAGE_ONE | {
+    **blocks((False, False, False, True, True)),
+    "block_out_channels": [64, 128, 256, 512, 512],
+    "class_embed_type": "timestep",
+    "in_channels": 6,
+    "layers_per_block": [2, 2, 3, 5, 5],
+    "mid_block_only_cross_attention": True,
+    "mid_block_scale_factor": 1.4142,
+    "only_cross_attention": True,
+    "resnet_out_scale_factor": 1.4142,
+    "resnet_skip_time_act": True,
+    "time_embedding_act_fn": "gelu",
+    "time_embedding_dim": 320,
+}
+
+
+def test_stage_one():
+    config = unet_config(STAGE_ONE, "c")
+    assert config == UNetConfig(
+        channels=(192, 384, 576, 768),
+        layers_per_block=(3, 3, 3, 3),
+        attention_levels=(False, True, True, True),
+    )
+    shapes = jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
+    assert count(shapes) == 371_605_830
+
+
+def test_stage_two():
+    config = unet_config(json.loads(json.dumps(STAGE_TWO)), "c")
+    assert config.layers_per_block == (2, 2, 3, 5, 5)
+    assert config.attention_levels == (False, False, False, True, True)
+    assert not config.self_attention and config.activate_embedding_once
+    assert config.noise_level_embedding and config.time_embedding_dim == 320
+    assert config.output_scale_factor == config.mid_output_scale_factor == 1.4142
+
+
+@pytest.mark.parametrize("fields", [STAGE_ONE, STAGE_TWO])
+def test_every_parameter_has_one_name_and_comes_back(fields):
+    table = renamed(unet_config(fields, "c"))
+    assert len({place.name for place in table.values()}) == len(table)
+    for path in ("up_0_res_0/skip/kernel", "mid_attn_0/out/kernel", "conv_in/kernel"):
+        place = table[path]
+        theirs = np.arange(np.prod(place.shape)).reshape(place.shape)
+        back = place.to_diffusers(place.to_ours(theirs))
+        assert back.shape == place.shape
+        np.testing.assert_array_equal(back, theirs)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("conv_in/kernel", "conv_in.weight"),
+        ("text_pooling/positional_embedding", "add_embedding.pool.positional_embedding"),
+        ("text_pooling/q/bias", "add_embedding.pool.q_proj.bias"),
+        ("text_proj/kernel", "encoder_hid_proj.weight"),
+        ("down_1_res_2/embedding/kernel", "down_blocks.1.resnets.2.time_emb_proj.weight"),
+        ("down_2_resample/conv_1/bias", "down_blocks.2.downsamplers.0.conv1.bias"),
+        ("mid_attn_0/text_norm/scale", "mid_block.attentions.0.norm_cross.weight"),
+        ("up_3_attn_1/out/kernel", "up_blocks.0.attentions.1.to_out.0.weight"),
+        ("up_1_resample/norm_2/bias", "up_blocks.2.upsamplers.0.norm2.bias"),
+        ("norm_out/scale", "conv_norm_out.weight"),
+    ],
+)
+def test_names(path, name):
+    assert renamed(unet_config(STAGE_ONE, "c"))[path].name == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"_class_name": "UNet2DModel"}, "c: _class_name is 'UNet2DModel'"),
+        ({"block_out_channels": None}, "c: has no field 'block_out_channels'"),
+        ({"act_fn": "silu"}, "c: act_fn is 'silu'; DeepFloyd IF's is 'gelu'"),
+        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types has 'DownBlock2D'"),
+        ({"up_block_types": STAGE_ONE["up_block_types"][::-1]}, "do not mirror"),
+        ({"attention_head_dim": [32, 64]}, "attention_head_dim differs between levels"),
+        ({"only_cross_attention": [True, False]}, "only_cross_attention differs"),
+        ({"resnet_skip_time_act": True}, "must be activated exactly once"),
+        ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
+    ],
+)
+def test_another_network_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        unet_config(STAGE_ONE | fields, "c")
