@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.999,
             },
             "batch_size": 32,
-            "total_steps": 120,
+            "total_steps": 90,
             "checkpoint_every": 200,
             "sample_prompts": (
                 "a red circle on a dark background",

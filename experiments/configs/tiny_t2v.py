@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
             "diffusion": t2i.diffusion,
             "optimizer": t2i.optimizer,
             "batch_size": 8,
-            "total_steps": 30,
+            "total_steps": 24,
             "checkpoint_every": 200,
             "sample_prompts": (
                 "a red circle moving right on a dark background",
