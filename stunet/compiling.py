@@ -7,7 +7,7 @@ import jax
 import jaxlib
 
 # From 0.10 on jaxlib's CPU compiler hands convolutions to the YNN library by default, which
-# runs them on one thread and takes 20 to 60 times as long for the gradient of a temporal kernel
+# runs some on one thread and takes up to 55 times as long for the gradient of a temporal kernel
 # (docs/benchmarks.md). Matrix products and sums are faster in YNN and stay there.
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 _YNN_KINDS = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"

@@ -34,7 +34,7 @@ def _equations(jaxpr: Any, outer: str, times: int) -> Iterator[tuple[str, float]
         repeats = times * equation.params.get("length", 1) if name == "scan" else times
         for value in equation.params.values():
             for item in value if isinstance(value, (tuple, list)) else (value,):
-                item = getattr(item, "jaxpr", item) if isinstance(item, core.ClosedJaxpr) else item
+                item = item.jaxpr if isinstance(item, core.ClosedJaxpr) else item
                 if isinstance(item, core.Jaxpr):
                     yield from _equations(item, path, repeats)
 

@@ -60,7 +60,7 @@ def op_seconds(run: Callable[[], object], repeats: int) -> dict[str, float]:
                 run()
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
-    started: dict[int, tuple[str, float]] = {}
+    started: dict[int, tuple[str, float, float]] = {}
     ended: dict[int, float] = {}
     seconds: dict[str, float] = defaultdict(float)
     for plane in data.planes:

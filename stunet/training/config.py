@@ -83,7 +83,7 @@ class TrainConfig:
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
       remat: what the backward pass recomputes instead of keeping: "none"; "elementwise", all but
         convolutions and matrix products; or "blocks", everything inside a block. Less memory
-        for more time (docs/benchmarks.md), the same result.
+        for more time, the same result.
       seed: of initial parameters and noise (the data's order and drops have `data.seed`).
       log_every, checkpoint_every, sample_every: in steps; sample_every 0 samples at the end only.
       keep_checkpoints: how many are kept.
