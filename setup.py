@@ -41,7 +41,9 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "ruff>=0.8"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
+        # The PyTorch modules that imported weights are held against; install torch first.
+        "parity": ["diffusers==0.42.*", "sentencepiece>=0.2", "transformers>=5.0"],
         # `experiments.benchmarks.peers`; install torch first.
         "peers": ["lumiere-pytorch==0.0.24"],
     },

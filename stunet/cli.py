@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,23 +21,46 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("dpm2m", "ddim", "ancestral")
 
-DESCRIPTION = """\
+GENERATE = """\
 Makes a video from a prompt.
 
   stunet generate "a red star moves to the left" --model runs/tiny_t2v --out star.mp4
 """
-EPILOG = """\
+GENERATE_MORE = """\
 With --num-videos N > 1, OUT.mp4 becomes OUT_0.mp4 ... OUT_{N-1}.mp4 (.gif likewise); a .png is
 one contact sheet with a row for each video. Video i of a seed is the same for every N.
 The first call of a kind compiles the network; later ones find it in the user's cache folder
 (XDG_CACHE_HOME, or ~/.cache).
+"""
+IMPORT_IF = """\
+Makes a model folder of DeepFloyd IF's weights in diffusers' layout, a tensor at a time.
+
+  stunet import-if IF-I-M-v1.0 models/if_m
+
+SRC is a pipeline's folder (unet/, scheduler/; text_encoder/ comes along where it is), or a U-Net's
+(config.json and safetensors). Weights keep their type; pickles are never read.
+"""
+IMPORT_T5 = """\
+Puts a T5 v1.1 encoder into a model folder, in place of the one that it has.
+
+  stunet import-t5 IF-I-XL-v1.0/text_encoder models/if_m
+
+SRC holds config.json, safetensors, and tokenizer.json or spiece.model (there, or in a tokenizer/
+beside it).
+"""
+EXPORT_IF = """\
+Writes a model's text-to-image part as a diffusers pipeline's unet/ and scheduler/.
+
+  stunet export-if runs/if_t2i IF-finetuned
+
+What was imported and not trained comes out equal, byte for byte.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
-        return run_command(lambda: _generate(_parser().parse_args(argv)), "stunet")
+        return run_command(lambda: _run(_parser().parse_args(argv)), "stunet")
     except KeyboardInterrupt:
         print("stunet: cancelled", file=sys.stderr)
         return 130
@@ -49,17 +72,28 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def _run(args: argparse.Namespace) -> None:
+    args.run(args)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("stunet", description="Text-to-video generation with a Space-Time U-Net.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    generate = commands.add_parser(
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], **texts: str) -> Callable:
+        one = commands.add_parser(
+            name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
+        )
+        one.set_defaults(run=run)
+        return one.add_argument
+
+    add = command(
         "generate",
+        _generate,
         help="make a video from a prompt",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=GENERATE,
+        epilog=GENERATE_MORE,
     )
-    add = generate.add_argument
     add("prompt", metavar="PROMPT", help="what the video shows")
     add("--model", metavar="DIR", required=True, help="a model folder, or a training workdir")
     add(
@@ -103,6 +137,20 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="also write the middle row of pixels over time (down), videos side by side",
     )
+    for name, run, texts in (
+        ("import-if", _import_if, ("DeepFloyd IF's weights become a model folder", IMPORT_IF)),
+        ("import-t5", _import_t5, ("add a T5 v1.1 text encoder to a model folder", IMPORT_T5)),
+        ("export-if", _export_if, ("a model's weights for diffusers", EXPORT_IF)),
+    ):
+        add = command(name, run, help=texts[0], description=texts[1])
+        add("source", metavar="SRC", type=Path, help="what is read")
+        add("target", metavar="DST", type=Path, help="the folder that is written")
+        if run is not _export_if:
+            add(
+                "--variant",
+                metavar="NAME",
+                help="of the weights, such as fp16; default: the plain ones, or the only ones",
+            )
     return parser
 
 
@@ -137,6 +185,49 @@ def _generate(args: argparse.Namespace) -> None:
         print(f"stunet: the model reads {limit} tokens; the prompt's end was cut", file=sys.stderr)
     # A model of images has no rate; one frame needs some.
     _write(videos, outputs, args.xt_slice, args.fps or model.fps or 1.0)
+
+
+def _import_if(args: argparse.Namespace) -> None:
+    from stunet.weights.exchange import import_if
+
+    with _byte_progress("importing") as on_bytes:
+        model = import_if(args.source, args.target, args.variant, on_bytes)
+    print(f"{args.target}: {_described(model.params)}")
+    if "text_encoder" not in model.params:
+        print(
+            "It has no text encoder, which prompts need: "
+            f"`stunet import-t5 T5_FOLDER {args.target}` adds one."
+        )
+
+
+def _import_t5(args: argparse.Namespace) -> None:
+    from stunet.weights.exchange import import_t5
+
+    with _byte_progress("importing") as on_bytes:
+        model = import_t5(args.source, args.target, args.variant, on_bytes)
+    print(f"{args.target}: {_described(model.params)}")
+
+
+def _export_if(args: argparse.Namespace) -> None:
+    from stunet.weights.exchange import export_if
+
+    with _byte_progress("exporting") as on_bytes:
+        export_if(args.source, args.target, on_bytes)
+    print(args.target)
+
+
+def _described(params: dict) -> str:
+    from stunet.weights.trees import count
+
+    return ", ".join(f"{part} of {count(tree):,} parameters" for part, tree in params.items())
+
+
+@contextlib.contextmanager
+def _byte_progress(doing: str) -> "Iterator[Callable[[int], object]]":
+    from tqdm import tqdm
+
+    with tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield bar.update
 
 
 def _output_paths(out: Path, num_videos: int) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from stunet.config import from_dict
-from stunet.diffusion import Schedule
+from stunet.diffusion import Schedule, Threshold
 from stunet.diffusion.prediction import KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
@@ -23,23 +23,25 @@ class Model:
 
     Attributes:
       unet: the network's config; `unet.temporal` None is a text-to-image model.
-      text_encoder: T5's config; `d_model` is `unet.text_dim`.
-      tokenizer: captions to T5's tokens.
+      text_encoder: T5's config, `d_model` is `unet.text_dim`; None for a model without one.
+      tokenizer: captions to T5's tokens, None likewise.
       schedule: the noise schedule it was trained with.
       prediction: what the network predicts, `eps`, `x0` or `v`.
       variance: of the ancestral sampler: `fixed_small`, `fixed_large` or `learned_range`.
+      threshold: how samplers bound x0; None for not at all.
       resolution: height and width in pixels.
       num_frames: frames of a training clip, 1 for images.
       fps: their rate in frames per second, None for images.
-      params: {"unet": tree, "text_encoder": tree}.
+      params: {"unet": tree}, and "text_encoder" where there is one.
     """
 
     unet: UNetConfig
-    text_encoder: T5Config
-    tokenizer: Tokenizer
+    text_encoder: T5Config | None
+    tokenizer: Tokenizer | None
     schedule: Schedule
     prediction: str
     variance: str
+    threshold: Threshold | None
     resolution: int
     num_frames: int
     fps: float | None
@@ -51,8 +53,8 @@ def load(path: str | Path) -> Model:
 
     Raises:
       UserError: there is no model (also: the workdir has no complete checkpoint yet), the
-        folder contradicts itself, its parameters have another shape than its architecture
-        (the first differing names, both shapes), or it has no text encoder.
+        folder contradicts itself, or its parameters have another shape than its architecture
+        (the first differing names, both shapes).
     """
     folder = find_model(path)
     return read(load_model(folder), folder)
@@ -61,37 +63,47 @@ def load(path: str | Path) -> Model:
 def read(content: ModelFolder, folder: Path) -> Model:
     """The model that a model folder's content describes; see `load`. `folder` is for messages."""
     config, where = content.config, str(folder / "config.json")
-    if config["text_encoder"] is None or content.tokenizer is None:
-        raise UserError(f"{folder}: has no text encoder with a tokenizer, which prompts need")
+    if (config["text_encoder"] is None) != (content.tokenizer is None):
+        raise UserError(f"{folder}: has one of text encoder and tokenizer, but not the other")
     unet = from_dict(UNetConfig, config["architecture"], f"{where}: architecture")
-    text = from_dict(TextEncoderConfig, config["text_encoder"], f"{where}: text_encoder")
+    text_encoder = tokenizer = None
+    if config["text_encoder"] is not None:
+        text = from_dict(TextEncoderConfig, config["text_encoder"], f"{where}: text_encoder")
+        text_encoder = text.t5
+        tokenizer = load_tokenizer(folder / "tokenizer.json", text.max_tokens)
+    threshold = config.get("threshold", {})  # folders from before the field: the defaults
+    if threshold is not None:
+        threshold = from_dict(Threshold, threshold, f"{where}: threshold")
     model = Model(
         unet=unet,
-        text_encoder=text.t5,
-        tokenizer=load_tokenizer(folder / "tokenizer.json", text.max_tokens),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         schedule=from_dict(Schedule, config["schedule"], f"{where}: schedule"),
         prediction=config["prediction"],
         variance=config["variance"],
+        threshold=threshold,
         resolution=config["resolution"],
         num_frames=config["num_frames"],
         fps=config["fps"],
         params=content.params,
     )
     _check(model, where)
-    compare_shapes(parameter_shapes(unet, text.t5), content.params, str(folder))
+    compare_shapes(parameter_shapes(unet, text_encoder), content.params, str(folder))
     return dataclasses.replace(model, params=jax.device_put(content.params))
 
 
-def parameter_shapes(unet: UNetConfig, text_encoder: T5Config) -> dict[str, Tree]:
+def parameter_shapes(unet: UNetConfig, text_encoder: T5Config | None) -> dict[str, Tree]:
     """Shapes and dtypes of a model's `params`, without making any."""
     key = jax.random.key(0)
-    return {
-        "unet": jax.eval_shape(lambda: init_unet(unet, key)),
-        "text_encoder": jax.eval_shape(lambda: init_text_encoder(text_encoder, key)),
-    }
+    shapes = {"unet": jax.eval_shape(lambda: init_unet(unet, key))}
+    if text_encoder is not None:
+        shapes["text_encoder"] = jax.eval_shape(lambda: init_text_encoder(text_encoder, key))
+    return shapes
 
 
-def check_networks(unet: UNetConfig, text_encoder: T5Config, variance: str, where: str) -> None:
+def check_networks(
+    unet: UNetConfig, text_encoder: T5Config | None, variance: str, where: str
+) -> None:
     """Raises `UserError` where the two networks, and what is trained of them, do not fit."""
     if unet.in_channels != 3 or unet.noise_level_embedding:
         raise UserError(
@@ -102,7 +114,7 @@ def check_networks(unet: UNetConfig, text_encoder: T5Config, variance: str, wher
             f"{where}: the U-Net's out_channels is {unet.out_channels}; "
             f"variance '{variance}' needs {'6' if '_r' in variance else '3 or 6'}"
         )
-    if unet.text_dim != text_encoder.d_model:
+    if text_encoder is not None and unet.text_dim != text_encoder.d_model:
         raise UserError(
             f"{where}: the U-Net's text_dim is {unet.text_dim}, "
             f"but the text encoder's d_model is {text_encoder.d_model}"
@@ -115,10 +127,11 @@ def _check(model: Model, where: str) -> None:
         if (value := getattr(model, field)) not in choices:
             raise UserError(f"{where}: {field} is {value!r}; choose one of {', '.join(choices)}")
     check_networks(model.unet, model.text_encoder, model.variance, where)
-    if model.tokenizer.vocab_size > model.text_encoder.vocab_size:
+    text_encoder, tokenizer = model.text_encoder, model.tokenizer
+    if text_encoder is not None and tokenizer.vocab_size > text_encoder.vocab_size:
         raise UserError(
-            f"{where}: the text encoder's vocab_size is {model.text_encoder.vocab_size}, "
-            f"but tokenizer.json has {model.tokenizer.vocab_size} tokens"
+            f"{where}: the text encoder's vocab_size is {text_encoder.vocab_size}, "
+            f"but tokenizer.json has {tokenizer.vocab_size} tokens"
         )
     try:
         check_video_shape(model.unet, model.num_frames, model.resolution, model.resolution)

@@ -17,13 +17,13 @@ from stunet.diffusion import (
     Carry,
     Network,
     Schedule,
-    dynamic_threshold,
+    Threshold,
     guided_denoiser,
     keyed_noise,
     make_sampler,
     run_steps,
     sample_in_chunks,
-    static_threshold,
+    thresholded,
 )
 from stunet.errors import UserError
 from stunet.model import Model, load
@@ -31,17 +31,11 @@ from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig, check_video_shape
 from stunet.weights.trees import Tree
 
-__all__ = ["DEFAULT_STEPS", "THRESHOLDS", "Model", "encode_text", "generate", "load", "network"]
+__all__ = ["DEFAULT_STEPS", "Model", "encode_text", "generate", "load", "network"]
 
 # Steps of each sampler unless told otherwise. DPM-Solver++(2M) converges in 20 to 30
 # (2211.01095); 100 ancestral steps are DeepFloyd IF's own setting for its first stage.
 DEFAULT_STEPS = {"dpm2m": 25, "ddim": 50, "ancestral": 100}
-
-# Imagen's p and IF's cap for stage I, over the clip: a scale of its own for each frame flickers.
-THRESHOLDS = {
-    "dynamic": functools.partial(dynamic_threshold, quantile=0.95, max_value=1.5, over="clip"),
-    "static": static_threshold,
-}
 
 # (steps done, steps in all, current estimate of x0 [b, T, H, W, 3])
 OnChunk = Callable[[int, int, jax.Array], None]
@@ -57,14 +51,23 @@ class _Settings:
     variance: str
     sampler: str
     steps: int
-    threshold: str
+    threshold: Threshold | None
     guided: bool
     shape: tuple[int, int, int, int]
     chunk: int
 
 
 def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
-    """T5 states `[N, L, D]` float32 of N prompts, `""` among them; padding has states too."""
+    """T5 states `[N, L, D]` float32 of N prompts, `""` among them; padding has states too.
+
+    Raises:
+      UserError: the model has no text encoder.
+    """
+    if model.text_encoder is None:
+        raise UserError(
+            "the model has no text encoder, which prompts need; "
+            "`stunet import-t5 T5_FOLDER MODEL_FOLDER` adds one"
+        )
     tokens, mask = model.tokenizer(prompts)
     return _encode(model.text_encoder, model.params["text_encoder"], tokens, mask)
 
@@ -86,7 +89,6 @@ def generate(
     sampler: str = "dpm2m",
     steps: int | None = None,
     guidance_scale: float = 4.0,
-    threshold: str = "dynamic",
     seed: int = 0,
     batch_size: int = 8,
     chunk: int = 5,
@@ -106,7 +108,6 @@ def generate(
       sampler: `dpm2m`, `ddim` or `ancestral`.
       steps: by default the sampler's `DEFAULT_STEPS`.
       guidance_scale: of classifier-free guidance; 1 is none, and halves the cost.
-      threshold: of the predicted x0, over the clip: `dynamic` or `static`.
       seed: 0 to 2**32 - 1.
       batch_size: videos sampled at a time.
       chunk: steps between two calls of `on_chunk`.
@@ -118,11 +119,11 @@ def generate(
       `[N, T, H, W, 3]` float32 in [-1, 1].
 
     Raises:
-      UserError: no prompt, a frame count, sampler, number of steps, threshold or seed that
-        cannot be, or the model's output is not finite.
+      UserError: no prompt, a frame count, sampler, number of steps or seed that cannot be, the
+        model has no text encoder, or its output is not finite.
     """
     num_frames = model.num_frames if num_frames is None else num_frames
-    _check_request(model, prompts, num_frames, threshold, seed)
+    _check_request(model, prompts, num_frames, seed)
     steps = DEFAULT_STEPS.get(sampler, 1) if steps is None else steps
     course = make_sampler(sampler, model.schedule, steps, variance=model.variance)
     settings = _Settings(
@@ -132,7 +133,7 @@ def generate(
         variance=model.variance,
         sampler=sampler,
         steps=steps,
-        threshold=threshold,
+        threshold=model.threshold,
         guided=guidance_scale != 1,
         shape=(num_frames, model.resolution, model.resolution, 3),
         chunk=min(chunk, steps),
@@ -197,7 +198,8 @@ def _run_chunk(
         guidance_scale if s.guided else 1,
         learned_variance=s.variance == "learned_range",
     )
-    denoiser = THRESHOLDS[s.threshold](denoiser, s.schedule)
+    if s.threshold is not None:
+        denoiser = thresholded(denoiser, s.schedule, s.threshold)
     sampler = make_sampler(s.sampler, s.schedule, s.steps, variance=s.variance)
     noise_fn = keyed_noise(key, positions, s.shape)
     return run_steps(sampler, denoiser, carry, start, s.chunk, noise_fn)
@@ -213,15 +215,11 @@ def _encode(config: T5Config, params: Tree, tokens: jax.Array, mask: jax.Array) 
     return T5Encoder(config).apply({"params": params}, tokens, mask).astype(jnp.float32)
 
 
-def _check_request(
-    model: Model, prompts: Sequence[str], num_frames: int, threshold: str, seed: int
-) -> None:
+def _check_request(model: Model, prompts: Sequence[str], num_frames: int, seed: int) -> None:
     if not prompts:
         raise UserError("no prompt given; expected at least one")
     if model.unet.temporal is None and num_frames != 1:
         raise UserError(f"num_frames is {num_frames}; this model makes images, so it must be 1")
     check_video_shape(model.unet, num_frames, model.resolution, model.resolution)
-    if threshold not in THRESHOLDS:
-        raise UserError(f"threshold is {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must be within 0..{2**32 - 1}")

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.diffusion import START_NOISE, Prediction, Schedule, TimeGrid, keyed_noise
+from stunet.diffusion import START_NOISE, Threshold, TimeGrid, keyed_noise
 from stunet.errors import UserError
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet
-from stunet.pipeline import THRESHOLDS, encode_text, generate, load
+from stunet.pipeline import encode_text, generate, load
 from stunet.weights.trees import flatten
 from tests.tiny import CAPTIONS, FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
 
@@ -84,8 +84,9 @@ def test_progress_ends_in_the_video_and_raising_cancels(model, pair):
 
 def test_ancestral_equals_the_steps_written_out(model):
     prompts, scale = CAPTIONS[:2], 3.0
-    options = {"sampler": "ancestral", "guidance_scale": scale, "threshold": "static", "seed": 7}
-    got = generate(model, prompts, num_frames=1, steps=STEPS, **options)
+    options = {"sampler": "ancestral", "guidance_scale": scale, "seed": 7}
+    clipped = replace(model, threshold=Threshold(max_value=1.0))
+    got = generate(clipped, prompts, num_frames=1, steps=STEPS, **options)
 
     apply = jax.jit(
         lambda x, t, text: UNet(UNET).apply({"params": model.params["unet"]}, x, t, text)
@@ -106,14 +107,6 @@ def test_ancestral_equals_the_steps_written_out(model):
         variance = beta * (1 - following) / (1 - now)
         x = mean / (1 - now) + np.sqrt(variance) * noise(i)
     np.testing.assert_allclose(got, x, atol=1e-3)
-
-
-def test_dynamic_thresholding_scales_the_clip_as_one():
-    x0 = jnp.stack([jnp.full((2, 2, 3), 3.0), jnp.full((2, 2, 3), 0.6)])[None]
-    denoiser = THRESHOLDS["dynamic"](lambda x_t, t: Prediction(x0, x0), Schedule())
-    got = denoiser(x0, jnp.full(1, 500.0)).x0
-    np.testing.assert_allclose(got[0, 0], 1.0, rtol=1e-6)
-    np.testing.assert_allclose(got[0, 1], 0.6 / 1.5, rtol=1e-6)  # 3 is capped at IF's 1.5
 
 
 def test_an_image_and_its_guidance(model):
@@ -161,7 +154,7 @@ def test_load_says_what_is_missing(tmp_path):
         ({"variance": "learned"}, "variance is 'learned'; choose one of fixed_small"),
         ({"variance": "learned_range"}, "out_channels is 3; variance 'learned_range' needs 6"),
         ({"num_frames": 3}, "config.json: num_frames is 3; the model's temporal stride is 2"),
-        ({"text_encoder": None}, "has no text encoder"),
+        ({"text_encoder": None}, "has one of text encoder and tokenizer, but not the other"),
         ({"schedule": {"kind": "linear"}}, "config.json: schedule: schedule kind is 'linear'"),
         ({"architecture.text_dim": 16}, "text_dim is 16, but the text encoder's d_model is 8"),
         ({"architecture.in_channels": 6}, "a super-resolution network"),
@@ -192,13 +185,18 @@ def test_load_refuses_a_contradictory_config(folder, tmp_path, change, message):
         ({"num_frames": 3}, "num_frames is 3; the model's temporal stride is 2"),
         ({"sampler": "euler"}, "sampler is 'euler'; it must be one of"),
         ({"steps": 501}, "num_steps is 501; this sampler takes 1 to 500"),
-        ({"threshold": "none"}, "threshold is 'none'; choose one of dynamic, static"),
         ({"seed": -1}, "seed is -1; it must be within 0"),
     ],
 )
 def test_generate_refuses_what_cannot_be(model, options, message):
     with pytest.raises(UserError, match=message):
         generate(model, CAPTIONS[:1], **options)
+
+
+def test_a_model_without_text_encoder_reads_no_prompts(model):
+    silent = replace(model, text_encoder=None, tokenizer=None)
+    with pytest.raises(UserError, match="no text encoder, which prompts need; `stunet import-t5"):
+        generate(silent, CAPTIONS[:1])
 
 
 def test_generate_refuses_no_prompt_and_more_than_an_image_of_an_image_model(model):

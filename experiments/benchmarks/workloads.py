@@ -10,16 +10,18 @@ import numpy as np
 from stunet.diffusion import (
     Carry,
     Schedule,
+    Threshold,
     guided_denoiser,
     keyed_noise,
     make_sampler,
     run_steps,
+    thresholded,
 )
 from stunet.model import Model, parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, init_unet
-from stunet.pipeline import THRESHOLDS, network
+from stunet.pipeline import network
 from stunet.text import load_tokenizer, train_tokenizer
 from stunet.training.config import DiffusionConfig, OptimizerConfig
 from stunet.training.stages import Networks, make_stage
@@ -111,7 +113,7 @@ def sampler_step(
         denoiser = guided_denoiser(
             network(config, params), schedule, "v", text, text[:1], 4.0, learned_variance=False
         )
-        denoiser = THRESHOLDS["dynamic"](denoiser, schedule)
+        denoiser = thresholded(denoiser, schedule, Threshold())
         noise_fn = keyed_noise(jax.random.key(0), batch["position"], shape)
         return run_steps(sampler, denoiser, carry, 0, 1, noise_fn)
 
@@ -129,6 +131,7 @@ def random_model(config: UNetConfig, size: int, frames: int, folder: Path) -> Mo
         schedule=Schedule(),
         prediction="v",
         variance="fixed_small",
+        threshold=Threshold(),
         resolution=size,
         num_frames=frames,
         fps=8.0,

@@ -37,7 +37,7 @@ from stunet.diffusion.schedule import (
     respaced_betas,
     sample_training_time,
 )
-from stunet.diffusion.thresholding import dynamic_clip, dynamic_threshold, static_threshold
+from stunet.diffusion.thresholding import Threshold, thresholded
 from stunet.diffusion.time_grid import TimeGrid
 
 __all__ = [
@@ -51,13 +51,12 @@ __all__ = [
     "Prediction",
     "Sampler",
     "Schedule",
+    "Threshold",
     "TimeGrid",
     "add_noise",
     "alpha_sigma",
     "cosine_betas",
     "discretised_log_likelihood",
-    "dynamic_clip",
-    "dynamic_threshold",
     "eps_from_x0",
     "guided_denoiser",
     "keyed_noise",
@@ -70,7 +69,7 @@ __all__ = [
     "sample_training_time",
     "simple_loss",
     "split_output",
-    "static_threshold",
+    "thresholded",
     "to_prediction",
     "variational_loss",
     "x0_from_eps",

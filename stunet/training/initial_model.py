@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from stunet.config import from_dict, to_dict
+from stunet.diffusion import Threshold
 from stunet.errors import UserError
 from stunet.model import Model, check_networks, parameter_shapes
 from stunet.models.t5 import TextEncoderConfig, init_text_encoder
@@ -30,6 +31,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         nor the data's frames.
     """
     key = jax.random.key(config.seed)
+    threshold = to_dict(Threshold())
     if config.stage == "t2i":
         unet, text_encoder = _in_dtype(config, config.unet), config.text_encoder
         _check(config, unet, text_encoder)
@@ -45,12 +47,20 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         model = load_model(source)
         where = f"{source}/config.json"
         unet = _in_dtype(config, from_dict(UNetConfig, model.config["architecture"], where))
-        text_encoder = from_dict(TextEncoderConfig, model.config["text_encoder"], where)
+        text_encoder = model.config["text_encoder"]
+        if text_encoder is not None:
+            text_encoder = from_dict(TextEncoderConfig, text_encoder, where)
+        elif not config.data.get("text_states"):
+            raise UserError(
+                f"init_from {source} has no text encoder, which captions need; "
+                f"`stunet import-t5 T5_FOLDER {source}` adds one"
+            )
         if unet.temporal is not None:
             raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
         _check(config, replace(unet, temporal=config.temporal), text_encoder)
         unet, inflated = inflate(model.params["unet"], unet, config.temporal, key)
         tokenizer = model.tokenizer
+        threshold = model.config.get("threshold", threshold)
         params = {**model.params, "unet": inflated}
 
     data = config.data
@@ -63,7 +73,8 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         "schedule": to_dict(config.diffusion.schedule),
         "prediction": config.diffusion.prediction,
         "variance": config.diffusion.variance,
-        "text_encoder": to_dict(text_encoder),
+        "text_encoder": None if text_encoder is None else to_dict(text_encoder),
+        "threshold": threshold,
     }
     return ModelFolder(folder_config, params, tokenizer)
 
@@ -105,9 +116,9 @@ def _in_dtype(config: TrainConfig, unet: UNetConfig) -> UNetConfig:
     return replace(unet, dtype=config.dtype or unet.dtype)
 
 
-def _check(config: TrainConfig, unet: UNetConfig, text_encoder: TextEncoderConfig) -> None:
-    data = config.data
-    check_networks(unet, text_encoder.t5, config.diffusion.variance, "config")
+def _check(config: TrainConfig, unet: UNetConfig, text_encoder: TextEncoderConfig | None) -> None:
+    data, t5 = config.data, None if text_encoder is None else text_encoder.t5
+    check_networks(unet, t5, config.diffusion.variance, "config")
     check_video_shape(unet, data["num_frames"], data["resolution"], data["resolution"])
 
 

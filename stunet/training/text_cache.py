@@ -35,13 +35,16 @@ def write_text_states(path: Path, captions: Sequence[str], model: Model) -> None
 
 
 def check_text_states(path: Path, model: Model) -> None:
-    """Raises `UserError` unless cached states are there and this model's encoder made them."""
+    """Raises `UserError` unless cached states are there and this model's encoder made them.
+
+    A model without a text encoder takes any.
+    """
     hint = "compute them with `python -m experiments.cache_text --config=...`"
     try:
         made_by = json.loads(_fingerprint_path(path).read_text())["text_encoder"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no cached text states at {path}; {hint}") from error
-    if made_by != _fingerprint(model):
+    if model.text_encoder is not None and made_by != _fingerprint(model):
         raise UserError(f"{path} was made by another text encoder; {hint}")
 
 

@@ -1,18 +1,20 @@
-"""DeepFloyd IF's U-Nets in diffusers' layout: their config and parameter names, ours, and back.
+"""DeepFloyd IF in diffusers' layout: config, scheduler and parameter names, as ours, and back.
 
 Everything here is said once, as a table of names, and read in both directions. Facts are from the
 public sources of diffusers (`UNet2DConditionModel`) and deep-floyd/IF; see lumiere.md section 5.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
+from stunet.diffusion import Schedule, Threshold
+from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, init_unet
+from stunet.weights.hub_layout import Renamed
 from stunet.weights.trees import flatten
 
 # diffusers block type -> whether its level attends; all resize by a residual block
@@ -105,6 +107,126 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     )
 
 
+def diffusers_config(config: UNetConfig, resolution: int) -> dict[str, Any]:
+    """The `config.json` that describes the text-to-image part of a U-Net: undoes `unet_config`.
+
+    Raises:
+      UserError: diffusers cannot describe it.
+    """
+    groups, needed = config.norm_groups, _FIXED["norm_num_groups"][0]
+    if groups != needed:
+        raise UserError(
+            f"the U-Net's norm_groups is {groups}; diffusers' attention always has {needed}, so "
+            "this one has no equal there"
+        )
+    down, up = ({on: name for name, on in blocks.items()} for blocks in (_DOWN_BLOCKS, _UP_BLOCKS))
+    only_text = not config.self_attention
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **{name: value for name, (value, _) in _FIXED.items()},
+        "addition_embed_type_num_heads": config.pooling_heads,
+        "attention_head_dim": config.head_dim,
+        "block_out_channels": list(config.channels),
+        "class_embed_type": "timestep" if config.noise_level_embedding else None,
+        "cross_attention_dim": config.cross_attention_dim,
+        "down_block_types": [down[on] for on in config.attention_levels],
+        "encoder_hid_dim": config.text_dim,
+        "in_channels": config.in_channels,
+        "layers_per_block": list(config.layers_per_block),
+        "mid_block_only_cross_attention": only_text,
+        "mid_block_scale_factor": config.mid_output_scale_factor,
+        "only_cross_attention": only_text,
+        "out_channels": config.out_channels,
+        "resnet_out_scale_factor": config.output_scale_factor,
+        "resnet_skip_time_act": config.activate_embedding_once,
+        "sample_size": resolution,
+        "time_embedding_act_fn": "gelu" if config.activate_embedding_once else None,
+        "time_embedding_dim": config.time_embedding_dim,
+        "up_block_types": [up[on] for on in reversed(config.attention_levels)],
+    }
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """What a scheduler's config says, in our words; see `stunet.model.Model`."""
+
+    schedule: Schedule
+    prediction: str
+    variance: str
+    threshold: Threshold | None
+
+
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_BETAS = "squaredcos_cap_v2"
+
+
+def read_scheduler(config: Mapping[str, Any], where: str) -> Diffusion:
+    """What a diffusers `scheduler_config.json` says.
+
+    Raises:
+      UserError: it names betas, a variance or a clip that samplers here do not have.
+    """
+    if config.get("trained_betas") is not None:
+        raise UserError(f"{where}: trained_betas are not read; DeepFloyd IF's are null")
+    if config.get("rescale_betas_zero_snr", False):
+        raise UserError(f"{where}: rescale_betas_zero_snr is true; DeepFloyd IF's is false")
+    threshold = None
+    if config.get("thresholding", False):
+        threshold = Threshold(
+            config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        )
+    elif config.get("clip_sample", True):
+        if (span := config.get("clip_sample_range", 1.0)) != 1:
+            raise UserError(f"{where}: clip_sample_range is {span}; only 1.0 is known")
+        threshold = Threshold(max_value=1.0)
+    _known(config.get("beta_schedule", "linear"), (_BETAS,), f"{where}: beta_schedule")
+    prediction = config.get("prediction_type", "epsilon")
+    _known(prediction, _PREDICTIONS, f"{where}: prediction_type")
+    variance = config.get("variance_type", "fixed_small")
+    _known(variance, VARIANCES, f"{where}: variance_type")
+    schedule = Schedule(num_timesteps=config.get("num_train_timesteps", 1000))
+    return Diffusion(schedule, _PREDICTIONS[prediction], variance, threshold)
+
+
+def default_scheduler(config: UNetConfig) -> Diffusion:
+    """DeepFloyd IF's own settings, for a U-Net that comes without a scheduler."""
+    variance = "learned_range" if config.out_channels == 6 else "fixed_small"
+    threshold = Threshold(max_value=1.0 if config.noise_level_embedding else 1.5)
+    return Diffusion(Schedule(), "eps", variance, threshold)
+
+
+def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
+    """The `scheduler_config.json` of diffusers' `DDPMScheduler`: undoes `read_scheduler`.
+
+    Raises:
+      UserError: diffusers has no such schedule.
+    """
+    if diffusion.schedule.kind != "cosine":
+        raise UserError(
+            f"the model's schedule is {diffusion.schedule.kind!r}; diffusers has 'cosine' alone"
+        )
+    threshold = diffusion.threshold
+    theirs = {ours: name for name, ours in _PREDICTIONS.items()}
+    return {
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": _BETAS,
+        "clip_sample": threshold is not None,
+        "clip_sample_range": 1.0,
+        "num_train_timesteps": diffusion.schedule.num_timesteps,
+        "prediction_type": theirs[diffusion.prediction],
+        "thresholding": threshold is not None,
+        "dynamic_thresholding_ratio": 0.95 if threshold is None else threshold.quantile,
+        "sample_max_value": 1.0 if threshold is None else threshold.max_value,
+        "timestep_spacing": "leading",
+        "variance_type": diffusion.variance,
+    }
+
+
+def _known(value: str, choices: Iterable[str], where: str) -> None:
+    if value not in choices:
+        raise UserError(f"{where} is {value!r}; known are {', '.join(choices)}")
+
+
 def _attention_levels(types: list[str], known: Mapping[str, bool], where: str) -> tuple[bool, ...]:
     for name in types:
         if name not in known:
@@ -117,6 +239,19 @@ def _one(value: int | list[int], where: str) -> int:
     if len(values) != 1:
         raise UserError(f"{where} differs between levels ({value}); one value is supported")
     return values.pop()
+
+
+# A part of a tensor's name that IF does not have -> where such tensors are from.
+FAMILIES = {
+    "temporal_": "these are an inflated model's, not diffusers'",
+    "motion_modules": "these weights are AnimateDiff's",
+    "temp_": "these weights are a video model's of another family",
+    "transformer_blocks": "these weights are of the Stable Diffusion family",
+    "encoder.block": "these weights are a text encoder's",
+    "input_blocks": "these weights are in the layout of before diffusers",
+    "lora": "these weights are low-rank adapters, not a whole network",
+    "class_embedding": "these weights are a stage II's and config.json a stage I's",
+}
 
 
 # Inside a block: our name -> diffusers'.
@@ -155,32 +290,6 @@ _OUTSIDE = {
     "norm_out": "conv_norm_out",
     "conv_out": "conv_out",
 }
-
-
-@dataclass(frozen=True)
-class Renamed:
-    """A parameter's place in diffusers' layout.
-
-    Attributes:
-      name: in the state dict.
-      shape: there.
-      axes: the transposition that leads from there to ours; None where a 1x1 convolution there
-        is a dense layer here.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    axes: tuple[int, ...] | None
-
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """The array as our network has it."""
-        return array[:, :, 0, 0].T if self.axes is None else array.transpose(self.axes)
-
-    def to_diffusers(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`."""
-        if self.axes is None:
-            return np.ascontiguousarray(array.T)[:, :, None, None]
-        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
 
 
 def renamed(config: UNetConfig) -> dict[str, Renamed]:

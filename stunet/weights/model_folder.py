@@ -14,17 +14,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors asks for)
+import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
+from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
 from stunet.weights.trees import Tree, flatten, is_temporal, merge, partition, unflatten
 
 FORMAT_VERSION = 1
@@ -36,7 +34,7 @@ _OWN_FILE = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The fields of `ModelFolder.config`.
 
@@ -50,6 +48,8 @@ class ModelConfig:
       prediction: what the network predicts ("eps", "x0", "v").
       variance: how a sampler gets its variance ("fixed_small", "learned_range").
       text_encoder: the text encoder's config, None for a model fed with encoder states.
+      threshold: how a sampler bounds x0, `stunet.diffusion.Threshold`'s fields; None for its
+        defaults.
     """
 
     architecture: dict
@@ -61,6 +61,7 @@ class ModelConfig:
     prediction: str
     variance: str
     text_encoder: dict | None
+    threshold: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,8 @@ class ModelFolder:
     Attributes:
       config: plain JSON values under the names of `ModelConfig`.
       params: parameter trees by component: "unet", and "text_encoder" where the model
-        has its own. Loaded leaves are numpy arrays, bfloat16 ones by `ml_dtypes`.
+        has its own. Leaves of `load_model` are numpy arrays, bfloat16 ones by `ml_dtypes`;
+        those of `open_model` are `StoredTensor`.
       tokenizer: the bytes of its `tokenizer.json`, or None.
     """
 
@@ -88,7 +90,7 @@ class _Weights:
     text_encoder: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _ConfigFile(ModelConfig):
     """`config.json` as it is on disk."""
 
@@ -105,7 +107,8 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
 
     Args:
       folder: where; missing parents are made.
-      model: what; leaves may be numpy or (fully addressable) jax arrays.
+      model: what; leaves may be numpy or (fully addressable) jax arrays, or `StoredTensor`,
+        of which one at a time is held.
       shard_bytes: size above which a part's weights are split over several files. A
         single larger array has a file to itself.
 
@@ -141,11 +144,8 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
         }
         config_file = new / "config.json"
         config_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for file in new.glob("*.safetensors"):
-            # safetensors writes for the owner only, which would break a shared folder.
-            shutil.copymode(config_file, file)
         _replace(folder, new, old)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"{folder}: cannot write the model folder: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -158,6 +158,12 @@ def load_model(folder: str | Path) -> ModelFolder:
       UserError: a file is missing, unreadable or incomplete, or `config.json` has
         missing, unknown or mistyped fields, or is of a newer format.
     """
+    model = open_model(folder)
+    return dataclasses.replace(model, params=jax.tree.map(np.asarray, model.params))
+
+
+def open_model(folder: str | Path) -> ModelFolder:
+    """`load_model`, but the parameters stay in their files until they are asked for."""
     folder = Path(folder)
     path = folder / "config.json"
     content = _read_config(path)
@@ -173,7 +179,8 @@ def load_model(folder: str | Path) -> ModelFolder:
     if stored.tokenizer is not None:
         tokenizer = _read(folder / stored.tokenizer)
     public = [field.name for field in dataclasses.fields(ModelConfig)]
-    return ModelFolder({name: content[name] for name in public}, params, tokenizer)
+    present = {name: content[name] for name in public if name in content}
+    return ModelFolder(present, params, tokenizer)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -203,45 +210,22 @@ def _read(path: Path) -> bytes:
 
 def _save_part(folder: Path, part: str, tree: Tree, shard_bytes: int) -> tuple[str, ...]:
     """Writes one part's weights and returns the names of its files."""
-    shards = list(_shards(flatten(tree), shard_bytes))
-    names = [
-        f"{part}.safetensors"
-        if len(shards) == 1
-        else f"{part}-{i:05d}-of-{len(shards):05d}.safetensors"
-        for i in range(1, len(shards) + 1)
-    ]
+    shards = split_by_size(flatten(tree), shard_bytes)
+    names = shard_names(part, len(shards))
     for name, shard in zip(names, shards, strict=True):
-        # safetensors copies raw memory from the start: anything but C order would be garbled.
-        arrays = {path: np.asarray(leaf, order="C") for path, leaf in shard.items()}
-        safetensors.numpy.save_file(arrays, folder / name)
+        write_tensors(folder / name, shard)
     return tuple(names)
 
 
-def _shards(flat: dict[str, Any], shard_bytes: int) -> Iterator[dict[str, Any]]:
-    """Consecutive groups of leaves, each of at most `shard_bytes` (or a single leaf)."""
-    shard, size = {}, 0
-    for path, leaf in flat.items():
-        if shard and size + leaf.nbytes > shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[path] = leaf
-        size += leaf.nbytes
-    if shard:
-        yield shard
-
-
 def _load_part(folder: Path, part: str, names: tuple[str, ...]) -> Tree:
-    flat: dict[str, np.ndarray] = {}
+    flat = {}
     for name in names:
         path = folder / name
         if not (_OWN_FILE.fullmatch(name) and name.startswith(part)):
             raise UserError(f"{folder / 'config.json'}: weights.{part}: no file name: '{name}'")
         if not path.is_file():
             raise UserError(f"{path}: missing, although config.json names it")
-        try:
-            flat |= safetensors.numpy.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path}: incomplete or no safetensors file: {error}") from error
+        flat |= stored_tensors(path)
     return unflatten(flat)
 
 

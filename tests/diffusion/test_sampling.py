@@ -6,12 +6,13 @@ import pytest
 from stunet.diffusion import (
     START_NOISE,
     Schedule,
+    Threshold,
     add_noise,
-    dynamic_threshold,
     keyed_noise,
     make_sampler,
     run_steps,
     sample_in_chunks,
+    thresholded,
     to_prediction,
 )
 
@@ -35,7 +36,7 @@ def denoise(x_t, t):
     return to_prediction("v", output, x_t, SCHEDULE.log_snr(t), False)
 
 
-DENOISER = dynamic_threshold(denoise, SCHEDULE)
+DENOISER = thresholded(denoise, SCHEDULE, Threshold())
 
 
 def chunk_function(sampler, chunk, denoiser=DENOISER):

@@ -78,7 +78,7 @@ def test_every_parameter_has_one_name_and_comes_back(fields):
     for path in ("up_0_res_0/skip/kernel", "mid_attn_0/out/kernel", "conv_in/kernel"):
         place = table[path]
         theirs = np.arange(np.prod(place.shape)).reshape(place.shape)
-        back = place.to_diffusers(place.to_ours(theirs))
+        back = place.to_theirs(place.to_ours(theirs))
         assert back.shape == place.shape
         np.testing.assert_array_equal(back, theirs)
 

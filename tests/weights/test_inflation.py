@@ -10,10 +10,11 @@ import pytest
 
 from stunet.diffusion import (
     Schedule,
-    dynamic_threshold,
+    Threshold,
     guided_denoiser,
     make_sampler,
     run_steps,
+    thresholded,
 )
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
@@ -166,7 +167,7 @@ def test_equality_holds_through_a_whole_sampler():
         denoiser = guided_denoiser(
             network, schedule, "v", text, jnp.zeros_like(text), 3.0, learned_variance=False
         )
-        denoiser = dynamic_threshold(denoiser, schedule, over="frame")
+        denoiser = thresholded(denoiser, schedule, Threshold(over="frame"))
         carry = sampler.init(noise[-1])
         return run_steps(sampler, denoiser, carry, 0, steps, lambda i: noise[i]).x
 

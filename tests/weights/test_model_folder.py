@@ -130,7 +130,7 @@ def test_replaces_an_older_model_whole(folder):
 
 def test_a_failure_leaves_the_older_model(folder):
     class Broken:
-        nbytes = 4
+        shape, dtype, nbytes = (1,), np.float32, 4
 
         def __array__(self, dtype=None, copy=None):
             raise OSError("No space left on device")

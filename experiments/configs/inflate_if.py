@@ -1,0 +1,52 @@
+"""Text to video from DeepFloyd IF: an imported first stage, inflated, on one's own videos.
+
+    stunet import-if IF-I-M-v1.0 models/if_m
+    python -m experiments.cache_text --config=experiments/configs/inflate_if.py \\
+        --config.data.source=FOLDER
+    python -m experiments.train --config=experiments/configs/inflate_if.py \\
+        --config.data.source=FOLDER --workdir=runs/if_m_t2v
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """80 frames at 16 a second, as the paper's, at the first stage's 64x64."""
+    return ConfigDict(
+        {
+            "stage": "t2v",
+            "init_from": "models/if_m",
+            "temporal": {"resample": (True, True, True), "attention_layers": 2, "head_dim": 64},
+            "data": {
+                "name": "video_folder",
+                "source": "",
+                "data_dir": "datasets",
+                "split": "train",
+                "num_frames": 80,
+                "resolution": 64,
+                "fps": 16.0,
+                "seed": 0,
+                "caption_dropout": 0.1,
+                "text_states": True,  # T5-XXL runs once, in cache_text
+            },
+            # IF's own noise and target. Its variance channels are not trained for what the new
+            # temporal blocks do to the features under them, so the video model does without.
+            "diffusion": {
+                "prediction": "eps",
+                "variance": "fixed_small",
+                "schedule": {"kind": "cosine"},
+            },
+            "optimizer": {
+                "name": "adafactor",
+                "learning_rate": 1e-4,
+                "warmup_steps": 1000,
+                "ema_decay": 0.9999,
+            },
+            "dtype": "bfloat16",
+            "remat": "blocks",
+            "batch_size": 8,
+            "total_steps": 100000,
+            "checkpoint_every": 1000,
+            "sample_prompts": (),
+        }
+    )

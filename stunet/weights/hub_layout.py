@@ -1,0 +1,232 @@
+"""A component's folder as diffusers and transformers write it: config.json and safetensors.
+
+    config.json
+    NAME[.VARIANT].safetensors                    whole, or
+    NAME[.VARIANT]-00001-of-00002.safetensors ... in shards
+
+Pickles are never read: loading one runs whatever code is in it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.errors import UserError
+from stunet.weights.tensor_files import (
+    ChangedTensor,
+    StoredTensor,
+    shard_names,
+    split_by_size,
+    stored_tensors,
+    write_tensors,
+)
+from stunet.weights.trees import Tree, flatten, unflatten
+
+_WEIGHTS = re.compile(
+    r"(?P<name>[^.]+?)(\.(?P<variant>[^.]+?))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?\.safetensors"
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A parameter's place in a published layout.
+
+    Attributes:
+      name: in the state dict there.
+      shape: there.
+      axes: the transposition that leads from there to ours; None where a 1x1 convolution there
+        is a dense layer here.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """The array as our network has it."""
+        return array[:, :, 0, 0].T if self.axes is None else array.transpose(self.axes)
+
+    @property
+    def our_shape(self) -> tuple[int, ...]:
+        """Its shape here."""
+        if self.axes is None:
+            return self.shape[1::-1]
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `to_ours`."""
+        if self.axes is None:
+            return np.ascontiguousarray(array.T)[:, :, None, None]
+        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+
+
+def to_ours(table: Mapping[str, Renamed], theirs: Mapping[str, Any]) -> Tree:
+    """The parameter tree that a state dict is, by our path -> `Renamed`; nothing is read yet."""
+    return unflatten(
+        {
+            path: ChangedTensor(theirs[place.name], place.our_shape, place.to_ours)
+            for path, place in table.items()
+        }
+    )
+
+
+def to_theirs(table: Mapping[str, Renamed], ours: Mapping[str, Any]) -> dict[str, ChangedTensor]:
+    """The state dict that a parameter tree is: the inverse of `to_ours`."""
+    flat = flatten(ours)
+    return {
+        place.name: ChangedTensor(flat[path], place.shape, place.to_theirs)
+        for path, place in table.items()
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: it is missing, unreadable or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def find_weights(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one copy of a component's weights.
+
+    Args:
+      folder: the component's.
+      variant: of the copies there, such as "fp16"; None for the plain one, or for the only one.
+
+    Raises:
+      UserError: there is none, or only pickles (with the command that converts them), more
+        than one that it could be, or a shard is missing.
+    """
+    copies: dict[tuple[str, str | None], list[re.Match]] = {}
+    names = sorted(path.name for path in folder.iterdir())
+    for match in filter(None, map(_WEIGHTS.fullmatch, names)):
+        copies.setdefault((match["name"], match["variant"]), []).append(match)
+    if not copies:
+        _refuse_pickles(folder, names)
+        raise UserError(f"{folder}: has no safetensors file")
+    chosen = [key for key in copies if key[1] == variant]
+    if not chosen and variant is None and len(copies) == 1:
+        chosen = list(copies)
+    if len(chosen) != 1:
+        asked = "without a variant" if variant is None else f"of variant '{variant}'"
+        found = ", ".join(".".join(filter(None, key)) for key in copies)
+        raise UserError(
+            f"{folder}: {len(chosen) or 'no'} weights {asked}; it has {found}"
+            + (", of which --variant chooses" if len(copies) > 1 else "")
+        )
+    files = copies[chosen[0]]
+    whole = [match for match in files if match["shard"] is None]
+    if whole:
+        return [folder / whole[0].string]
+    count = int(files[0]["shards"])
+    present = {int(match["shard"]) for match in files if int(match["shards"]) == count}
+    if missing := sorted(set(range(1, count + 1)) - present):
+        lacking = files[0].string.replace(f"-{files[0]['shard']}-of", f"-{missing[0]:05d}-of")
+        raise UserError(f"{folder / lacking}: missing; the weights are in {count} files")
+    return [folder / match.string for match in files]
+
+
+def read_tensors(files: list[Path]) -> dict[str, StoredTensor]:
+    """All tensors of these files, by name; they stay on disk."""
+    return {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+
+
+def write_component(
+    folder: Path, stem: str, tensors: Mapping[str, Any], config: Mapping[str, Any], shard_bytes: int
+) -> None:
+    """Writes a component's folder, with an index where its weights are in several files."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shards = split_by_size(tensors, shard_bytes)
+    names = shard_names(stem, len(shards))
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard, metadata={"format": "pt"})
+    if len(names) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+            "weight_map": {
+                t: name for name, shard in zip(names, shards, strict=True) for t in shard
+            },
+        }
+        path = folder / f"{stem}.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def match_tensors(
+    expected: Mapping[str, tuple[int, ...]],
+    got: Mapping[str, StoredTensor],
+    where: Path,
+    families: Mapping[str, str],
+) -> None:
+    """Checks that a state dict is the one that a config describes.
+
+    Args:
+      expected: name -> shape, all of them.
+      got: what the files hold.
+      where: the folder, named in the error.
+      families: a part of a tensor's name -> what has such tensors, to name the likely cause.
+
+    Raises:
+      UserError: one line with the first ten missing, unexpected and misshapen tensors, their
+        shapes, and what the likely cause is.
+    """
+    kinds = {
+        "missing": [f"{n} {_shape(s)}" for n, s in expected.items() if n not in got],
+        "unexpected": [f"{n} {_shape(t.shape)}" for n, t in got.items() if n not in expected],
+        "of another shape": [
+            f"{name} (expected {_shape(shape)}, got {_shape(got[name].shape)})"
+            for name, shape in expected.items()
+            if name in got and got[name].shape != tuple(shape)
+        ],
+    }
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if not problems:
+        return
+    foreign = [name for name in got if name not in expected]
+    cause = next(
+        (cause for part, cause in families.items() if any(part in name for name in foreign)),
+        "these weights and config.json are of different models, or one of them is incomplete",
+    )
+    raise UserError(
+        f"{where}: the tensors are not those of config.json; {cause}. " + "; ".join(problems)
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _refuse_pickles(folder: Path, names: list[str]) -> None:
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        command = (
+            "import glob, os, torch, safetensors.torch as s; "
+            "[s.save_file({k: v.clone().contiguous() for k, v in torch.load(f, 'cpu', "
+            "weights_only=True).items()}, os.path.splitext(f)[0] + '.safetensors') "
+            f"for f in glob.glob('{folder}/*{Path(pickles[0]).suffix}')]"
+        )
+        raise UserError(
+            f"{folder / pickles[0]}: a pickle, which can run any code when it is read; where torch "
+            f'is installed, this converts it: python -c "{command}"'
+        )

@@ -1,0 +1,154 @@
+"""Small networks with every feature of DeepFloyd IF's and T5's configs, as their owners describe
+them, with weights and inputs that any machine makes alike.
+
+What PyTorch computes from them is in `golden/`; `make_golden.py` wrote it.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def blocks(attention):
+    """diffusers' block types for levels with and without attention."""
+    kinds = {True: "SimpleCrossAttn{}Block2D", False: "Resnet{}sampleBlock2D"}
+    down = [kinds[on].format("Down") for on in attention]
+    up = [kinds[on].format("Up") for on in reversed(attention)]
+    return {"down_block_types": down, "up_block_types": up}
+
+
+STAGE_ONE = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "gelu",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 4,
+    "attention_head_dim": 16,
+    "block_out_channels": [32, 64, 96],
+    **blocks((False, True, True)),
+    "cross_attention_dim": 64,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim": 48,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "out_channels": 6,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": 8,
+}
+STAGE_TWO = STAGE_ONE | {
+    **blocks((False, False, False, True, True)),
+    "block_out_channels": [32, 32, 64, 96, 64],
+    "class_embed_type": "timestep",
+    "in_channels": 6,
+    "layers_per_block": [1, 1, 2, 2, 1],
+    "mid_block_only_cross_attention": True,
+    "mid_block_scale_factor": 1.4142,
+    "only_cross_attention": True,
+    "resnet_out_scale_factor": 1.4142,
+    "resnet_skip_time_act": True,
+    "sample_size": 16,
+    "time_embedding_act_fn": "gelu",
+    "time_embedding_dim": 80,
+}
+# Quick to compile, for what needs no more.
+SMALL = STAGE_ONE | {
+    **blocks((False, True)),
+    "block_out_channels": [32, 64],
+    "layers_per_block": 1,
+}
+UNETS = {"stage_one": STAGE_ONE, "stage_two": STAGE_TWO}
+SIZES = {"stage_one": (8, 12), "stage_two": (16, 32)}  # not square
+
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "beta_end": 0.02,
+    "beta_schedule": "squaredcos_cap_v2",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.95,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.5,
+    "thresholding": True,
+    "trained_betas": None,
+    "variance_type": "learned_range",
+}
+STEPS, SCALE = 10, 7.0
+
+T5 = {
+    "architectures": ["T5EncoderModel"],
+    "d_ff": 40,
+    "d_kv": 8,
+    "d_model": 48,
+    "dense_act_fn": "gelu_new",
+    "feed_forward_proj": "gated-gelu",
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "t5",
+    "num_heads": 4,
+    "num_layers": 3,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+    "vocab_size": 500,
+}
+LENGTHS = (77, 9, 1)  # of three captions of 77 tokens
+
+SENTENCES = (
+    "a red circle moving left",
+    "A Café, 12½ kilometres away — naïve?",
+    "  spaces   between\twords and\nlines ",
+    "ﬁne ligatures, ＦＵＬＬ width, e\u0301",  # noqa: RUF001
+    "unknown: 語 🙂",
+    "",
+)
+
+
+def noise(name, *shape):
+    """Standard normal numbers that depend on the name alone."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return rng.standard_normal(shape, np.float32)
+
+
+def weight(name, shape):
+    """A tensor of a state dict: of a size that keeps activations near 1, norms near identity."""
+    drawn = noise(name, *shape)
+    if "norm" in name and name.endswith("weight"):
+        return 1 + 0.1 * drawn
+    if len(shape) == 1:
+        return 0.1 * drawn
+    if name == "shared.weight":
+        return drawn
+    return drawn / np.sqrt(np.prod(shape[1:], dtype=np.float32))
+
+
+def unet_inputs(name):
+    """x [2, C, H, W], timesteps, text states, noise levels (of stage II)."""
+    config = UNETS[name]
+    x = noise(f"{name} x", 2, config["in_channels"], *SIZES[name])
+    text = noise(f"{name} text", 2, 77, config["encoder_hid_dim"])
+    return x, np.array([900.0, 37.0], np.float32), text, np.array([250.0, 0.0], np.float32)
+
+
+def t5_inputs():
+    """Token ids [3, 77] and their mask."""
+    rng = np.random.default_rng(5)
+    mask = np.arange(77) < np.array(LENGTHS)[:, None]
+    ids = rng.integers(3, T5["vocab_size"], mask.shape)
+    return np.where(mask, ids, 0).astype(np.int64), mask
+
+
+def trajectory_inputs():
+    """Start noise [2, 3, H, W], a step's noise for each step, text states and empty ones."""
+    size = SIZES["stage_one"]
+    text = noise("trajectory text", 2, 77, STAGE_ONE["encoder_hid_dim"])
+    empty = noise("trajectory empty", 1, 77, STAGE_ONE["encoder_hid_dim"])
+    return (
+        noise("trajectory start", 2, 3, *size),
+        noise("trajectory steps", STEPS, 2, 3, *size),
+        text,
+        empty,
+    )

@@ -1,0 +1,44 @@
+"""The networks of `cases` as their owners would publish them, made without torch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from stunet.weights import deepfloyd_if, t5_v1_1
+from stunet.weights.hub_layout import write_component
+from tests.parity import cases
+
+
+def write_unet(folder: Path, config: dict, dtype=np.float32, shard_bytes=10**9) -> Path:
+    """A U-Net's folder."""
+    table = deepfloyd_if.renamed(deepfloyd_if.unet_config(config, "config"))
+    write_component(folder, "diffusion_pytorch_model", _weights(table, dtype), config, shard_bytes)
+    return folder
+
+
+def write_t5(folder: Path) -> Path:
+    """A text encoder's folder, with `spiece.model` in it."""
+    table = t5_v1_1.renamed(t5_v1_1.t5_config(cases.T5, "t5"))
+    write_component(folder, "model", _weights(table, np.float32), cases.T5, 10**9)
+    (folder / "spiece.model").write_bytes((cases.GOLDEN / "spiece.model").read_bytes())
+    return folder
+
+
+def write_pipeline(folder: Path, unet: dict = cases.STAGE_ONE) -> Path:
+    """A whole pipeline of the first stage."""
+    write_unet(folder / "unet", unet)
+    write_t5(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    (folder / "text_encoder" / "spiece.model").rename(folder / "tokenizer" / "spiece.model")
+    (folder / "scheduler").mkdir()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(cases.SCHEDULER))
+    return folder
+
+
+def _weights(table, dtype):
+    return {
+        place.name: np.asarray(cases.weight(place.name, place.shape), dtype)
+        for place in table.values()
+    }

@@ -1,0 +1,43 @@
+"""Writes `golden/`, what PyTorch computes for `cases`; needs torch, diffusers, transformers and
+sentencepiece (the extra `parity`).
+
+    python -m tests.parity.make_golden
+"""
+
+import json
+
+import numpy as np
+import sentencepiece
+
+from stunet.evaluation.moving_shapes import prompts
+from tests.parity import cases, torch_reference
+
+VOCAB_SIZE = 300
+
+
+def main():
+    """Computes and writes."""
+    cases.GOLDEN.mkdir(exist_ok=True)
+    for name, output in torch_reference.outputs().items():
+        np.save(cases.GOLDEN / f"{name}.npy", output)
+    prefix = cases.GOLDEN / "spiece"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([prompt.text for prompt in prompts("train", 500)]),
+        model_prefix=str(prefix),
+        vocab_size=VOCAB_SIZE,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    prefix.with_suffix(".vocab").unlink()
+    pieces = sentencepiece.SentencePieceProcessor(str(prefix.with_suffix(".model")))
+    ids = {text: pieces.encode(text) for text in cases.SENTENCES}
+    (cases.GOLDEN / "spiece_ids.json").write_text(json.dumps(ids, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`golden/` is what PyTorch computes today; runs where the extra `parity` is installed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stunet.weights import deepfloyd_if, t5_v1_1
+from tests.parity import cases
+
+torch = pytest.importorskip("torch", reason="needs torch, diffusers, transformers, sentencepiece")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+sentencepiece = pytest.importorskip("sentencepiece")
+
+# Real widths, layers and heads; diffusers' own defaults where DeepFloyd's files are silent.
+REAL = {
+    name: cases.STAGE_ONE
+    | cases.blocks((False, True, True, True))
+    | {
+        "addition_embed_type_num_heads": 64,
+        "attention_head_dim": 64,
+        "block_out_channels": channels,
+        "cross_attention_dim": channels[-1],
+        "encoder_hid_dim": 4096,
+        "layers_per_block": 3,
+    }
+    for name, channels in {
+        "IF-I-M": [192, 384, 576, 768],
+        "IF-I-L": [320, 640, 960, 1280],
+        "IF-I-XL": [704, 1408, 2112, 2816],
+    }.items()
+} | {
+    name: cases.STAGE_TWO
+    | {
+        "addition_embed_type_num_heads": 64,
+        "attention_head_dim": 64,
+        "block_out_channels": channels,
+        "cross_attention_dim": channels[-1],
+        "encoder_hid_dim": 4096,
+        "layers_per_block": [2, 2, 3, 5, 5],
+        "time_embedding_dim": 5 * channels[-1],
+    }
+    for name, channels in {
+        "stage II, narrow": [128, 256, 384, 512, 768],
+        "stage II, wide": [192, 384, 768, 1152, 1536],
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", [*cases.UNETS, "t5", "trajectory"])
+def test_golden_is_current(name):
+    from tests.parity import torch_reference
+
+    made = {
+        "t5": torch_reference.t5_states,
+        "trajectory": torch_reference.trajectory,
+    }.get(name, lambda: torch_reference.unet_output(name))()
+    np.testing.assert_allclose(made, np.load(cases.GOLDEN / f"{name}.npy"), atol=1e-5)
+
+
+def test_golden_pieces_are_current():
+    pieces = sentencepiece.SentencePieceProcessor(str(cases.GOLDEN / "spiece.model"))
+    stored = json.loads((cases.GOLDEN / "spiece_ids.json").read_text())
+    assert stored == {text: pieces.encode(text) for text in cases.SENTENCES}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_every_name_of_a_real_state_dict(name):
+    with torch.device("meta"):
+        module = diffusers.UNet2DConditionModel.from_config(REAL[name])
+    theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    table = deepfloyd_if.renamed(deepfloyd_if.unet_config(REAL[name], name))
+    assert {place.name: place.shape for place in table.values()} == theirs
+    assert len(table) == len(theirs)  # each of ours is one of theirs
+
+
+def test_every_name_of_t5():
+    with torch.device("meta"):
+        module = transformers.T5EncoderModel(transformers.T5Config.from_dict(cases.T5))
+    theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    theirs.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
+    table = t5_v1_1.renamed(t5_v1_1.t5_config(cases.T5, "t5"))
+    assert {place.name: place.shape for place in table.values()} == theirs

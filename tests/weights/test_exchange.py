@@ -1,0 +1,348 @@
+"""`stunet import-if`, `import-t5` and `export-if`, as commands."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from stunet import cli
+from stunet.diffusion import (
+    Schedule,
+    Threshold,
+    guided_denoiser,
+    make_sampler,
+    run_steps,
+    thresholded,
+)
+from stunet.model import load
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNet
+from stunet.pipeline import generate
+from stunet.weights import deepfloyd_if
+from stunet.weights.hub_layout import read_tensors, to_ours, write_component
+from stunet.weights.inflation import inflate
+from stunet.weights.model_folder import load_model, save_model
+from tests.parity import cases, folders
+from tests.tiny import UNET, fast_compiles, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return folders.write_pipeline(tmp_path_factory.mktemp("hub") / "IF")
+
+
+@pytest.fixture(scope="module")
+def model(source):
+    """The model folder of the whole pipeline."""
+    folder = source.with_name("model")
+    assert cli.main(["import-if", str(source), str(folder)]) == 0
+    return folder
+
+
+def error_of(capsys, *command):
+    """The one line that a refused command prints."""
+    assert cli.main([str(part) for part in command]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_an_imported_pipeline_is_a_model(model):
+    loaded = load(model)
+    assert loaded.unet.channels == (32, 64, 96) and loaded.text_encoder.d_model == 48
+    assert (loaded.resolution, loaded.num_frames, loaded.fps) == (8, 1, None)
+    assert (loaded.schedule, loaded.prediction) == (Schedule(), "eps")
+    assert (loaded.variance, loaded.threshold) == ("learned_range", Threshold(0.95, 1.5, "clip"))
+    assert loaded.tokenizer.max_tokens == 77
+    with fast_compiles():
+        image = generate(loaded, ["a red circle"], steps=2)
+    assert image.shape == (1, 1, 8, 8, 3) and image.std() > 0.1
+
+
+def test_a_round_trip_is_byte_equal(model, source, tmp_path):
+    back = tmp_path / "back"
+    assert cli.main(["export-if", str(model), str(back)]) == 0
+    theirs = read_tensors(sorted((source / "unet").glob("*.safetensors")))
+    exported = read_tensors(sorted((back / "unet").glob("*.safetensors")))
+    assert exported.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert exported[name].dtype == tensor.dtype and exported[name].shape == tensor.shape
+        assert np.asarray(exported[name]).tobytes() == np.asarray(tensor).tobytes(), name
+    # The configs say the same as those that were read, and the folder is imported again.
+    described = json.loads((back / "unet" / "config.json").read_text())
+    assert deepfloyd_if.unet_config(described, "") == deepfloyd_if.unet_config(cases.STAGE_ONE, "")
+    scheduler = json.loads((back / "scheduler" / "scheduler_config.json").read_text())
+    assert (
+        scheduler.items()
+        >= {
+            name: value
+            for name, value in cases.SCHEDULER.items()
+            if name in scheduler and name != "clip_sample"
+        }.items()
+    )
+    assert cli.main(["import-if", str(back), str(tmp_path / "again")]) == 0
+    again = load_model(tmp_path / "again").params["unet"]
+    jax.tree.map(np.testing.assert_array_equal, again, load_model(model).params["unet"])
+
+
+@pytest.mark.parametrize("name", list(cases.UNETS))
+def test_what_export_says_is_what_import_reads(name):
+    config = deepfloyd_if.unet_config(cases.UNETS[name], "")
+    assert deepfloyd_if.unet_config(deepfloyd_if.diffusers_config(config, 64), "") == config
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        deepfloyd_if.Diffusion(Schedule(), "v", "fixed_large", None),
+        deepfloyd_if.Diffusion(Schedule(num_timesteps=500), "x0", "fixed_small", Threshold(0.9, 1)),
+    ],
+)
+def test_schedulers_come_back(diffusion):
+    said = deepfloyd_if.scheduler_config(diffusion)
+    assert deepfloyd_if.read_scheduler(said, "") == diffusion
+
+
+def test_half_precision_stays_and_computes_alike(tmp_path):
+    x, text = cases.noise("x", 1, 1, 8, 8, 3), cases.noise("text", 1, 77, 48)
+    outputs = {}
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        folder = tmp_path / np.dtype(dtype).name
+        folders.write_unet(folder / "unet", cases.SMALL, dtype)
+        for path in (folder / "unet").glob("*.safetensors"):
+            path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+        assert cli.main(["import-if", str(folder / "unet"), str(folder / "model")]) == 0
+        loaded = load(folder / "model")
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(dtype)}
+        assert loaded.text_encoder is None
+        with fast_compiles():
+            apply = jax.jit(UNet(loaded.unet).apply)
+            output = apply({"params": loaded.params["unet"]}, x, np.full(1, 500.0), text)
+        assert output.dtype == np.float32  # parameters are half, the computation is not
+        outputs[dtype] = output
+    expected = outputs.pop(np.float32)
+    for output in outputs.values():
+        assert 0 < np.abs(output - expected).max() / np.abs(expected).max() < 0.03
+
+
+def test_a_text_encoder_is_added_later(model, source, tmp_path, capsys):
+    target = tmp_path / "model"
+    assert cli.main(["import-if", str(source / "unet"), str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "unet of" in said and f"stunet import-t5 T5_FOLDER {target}" in said
+    command = ["generate", "a circle", "--model", target, "--out", tmp_path / "out.png"]
+    assert "has no text encoder, which prompts need" in error_of(capsys, *command)
+    assert cli.main(["import-t5", str(source / "text_encoder"), str(target)]) == 0
+    assert "text_encoder of" in capsys.readouterr().out
+    both = load_model(target), load_model(model)
+    assert both[0].config == both[1].config and both[0].tokenizer == both[1].tokenizer
+    jax.tree.map(np.testing.assert_array_equal, both[0].params, both[1].params)
+
+
+def test_every_nth_frame_of_the_inflated_is_the_imported_image(tmp_path):
+    """Through the whole sampler, thresholded frame by frame, with the noise of those frames."""
+    folders.write_unet(tmp_path / "unet", cases.SMALL)
+    assert cli.main(["import-if", str(tmp_path / "unet"), str(tmp_path / "model")]) == 0
+    loaded = load(tmp_path / "model")
+    temporal = TemporalConfig(resample=(True,), attention_layers=1, head_dim=16)
+    config, params = inflate(loaded.params["unet"], loaded.unet, temporal, jax.random.key(0))
+    steps, frames, stride = 10, 8, config.temporal_stride
+    noise = cases.noise("inflated", steps + 1, 1, frames, 8, 8, 3)
+    text, empty = (cases.noise(name, 1, 77, 48) for name in ("text", "empty"))
+    sampler = make_sampler("ancestral", loaded.schedule, steps, variance=loaded.variance)
+
+    def sample(config, params, noise):
+        denoiser = guided_denoiser(
+            lambda x_t, t, text: UNet(config).apply({"params": params}, x_t, t, text),
+            loaded.schedule,
+            loaded.prediction,
+            text,
+            empty,
+            4.0,
+            learned_variance=True,
+        )
+        threshold = replace(loaded.threshold, over="frame")
+        denoiser = thresholded(denoiser, loaded.schedule, threshold)
+        carry = sampler.init(noise[-1])
+        return run_steps(sampler, denoiser, carry, 0, steps, noise[:-1].__getitem__).x
+
+    with fast_compiles():
+        noise = jax.numpy.asarray(noise)
+        video = jax.jit(lambda n: sample(config, params, n))(noise)
+        image = jax.jit(lambda n: sample(loaded.unet, loaded.params["unet"], n))
+        images = [image(noise[:, :, i : i + 1]) for i in range(0, frames, stride)]
+    expected = np.concatenate(images, axis=1)
+    assert expected.std() > 0.1
+    assert np.abs(video[:, ::stride] - expected).max() <= 1e-4
+
+
+def test_the_wrong_weights_are_named(source, tmp_path, capsys):
+    unet = folders.write_unet(tmp_path / "unet", cases.STAGE_TWO)
+    (unet / "config.json").write_text(json.dumps(cases.STAGE_ONE))
+    error = error_of(capsys, "import-if", unet, tmp_path / "model")
+    assert "these weights are a stage II's and config.json a stage I's" in error
+    assert "class_embedding.linear_1.weight 80x32, " in error and ", ... unexpected" not in error
+    assert " of another shape: " in error and "(expected 32x3x3x3, got 32x6x3x3)" in error
+    shapes = [part for part in error.split("; ") if " unexpected: " in part]
+    assert len(shapes[0].split(": ")[-1].split(", ")) == 11 and shapes[0].endswith("...")
+    error = error_of(capsys, "import-if", source / "text_encoder", tmp_path / "model")
+    assert "config.json: has no field 'block_out_channels'" in error
+    error = error_of(capsys, "import-t5", source / "unet", tmp_path / "model")
+    assert "no such folder" in error
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_missing_or_a_pickle(source, tmp_path, capsys):
+    assert "neither a pipeline's folder" in error_of(capsys, "import-if", tmp_path, tmp_path / "m")
+    unet = folders.write_unet(tmp_path / "unet", cases.STAGE_ONE, shard_bytes=10**6)
+    shards = sorted(unet.glob("*.safetensors"))
+    shards[1].unlink()
+    error = error_of(capsys, "import-if", unet, tmp_path / "m")
+    assert f"{shards[1]}: missing; the weights are in {len(shards)} files" in error
+    for path in shards[:1] + shards[2:]:
+        path.unlink()
+    assert "has no safetensors file" in error_of(capsys, "import-if", unet, tmp_path / "m")
+    (unet / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02.")
+    error = error_of(capsys, "import-if", unet, tmp_path / "m")
+    assert "a pickle, which can run any code" in error and 'converts it: python -c "' in error
+    assert f"glob.glob('{unet}/*.bin')" in error
+    assert not (tmp_path / "m").exists()
+
+
+def test_variants(tmp_path, capsys):
+    unet = folders.write_unet(tmp_path / "unet", cases.STAGE_ONE, np.float16)
+    name = "diffusion_pytorch_model"
+    plain = (unet / f"{name}.safetensors").rename(unet / f"{name}.fp16.safetensors")
+    (unet / f"{name}.bf16.safetensors").write_bytes(plain.read_bytes())
+    error = error_of(capsys, "import-if", unet, tmp_path / "m")
+    assert f"no weights without a variant; it has {name}.bf16, {name}.fp16" in error
+    assert "--variant chooses" in error
+    error = error_of(capsys, "import-if", unet, tmp_path / "m", "--variant", "fp8")
+    assert "no weights of variant 'fp8'" in error
+    assert cli.main(["import-if", str(unet), str(tmp_path / "m"), "--variant", "fp16"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta_schedule": "linear"}, "beta_schedule is 'linear'; known are squaredcos_cap_v2"),
+        ({"trained_betas": [0.1]}, "trained_betas are not read"),
+        ({"variance_type": "learned"}, "variance_type is 'learned'; known are fixed_small"),
+        ({"thresholding": False, "clip_sample_range": 2.0}, "clip_sample_range is 2.0"),
+        ({"prediction_type": "flow"}, "prediction_type is 'flow'; known are epsilon"),
+    ],
+)
+def test_other_schedulers(source, tmp_path, capsys, change, message):
+    pipeline = tmp_path / "IF"
+    pipeline.mkdir()
+    (pipeline / "unet").symlink_to(source / "unet")
+    (pipeline / "scheduler").mkdir()
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(cases.SCHEDULER | change))
+    error = error_of(capsys, "import-if", pipeline, tmp_path / "m")
+    assert f"{path}: {message}" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'; T5 v1.1's is 'gated-gelu'"),
+        ({"model_type": "mt5"}, "model_type is 'mt5', not 't5'"),
+        ({"d_model": 64}, "d_model is 64; the U-Net reads text of 48"),
+        ({"d_kv": 16}, "of another shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
+    ],
+)
+def test_other_text_encoders(source, model, tmp_path, capsys, change, message):
+    text = tmp_path / "t5"
+    text.mkdir()
+    (text / "model.safetensors").symlink_to(source / "text_encoder" / "model.safetensors")
+    (text / "config.json").write_text(json.dumps(cases.T5 | change))
+    assert message in error_of(capsys, "import-t5", text, model)
+
+
+def test_a_text_encoder_without_tokenizer(source, model, tmp_path, capsys):
+    text = tmp_path / "t5"
+    text.symlink_to(source / "text_encoder")
+    assert "no tokenizer.json or spiece.model" in error_of(capsys, "import-t5", text, model)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "spiece.model").write_bytes(b"no protobuf")
+    assert "spiece.model: not a SentencePiece model" in error_of(capsys, "import-t5", text, model)
+
+
+def test_a_decoder_and_a_second_name_of_the_embedding_are_left_out(source, model, tmp_path):
+    text = tmp_path / "t5"
+    tensors = dict(read_tensors([source / "text_encoder" / "model.safetensors"]))
+    tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+    tensors["decoder.final_layer_norm.weight"] = tensors["encoder.final_layer_norm.weight"]
+    tensors["lm_head.weight"] = tensors["encoder.embed_tokens.weight"]
+    write_component(text, "model", tensors, cases.T5, 10**9)
+    (text / "spiece.model").write_bytes((cases.GOLDEN / "spiece.model").read_bytes())
+    before = load_model(model).params
+    assert cli.main(["import-t5", str(text), str(model)]) == 0
+    jax.tree.map(np.testing.assert_array_equal, load_model(model).params, before)
+
+
+def test_export_writes_the_spatial_part_of_a_video_model(model, source, tmp_path):
+    content = load_model(model)
+    loaded = load(model)
+    temporal = TemporalConfig(resample=(True, True), attention_layers=1, head_dim=16)
+    _, params = inflate(content.params["unet"], loaded.unet, temporal, jax.random.key(0))
+    architecture = {
+        **content.config["architecture"],
+        "temporal": {"resample": [True, True], "head_dim": 16},
+    }
+    config = {**content.config, "architecture": architecture}
+    save_model(tmp_path / "video", replace(content, config=config, params={"unet": params}))
+    assert cli.main(["export-if", str(tmp_path / "video"), str(tmp_path / "out")]) == 0
+    theirs = read_tensors(sorted((tmp_path / "out" / "unet").glob("*.safetensors")))
+    table = deepfloyd_if.renamed(loaded.unet)
+    ours = to_ours(table, theirs)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.tree.map(np.asarray, ours), loaded.params["unet"]
+    )
+
+
+def test_what_cannot_be_exported(model, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "is there already" in error_of(capsys, "export-if", model, tmp_path / "full")
+    tiny = save_tiny_model(tmp_path / "tiny", UNET.text_to_image(), num_frames=1)
+    error = error_of(capsys, "export-if", tiny, tmp_path / "out")
+    assert "norm_groups is 4; diffusers' attention always has 32" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_while_importing(tmp_path):
+    """A file of 2 GB, of holes: what is kept in memory is at most 1.3 times it, and 0.5 GB."""
+    config = cases.STAGE_ONE | {"block_out_channels": [320, 640, 1056], "cross_attention_dim": 1024}
+    config |= {"attention_head_dim": 32}
+    table = deepfloyd_if.renamed(deepfloyd_if.unet_config(config, ""))
+    header, end = {}, 0
+    for place in table.values():
+        start, end = end, end + 4 * int(np.prod(place.shape))
+        header[place.name] = {"dtype": "F32", "shape": place.shape, "data_offsets": [start, end]}
+    content = json.dumps(header).encode()
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + end)
+    size = path.stat().st_size
+    print(size)
+    code = (
+        "import resource, sys; from stunet.cli import main; code = main(sys.argv[1:]); "
+        "print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "import-if", tmp_path / "unet", tmp_path / "model"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
+    peak = int(done.stdout.splitlines()[-1])
+    print(peak)
+    assert peak <= 1.3 * size + 0.5e9
+    assert sum(p.stat().st_size for p in (tmp_path / "model").glob("*.safetensors")) > end
