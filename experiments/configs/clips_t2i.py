@@ -18,8 +18,7 @@ def get_config() -> ConfigDict:
 
 
 def own_clips(data: ConfigDict, num_frames: int) -> ConfigDict:
-    """The data config of a folder of videos, at the resolution of `data` and the paper's rate."""
+    """The data config of a folder of videos, at the paper's rate."""
     own = {name: value for name, value in data.items() if name != "num_examples"}
-    return ConfigDict(
-        {**own, "name": "video_folder", "source": "", "num_frames": num_frames, "fps": 16.0}
-    )
+    own |= {"name": "video_folder", "source": "", "resolution": 32, "fps": 16.0}
+    return ConfigDict({**own, "num_frames": num_frames})

@@ -12,9 +12,9 @@ def get_config() -> ConfigDict:
         {
             "stage": "t2i",
             "unet": {
-                "channels": (16, 32, 96),
-                "layers_per_block": (1, 1, 2),
-                "attention_levels": (False, False, True),
+                "channels": (32, 64, 96),
+                "layers_per_block": (1, 1, 1),
+                "attention_levels": (False, True, True),
                 "head_dim": 16,
                 "text_dim": 64,
                 "cross_attention_dim": 96,
@@ -40,18 +40,18 @@ def get_config() -> ConfigDict:
                 "split": "train",
                 "num_examples": 20000,
                 "num_frames": 1,
-                "resolution": 32,
-                "fps": 8.0,
+                "resolution": 16,
+                "fps": 4.0,
                 "seed": 0,
                 "caption_dropout": 0.1,
                 "text_states": False,
             },
-            # Where a flat shape of 80 pixels stands, and how it moves, shows from a log-SNR of
-            # about -6 up (its energy against the noise's). The unshifted curve spends an eighth
-            # of its course below -3; shifted by -3 it spends half.
+            # Where a flat shape of 40 pixels stands, and how it moves, shows from a log-SNR of
+            # about -5 up (its energy against the noise's). The unshifted curve spends a fifth
+            # of its course below -2; shifted by -2 it spends half.
             "diffusion": {
                 "prediction": "v",
-                "schedule": {"kind": "continuous_cosine", "log_snr_shift": -3.0},
+                "schedule": {"kind": "continuous_cosine", "log_snr_shift": -2.0},
             },
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.999,
             },
             "batch_size": 32,
-            "total_steps": 90,
+            "total_steps": 200,
             "checkpoint_every": 200,
             "sample_prompts": (
                 "a red circle on a dark background",
