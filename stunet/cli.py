@@ -46,12 +46,12 @@ Puts a T5 v1.1 encoder into a model folder, in place of the one that it has.
   stunet import-t5 IF-I-XL-v1.0/text_encoder models/if_m
 
 SRC holds config.json, safetensors, and tokenizer.json or spiece.model (there, or in a tokenizer/
-beside it).
+beside it); or it is a pipeline's folder with a text_encoder/ of that kind.
 """
 EXPORT_IF = """\
 Writes a model's text-to-image part as a diffusers pipeline's unet/ and scheduler/.
 
-  stunet export-if runs/if_t2i IF-finetuned
+  stunet export-if models/if_m IF-again
 
 What was imported and not trained comes out equal, byte for byte.
 """
@@ -224,10 +224,23 @@ def _described(params: dict) -> str:
 
 @contextlib.contextmanager
 def _byte_progress(doing: str) -> "Iterator[Callable[[int], object]]":
+    """A bar for `on_bytes`, once something is read; a folder that may not be read is one line."""
     from tqdm import tqdm
 
-    with tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        yield bar.update
+    bars = []
+
+    def on_bytes(size: int) -> None:
+        if not bars:
+            bars.append(tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1024))
+        bars[0].update(size)
+
+    try:
+        yield on_bytes
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _output_paths(out: Path, num_videos: int) -> list[Path]:

@@ -12,7 +12,7 @@ from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
-from stunet.text import Tokenizer, load_tokenizer
+from stunet.text import Tokenizer, parse_tokenizer
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
 from stunet.weights.trees import Tree, compare_shapes
 
@@ -61,7 +61,18 @@ def load(path: str | Path) -> Model:
 
 
 def read(content: ModelFolder, folder: Path) -> Model:
-    """The model that a model folder's content describes; see `load`. `folder` is for messages."""
+    """The model that a model folder's content is; see `load`. `folder` is for messages."""
+    model = describe(content, folder)
+    refuse_super_resolution(model.unet, str(folder / "config.json"))
+    return dataclasses.replace(model, params=jax.device_put(content.params))
+
+
+def describe(content: ModelFolder, folder: Path) -> Model:
+    """The model that a model folder's content describes, checked; parameters stay where they are.
+
+    Raises:
+      UserError: as `load`.
+    """
     config, where = content.config, str(folder / "config.json")
     if (config["text_encoder"] is None) != (content.tokenizer is None):
         raise UserError(f"{folder}: has one of text encoder and tokenizer, but not the other")
@@ -70,7 +81,8 @@ def read(content: ModelFolder, folder: Path) -> Model:
     if config["text_encoder"] is not None:
         text = from_dict(TextEncoderConfig, config["text_encoder"], f"{where}: text_encoder")
         text_encoder = text.t5
-        tokenizer = load_tokenizer(folder / "tokenizer.json", text.max_tokens)
+        where_words = str(folder / "tokenizer.json")
+        tokenizer = parse_tokenizer(content.tokenizer, text.max_tokens, where_words)
     threshold = config.get("threshold", {})  # folders from before the field: the defaults
     if threshold is not None:
         threshold = from_dict(Threshold, threshold, f"{where}: threshold")
@@ -89,7 +101,7 @@ def read(content: ModelFolder, folder: Path) -> Model:
     )
     _check(model, where)
     compare_shapes(parameter_shapes(unet, text_encoder), content.params, str(folder))
-    return dataclasses.replace(model, params=jax.device_put(content.params))
+    return model
 
 
 def parameter_shapes(unet: UNetConfig, text_encoder: T5Config | None) -> dict[str, Tree]:
@@ -101,14 +113,18 @@ def parameter_shapes(unet: UNetConfig, text_encoder: T5Config | None) -> dict[st
     return shapes
 
 
-def check_networks(
-    unet: UNetConfig, text_encoder: T5Config | None, variance: str, where: str
-) -> None:
-    """Raises `UserError` where the two networks, and what is trained of them, do not fit."""
+def refuse_super_resolution(unet: UNetConfig, where: str) -> None:
+    """Raises `UserError` for a network that needs more than noise and text."""
     if unet.in_channels != 3 or unet.noise_level_embedding:
         raise UserError(
             f"{where}: a super-resolution network; expected one that text is enough for"
         )
+
+
+def check_networks(
+    unet: UNetConfig, text_encoder: T5Config | None, variance: str, where: str
+) -> None:
+    """Raises `UserError` where the two networks, and what is trained of them, do not fit."""
     if unet.out_channels not in ((6,) if variance == "learned_range" else (3, 6)):
         raise UserError(
             f"{where}: the U-Net's out_channels is {unet.out_channels}; "

@@ -63,11 +63,7 @@ def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
     Raises:
       UserError: the model has no text encoder.
     """
-    if model.text_encoder is None:
-        raise UserError(
-            "the model has no text encoder, which prompts need; "
-            "`stunet import-t5 T5_FOLDER MODEL_FOLDER` adds one"
-        )
+    _check_text_encoder(model)
     tokens, mask = model.tokenizer(prompts)
     return _encode(model.text_encoder, model.params["text_encoder"], tokens, mask)
 
@@ -215,9 +211,18 @@ def _encode(config: T5Config, params: Tree, tokens: jax.Array, mask: jax.Array) 
     return T5Encoder(config).apply({"params": params}, tokens, mask).astype(jnp.float32)
 
 
+def _check_text_encoder(model: Model) -> None:
+    if model.text_encoder is None:
+        raise UserError(
+            "the model has no text encoder, which prompts need; "
+            "`stunet import-t5 T5_FOLDER MODEL_FOLDER` adds one"
+        )
+
+
 def _check_request(model: Model, prompts: Sequence[str], num_frames: int, seed: int) -> None:
     if not prompts:
         raise UserError("no prompt given; expected at least one")
+    _check_text_encoder(model)
     if model.unet.temporal is None and num_frames != 1:
         raise UserError(f"num_frames is {num_frames}; this model makes images, so it must be 1")
     check_video_shape(model.unet, num_frames, model.resolution, model.resolution)

@@ -60,22 +60,31 @@ def load_tokenizer(path: str | Path, max_tokens: int = MAX_TOKENS) -> Tokenizer:
     """Reads a `tokenizer.json`, of a model trained here or of a published T5.
 
     Raises:
-      UserError: the file is missing or unreadable, is no tokenizer, its special
-        tokens do not have T5's ids, or `max_tokens` leaves no room for a caption.
+      UserError: the file is missing or unreadable; or as `parse_tokenizer`.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
+    return parse_tokenizer(content, max_tokens, str(path))
+
+
+def parse_tokenizer(content: bytes, max_tokens: int, where: str) -> Tokenizer:
+    """The tokenizer that a `tokenizer.json` holds; `where` names it in errors.
+
+    Raises:
+      UserError: it is no tokenizer, its special tokens do not have T5's ids, or `max_tokens`
+        leaves no room for a caption.
     """
     if max_tokens < 2:
         raise UserError(f"max_tokens must be at least 2 (a token and </s>), got {max_tokens}")
     try:
-        content = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
-    try:
-        vocabulary = tokenizers.Tokenizer.from_str(content)
+        vocabulary = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path}: not a tokenizer.json: {error}") from error
+        raise UserError(f"{where}: not a tokenizer.json: {error}") from error
     for token, expected in (("<pad>", PAD_ID), ("</s>", EOS_ID)):
         if (found := vocabulary.token_to_id(token)) != expected:
-            raise UserError(f"{path}: token {token} must have T5's id {expected}, has {found}")
+            raise UserError(f"{where}: token {token} must have T5's id {expected}, has {found}")
     # The file may ask for its own; cutting before </s> is appended is ours to do.
     vocabulary.no_truncation()
     vocabulary.no_padding()

@@ -69,8 +69,8 @@ class UNetConfig:
         (stage II).
       output_scale_factor: what a residual block's sum is divided by (stage II: sqrt 2, rounded).
       mid_output_scale_factor: the same for the middle's residual blocks.
-      dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and softmax
-        are float32 either way.
+      dtype: compute type, "float32" or "bfloat16"; norm statistics and softmax are float32
+        either way, and so are parameters that are made here (imported ones keep their type).
       temporal: None for a text-to-image network.
     """
 
@@ -95,6 +95,8 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.channels)
+        if not levels:
+            raise UserError("channels is empty; a U-Net has at least one level")
         for name in ("layers_per_block", "attention_levels"):
             if (entries := len(getattr(self, name))) != levels:
                 raise UserError(f"{name} has {entries} entries; channels has {levels}")
@@ -113,7 +115,7 @@ class UNetConfig:
             divisions += [("temporal.head_dim", self.temporal.head_dim, self.channels[-1:])]
         for name, divisor, widths in divisions:
             for width in widths:
-                if width % divisor:
+                if divisor < 1 or width < 1 or width % divisor:
                     raise UserError(f"{name} is {divisor}, which does not divide {width}")
 
     @property

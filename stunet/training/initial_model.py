@@ -10,7 +10,7 @@ import jax
 from stunet.config import from_dict, to_dict
 from stunet.diffusion import Threshold
 from stunet.errors import UserError
-from stunet.model import Model, check_networks, parameter_shapes
+from stunet.model import Model, check_networks, parameter_shapes, refuse_super_resolution
 from stunet.models.t5 import TextEncoderConfig, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.text import train_tokenizer
@@ -54,6 +54,16 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
             raise UserError(
                 f"init_from {source} has no text encoder, which captions need; "
                 f"`stunet import-t5 T5_FOLDER {source}` adds one"
+            )
+        elif config.sample_prompts:
+            raise UserError(
+                f"init_from {source} has no text encoder, which sample_prompts need; leave them "
+                f"empty, or `stunet import-t5 T5_FOLDER {source}` adds one"
+            )
+        if (predicted := model.config["prediction"]) != config.diffusion.prediction:
+            raise UserError(
+                f"init_from {source} predicts {predicted!r}, but diffusion.prediction is "
+                f"{config.diffusion.prediction!r}"
             )
         if unet.temporal is not None:
             raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
@@ -118,6 +128,7 @@ def _in_dtype(config: TrainConfig, unet: UNetConfig) -> UNetConfig:
 
 def _check(config: TrainConfig, unet: UNetConfig, text_encoder: TextEncoderConfig | None) -> None:
     data, t5 = config.data, None if text_encoder is None else text_encoder.t5
+    refuse_super_resolution(unet, "config")
     check_networks(unet, t5, config.diffusion.variance, "config")
     check_video_shape(unet, data["num_frames"], data["resolution"], data["resolution"])
 

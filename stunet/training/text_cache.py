@@ -37,13 +37,18 @@ def write_text_states(path: Path, captions: Sequence[str], model: Model) -> None
 def check_text_states(path: Path, model: Model) -> None:
     """Raises `UserError` unless cached states are there and this model's encoder made them.
 
-    A model without a text encoder takes any.
+    A model without a text encoder takes any of its width.
     """
     hint = "compute them with `python -m experiments.cache_text --config=...`"
     try:
         made_by = json.loads(_fingerprint_path(path).read_text())["text_encoder"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no cached text states at {path}; {hint}") from error
+    width = np.load(path, mmap_mode="r").shape[-1]
+    if width != model.unet.text_dim:
+        raise UserError(
+            f"{path} holds states of width {width}; the U-Net reads {model.unet.text_dim}; {hint}"
+        )
     if model.text_encoder is not None and made_by != _fingerprint(model):
         raise UserError(f"{path} was made by another text encoder; {hint}")
 

@@ -4,12 +4,13 @@ Everything here is said once, as a table of names, and read in both directions. 
 public sources of diffusers (`UNet2DConditionModel`) and deep-floyd/IF; see lumiere.md section 5.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from stunet.config import from_dict
 from stunet.diffusion import Schedule, Threshold
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
@@ -58,11 +59,13 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     for name in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
         if config.get(name) is None:
             raise UserError(f"{where}: has no field '{name}', which every DeepFloyd IF U-Net has")
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        if not isinstance(config[name], list) or not config[name]:
+            raise UserError(f"{where}: {name} is {config[name]!r}; expected a list")
     for name, (needed, default) in _FIXED.items():
-        if (value := config.get(name, default)) != needed:
+        value = default if config.get(name) is None else config[name]
+        if value != needed:
             raise UserError(f"{where}: {name} is {value!r}; DeepFloyd IF's is {needed!r}")
-    channels = tuple(config["block_out_channels"])
-    levels = len(channels)
     attention = _attention_levels(
         config["down_block_types"], _DOWN_BLOCKS, f"{where}: down_block_types"
     )
@@ -70,41 +73,55 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     if up[::-1] != attention:
         raise UserError(f"{where}: up_block_types do not mirror down_block_types")
     layers = config.get("layers_per_block", 2)
-    only_cross = config.get("only_cross_attention", False)
-    only_cross = {only_cross} if isinstance(only_cross, bool) else set(only_cross)
-    only_cross |= {config.get("mid_block_only_cross_attention", None)} - {None}
-    if len(only_cross) != 1:
+    only_text = _one(config, "only_cross_attention", False, where)
+    if (mid := config.get("mid_block_only_cross_attention")) not in (None, only_text):
         raise UserError(
-            f"{where}: only_cross_attention differs between levels; one value is supported"
+            f"{where}: mid_block_only_cross_attention is {mid!r}, only_cross_attention is "
+            f"{only_text!r}; one value is supported"
         )
     once = config.get("resnet_skip_time_act", False)
-    if (config.get("time_embedding_act_fn") == "gelu") != once:
+    if config.get("time_embedding_act_fn") != ("gelu" if once else None):
         raise UserError(
             f"{where}: time_embedding_act_fn is {config.get('time_embedding_act_fn')!r} and "
-            f"resnet_skip_time_act is {once}; the embedding must be activated exactly once"
+            f"resnet_skip_time_act is {once!r}; the embedding must be activated once, by 'gelu'"
         )
     class_embedding = config.get("class_embed_type")
     if class_embedding not in (None, "timestep"):
         raise UserError(f"{where}: class_embed_type is {class_embedding!r}; use null or 'timestep'")
-    return UNetConfig(
-        channels=channels,
-        layers_per_block=(layers,) * levels if isinstance(layers, int) else tuple(layers),
-        attention_levels=attention,
-        head_dim=_one(config.get("attention_head_dim", 8), f"{where}: attention_head_dim"),
-        text_dim=config["encoder_hid_dim"],
-        cross_attention_dim=_one(
-            config.get("cross_attention_dim", 1280), f"{where}: cross_attention_dim"
-        ),
-        pooling_heads=config.get("addition_embed_type_num_heads", 64),
-        in_channels=config.get("in_channels", 4),
-        out_channels=config.get("out_channels", 4),
-        time_embedding_dim=config.get("time_embedding_dim"),
-        self_attention=not only_cross.pop(),
-        noise_level_embedding=class_embedding == "timestep",
-        activate_embedding_once=once,
-        output_scale_factor=config.get("resnet_out_scale_factor", 1.0),
-        mid_output_scale_factor=config.get("mid_block_scale_factor", 1.0),
-    )
+    fields = {
+        "channels": config["block_out_channels"],
+        "layers_per_block": layers if isinstance(layers, list) else [layers] * len(attention),
+        "attention_levels": attention,
+        "head_dim": _one(config, "attention_head_dim", 8, where),
+        "text_dim": config["encoder_hid_dim"],
+        "cross_attention_dim": _one(config, "cross_attention_dim", 1280, where),
+        "pooling_heads": config.get("addition_embed_type_num_heads", 64),
+        "in_channels": config.get("in_channels", 4),
+        "out_channels": config.get("out_channels", 4),
+        "time_embedding_dim": config.get("time_embedding_dim"),
+        "self_attention": not only_text,
+        "noise_level_embedding": class_embedding == "timestep",
+        "activate_embedding_once": once,
+        "output_scale_factor": config.get("resnet_out_scale_factor", 1.0),
+        "mid_output_scale_factor": config.get("mid_block_scale_factor", 1.0),
+    }
+    return from_dict(UNetConfig, fields, where)
+
+
+def resolution(config: Mapping[str, Any], where: str) -> int:
+    """Height and width in pixels that a diffusers `config.json` names, or IF's own.
+
+    Raises:
+      UserError: they are not one whole number.
+    """
+    size = config.get("sample_size")
+    if size is None:
+        return 64 if config.get("class_embed_type") is None else 256
+    if isinstance(size, list) and len(set(map(str, size))) == 1:
+        size = size[0]
+    if type(size) is not int or size < 1:
+        raise UserError(f"{where}: sample_size is {size!r}; expected one number of pixels")
+    return size
 
 
 def diffusers_config(config: UNetConfig, resolution: int) -> dict[str, Any]:
@@ -158,6 +175,7 @@ class Diffusion:
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _BETAS = "squaredcos_cap_v2"
+_SCHEDULER = "DDPMScheduler"
 
 
 def read_scheduler(config: Mapping[str, Any], where: str) -> Diffusion:
@@ -166,25 +184,44 @@ def read_scheduler(config: Mapping[str, Any], where: str) -> Diffusion:
     Raises:
       UserError: it names betas, a variance or a clip that samplers here do not have.
     """
+    if (kind := config.get("_class_name", _SCHEDULER)) != _SCHEDULER:
+        raise UserError(f"{where}: _class_name is {kind!r}; DeepFloyd IF's is {_SCHEDULER}")
     if config.get("trained_betas") is not None:
         raise UserError(f"{where}: trained_betas are not read; DeepFloyd IF's are null")
-    if config.get("rescale_betas_zero_snr", False):
+
+    def field(name: str, default: Any) -> Any:
+        value = config.get(name, default)
+        if type(value) is not type(default) and not (type(value) is int and type(default) is float):
+            kind = type(default).__name__
+            raise UserError(f"{where}: {name} is {value!r}; expected a value of type {kind}")
+        return value
+
+    if field("rescale_betas_zero_snr", False):
         raise UserError(f"{where}: rescale_betas_zero_snr is true; DeepFloyd IF's is false")
     threshold = None
-    if config.get("thresholding", False):
-        threshold = Threshold(
-            config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
-        )
-    elif config.get("clip_sample", True):
-        if (span := config.get("clip_sample_range", 1.0)) != 1:
+    if field("thresholding", False):
+        limits = {
+            "quantile": field("dynamic_thresholding_ratio", 0.995),
+            "max_value": field("sample_max_value", 1.0),
+        }
+        threshold = from_dict(Threshold, limits, where)
+    elif field("clip_sample", True):
+        if (span := field("clip_sample_range", 1.0)) != 1:
             raise UserError(f"{where}: clip_sample_range is {span}; only 1.0 is known")
         threshold = Threshold(max_value=1.0)
-    _known(config.get("beta_schedule", "linear"), (_BETAS,), f"{where}: beta_schedule")
-    prediction = config.get("prediction_type", "epsilon")
-    _known(prediction, _PREDICTIONS, f"{where}: prediction_type")
-    variance = config.get("variance_type", "fixed_small")
-    _known(variance, VARIANCES, f"{where}: variance_type")
-    schedule = Schedule(num_timesteps=config.get("num_train_timesteps", 1000))
+    prediction, variance = (
+        field("prediction_type", "epsilon"),
+        field("variance_type", "fixed_small"),
+    )
+    for name, value, choices in (
+        ("beta_schedule", field("beta_schedule", "linear"), (_BETAS,)),
+        ("prediction_type", prediction, _PREDICTIONS),
+        ("variance_type", variance, VARIANCES),
+    ):
+        if value not in choices:
+            raise UserError(f"{where}: {name} is {value!r}; known are {', '.join(choices)}")
+    steps = {"num_timesteps": field("num_train_timesteps", 1000)}
+    schedule = from_dict(Schedule, steps, where)
     return Diffusion(schedule, _PREDICTIONS[prediction], variance, threshold)
 
 
@@ -198,6 +235,8 @@ def default_scheduler(config: UNetConfig) -> Diffusion:
 def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
     """The `scheduler_config.json` of diffusers' `DDPMScheduler`: undoes `read_scheduler`.
 
+    Whether the threshold is the clip's or a frame's is not said: diffusers knows images.
+
     Raises:
       UserError: diffusers has no such schedule.
     """
@@ -208,7 +247,7 @@ def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
     threshold = diffusion.threshold
     theirs = {ours: name for name, ours in _PREDICTIONS.items()}
     return {
-        "_class_name": "DDPMScheduler",
+        "_class_name": _SCHEDULER,
         "beta_schedule": _BETAS,
         "clip_sample": threshold is not None,
         "clip_sample_range": 1.0,
@@ -222,23 +261,20 @@ def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
     }
 
 
-def _known(value: str, choices: Iterable[str], where: str) -> None:
-    if value not in choices:
-        raise UserError(f"{where} is {value!r}; known are {', '.join(choices)}")
-
-
-def _attention_levels(types: list[str], known: Mapping[str, bool], where: str) -> tuple[bool, ...]:
+def _attention_levels(types: list[Any], known: Mapping[str, bool], where: str) -> tuple[bool, ...]:
     for name in types:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UserError(f"{where} has {name!r}; DeepFloyd IF has {' and '.join(known)}")
     return tuple(known[name] for name in types)
 
 
-def _one(value: int | list[int], where: str) -> int:
-    values = {value} if isinstance(value, int) else set(value)
-    if len(values) != 1:
-        raise UserError(f"{where} differs between levels ({value}); one value is supported")
-    return values.pop()
+def _one(config: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
+    """The value of a field that may be a list with a value for each level."""
+    value = config.get(name, default)
+    values = value if isinstance(value, list) else [value]
+    if not values or any(other != values[0] for other in values):
+        raise UserError(f"{where}: {name} differs between levels ({value}); one value is supported")
+    return values[0]
 
 
 # A part of a tensor's name that IF does not have -> where such tensors are from.

@@ -1,24 +1,23 @@
-"""Published weights become model folders, and a model folder's spatial part is published."""
+"""Published weights become model folders, and a model folder's spatial part is exported."""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from stunet.config import from_dict, to_dict
-from stunet.diffusion import Schedule, Threshold
+from stunet.config import to_dict
 from stunet.errors import UserError
-from stunet.models.t5 import T5Config, TextEncoderConfig
-from stunet.models.unet import UNetConfig
-from stunet.text import MAX_TOKENS, load_tokenizer
+from stunet.model import describe
+from stunet.models.t5 import TextEncoderConfig
+from stunet.text import MAX_TOKENS
 from stunet.weights import deepfloyd_if, t5_v1_1
 from stunet.weights.hub_layout import (
+    Renamed,
     find_weights,
-    match_tensors,
     read_json,
     read_tensors,
     to_ours,
@@ -28,11 +27,11 @@ from stunet.weights.hub_layout import (
 from stunet.weights.model_folder import ModelFolder, find_model, open_model, save_model
 from stunet.weights.sentence_piece import tokenizer_json
 from stunet.weights.tensor_files import ChangedTensor
-from stunet.weights.trees import Tree
+from stunet.weights.trees import Tree, compare_shapes
 
 EXPORT_SHARD_BYTES = 10 * 10**9  # as diffusers splits
 
-# Called with the bytes of every tensor that has been read.
+# Called with the size in bytes of every tensor that has been read.
 OnBytes = Callable[[int], object]
 
 
@@ -55,30 +54,29 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
     Raises:
       UserError: something is missing, is a pickle, or is not DeepFloyd IF's; one line says what.
     """
+    source = source.absolute()  # what lies beside "." is found too
     folder = source / "unet" if (source / "unet").is_dir() else source
-    path = folder / "config.json"
-    if not path.is_file():
+    config_file = folder / "config.json"
+    if not config_file.is_file():
         raise UserError(
             f"{source}: neither a pipeline's folder (no unet/) nor a U-Net's (no config.json)"
         )
-    described = read_json(path)
-    unet = deepfloyd_if.unet_config(described, str(path))
+    described = read_json(config_file)
+    unet = deepfloyd_if.unet_config(described, str(config_file))
     tensors = read_tensors(find_weights(folder, variant))
     table = deepfloyd_if.renamed(unet)
-    expected = {place.name: place.shape for place in table.values()}
-    match_tensors(expected, tensors, folder, deepfloyd_if.FAMILIES)
+    _compare(table, tensors, folder, deepfloyd_if.FAMILIES)
 
-    path = folder.parent / "scheduler" / "scheduler_config.json"
-    if folder != source or path.is_file():
-        diffusion = deepfloyd_if.read_scheduler(read_json(path), str(path))
+    scheduler_file = folder.parent / "scheduler" / "scheduler_config.json"
+    if folder != source or scheduler_file.is_file():
+        diffusion = deepfloyd_if.read_scheduler(read_json(scheduler_file), str(scheduler_file))
     else:
         diffusion = deepfloyd_if.default_scheduler(unet)
-    second_stage = unet.noise_level_embedding
     model = ModelFolder(
         {
             "architecture": to_dict(unet),
-            "stage": "ssr" if second_stage else "t2i",
-            "resolution": described.get("sample_size") or (256 if second_stage else 64),
+            "stage": "ssr" if unet.noise_level_embedding else "t2i",
+            "resolution": deepfloyd_if.resolution(described, str(config_file)),
             "num_frames": 1,
             "fps": None,
             **to_dict(diffusion),
@@ -88,6 +86,7 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
     )
     if (source / "text_encoder").is_dir():
         model = _with_text_encoder(model, source / "text_encoder", variant)
+    describe(model, source)
     save_model(target, _watched(model, on_bytes))
     return model
 
@@ -101,12 +100,16 @@ def import_t5(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
       target: the model folder, or a training workdir's.
       variant, on_bytes: as for `import_if`.
 
+    Returns:
+      What was written; its parameters are still in the files that they were read from.
+
     Raises:
       UserError: something is missing, is a pickle, is not T5 v1.1, or does not fit the model.
     """
+    source, target = source.absolute(), find_model(target)
     folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
-    target = find_model(target)
     model = _with_text_encoder(open_model(target), folder, variant)
+    describe(model, source)
     save_model(target, _watched(model, on_bytes))
     return model
 
@@ -122,22 +125,20 @@ def export_if(
       UserError: `source` is no model, has something that diffusers cannot describe, or `target`
         is not empty or cannot be written.
     """
-    model = _watched(open_model(find_model(source)), on_bytes)
-    config = model.config
-    unet = from_dict(UNetConfig, config["architecture"], f"{source}: architecture").text_to_image()
-    threshold = config.get("threshold", {})
+    folder, target = find_model(source), target.resolve()
+    content = open_model(folder)
+    model = describe(content, folder)
     diffusion = deepfloyd_if.Diffusion(
-        from_dict(Schedule, config["schedule"], f"{source}: schedule"),
-        config["prediction"],
-        config["variance"],
-        None if threshold is None else from_dict(Threshold, threshold, f"{source}: threshold"),
+        model.schedule, model.prediction, model.variance, model.threshold
     )
-    described = deepfloyd_if.diffusers_config(unet, config["resolution"])
+    unet = model.unet.text_to_image()
+    described = deepfloyd_if.diffusers_config(unet, model.resolution)
     scheduler = deepfloyd_if.scheduler_config(diffusion)
-    tensors = to_theirs(deepfloyd_if.renamed(unet), model.params["unet"])
+    params = _watched(content, on_bytes).params["unet"]
+    tensors = to_theirs(deepfloyd_if.renamed(unet), params)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there already; name a new folder")
-    new = target.resolve().with_name(f".{target.name}.new")
+    new = target.with_name(f".{target.name}.new")
     try:
         shutil.rmtree(new, ignore_errors=True)  # left behind by a process that was killed
         write_component(new / "unet", "diffusion_pytorch_model", tensors, described, shard_bytes)
@@ -154,13 +155,9 @@ def export_if(
 def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) -> ModelFolder:
     path = folder / "config.json"
     t5 = t5_v1_1.t5_config(read_json(path), str(path))
-    text_dim = model.config["architecture"]["text_dim"]
-    if t5.d_model != text_dim:
-        raise UserError(f"{path}: d_model is {t5.d_model}; the U-Net reads text of {text_dim}")
     tensors = t5_v1_1.only_encoder(read_tensors(find_weights(folder, variant)))
     table = t5_v1_1.renamed(t5)
-    expected = {place.name: place.shape for place in table.values()}
-    match_tensors(expected, tensors, folder, t5_v1_1.FAMILIES)
+    _compare(table, tensors, folder, t5_v1_1.FAMILIES)
     return dataclasses.replace(
         model,
         config={
@@ -168,16 +165,22 @@ def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) ->
             "text_encoder": to_dict(TextEncoderConfig(t5, max_tokens=MAX_TOKENS)),
         },
         params={**model.params, "text_encoder": to_ours(table, tensors)},
-        tokenizer=_tokenizer(folder, t5),
+        tokenizer=_tokenizer(folder),
     )
 
 
-def _tokenizer(folder: Path, t5: T5Config) -> bytes:
+def _compare(
+    table: Mapping[str, Renamed], tensors: Mapping[str, Any], folder: Path, families: Mapping
+) -> None:
+    expected = {place.name: place for place in table.values()}
+    compare_shapes(expected, tensors, str(folder), families)
+
+
+def _tokenizer(folder: Path) -> bytes:
     """tokenizer.json's content, from T5's folder or the `tokenizer/` beside it."""
     for place in (folder, folder.parent / "tokenizer"):
         path = place / "tokenizer.json"
         if path.is_file():
-            load_tokenizer(path)
             return path.read_bytes()
         if (place / "spiece.model").is_file():
             return tokenizer_json(place / "spiece.model")

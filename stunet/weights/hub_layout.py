@@ -28,10 +28,10 @@ from stunet.weights.tensor_files import (
 from stunet.weights.trees import Tree, flatten, unflatten
 
 _WEIGHTS = re.compile(
-    r"(?P<name>[^.]+?)(\.(?P<variant>[^.]+?))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?\.safetensors"
+    r"(?P<name>[^.]+?)(\.(?P<variant>[^.]+?))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
+    r"(\.(?P<older>[^.]+?))?\.safetensors"  # diffusers once named the variant after the shard
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Renamed:
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_ours`."""
         if self.axes is None:
-            return np.ascontiguousarray(array.T)[:, :, None, None]
-        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+            return array.T[:, :, None, None]
+        return array.transpose(np.argsort(self.axes))
 
 
 def to_ours(table: Mapping[str, Renamed], theirs: Mapping[str, Any]) -> Tree:
@@ -114,10 +114,11 @@ def find_weights(folder: Path, variant: str | None) -> list[Path]:
       UserError: there is none, or only pickles (with the command that converts them), more
         than one that it could be, or a shard is missing.
     """
-    copies: dict[tuple[str, str | None], list[re.Match]] = {}
+    copies: dict[tuple[str, str | None, str | None], list[re.Match]] = {}
     names = sorted(path.name for path in folder.iterdir())
     for match in filter(None, map(_WEIGHTS.fullmatch, names)):
-        copies.setdefault((match["name"], match["variant"]), []).append(match)
+        key = match["name"], match["variant"] or match["older"], match["shards"]
+        copies.setdefault(key, []).append(match)
     if not copies:
         _refuse_pickles(folder, names)
         raise UserError(f"{folder}: has no safetensors file")
@@ -126,17 +127,17 @@ def find_weights(folder: Path, variant: str | None) -> list[Path]:
         chosen = list(copies)
     if len(chosen) != 1:
         asked = "without a variant" if variant is None else f"of variant '{variant}'"
-        found = ", ".join(".".join(filter(None, key)) for key in copies)
+        found = ", ".join(
+            ".".join(filter(None, (name, kind))) + (f" in {int(shards)} files" if shards else "")
+            for name, kind, shards in copies
+        )
         raise UserError(
-            f"{folder}: {len(chosen) or 'no'} weights {asked}; it has {found}"
-            + (", of which --variant chooses" if len(copies) > 1 else "")
+            f"{folder}: {len(chosen) or 'no'} weights {asked}; it has {found}: choose one with "
+            "--variant, or leave one there"
         )
     files = copies[chosen[0]]
-    whole = [match for match in files if match["shard"] is None]
-    if whole:
-        return [folder / whole[0].string]
-    count = int(files[0]["shards"])
-    present = {int(match["shard"]) for match in files if int(match["shards"]) == count}
+    count = int(chosen[0][2] or 1)
+    present = {int(match["shard"] or 1) for match in files}
     if missing := sorted(set(range(1, count + 1)) - present):
         lacking = files[0].string.replace(f"-{files[0]['shard']}-of", f"-{missing[0]:05d}-of")
         raise UserError(f"{folder / lacking}: missing; the weights are in {count} files")
@@ -167,54 +168,6 @@ def write_component(
         }
         path = folder / f"{stem}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def match_tensors(
-    expected: Mapping[str, tuple[int, ...]],
-    got: Mapping[str, StoredTensor],
-    where: Path,
-    families: Mapping[str, str],
-) -> None:
-    """Checks that a state dict is the one that a config describes.
-
-    Args:
-      expected: name -> shape, all of them.
-      got: what the files hold.
-      where: the folder, named in the error.
-      families: a part of a tensor's name -> what has such tensors, to name the likely cause.
-
-    Raises:
-      UserError: one line with the first ten missing, unexpected and misshapen tensors, their
-        shapes, and what the likely cause is.
-    """
-    kinds = {
-        "missing": [f"{n} {_shape(s)}" for n, s in expected.items() if n not in got],
-        "unexpected": [f"{n} {_shape(t.shape)}" for n, t in got.items() if n not in expected],
-        "of another shape": [
-            f"{name} (expected {_shape(shape)}, got {_shape(got[name].shape)})"
-            for name, shape in expected.items()
-            if name in got and got[name].shape != tuple(shape)
-        ],
-    }
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''}"
-        for kind, names in kinds.items()
-        if names
-    ]
-    if not problems:
-        return
-    foreign = [name for name in got if name not in expected]
-    cause = next(
-        (cause for part, cause in families.items() if any(part in name for name in foreign)),
-        "these weights and config.json are of different models, or one of them is incomplete",
-    )
-    raise UserError(
-        f"{where}: the tensors are not those of config.json; {cause}. " + "; ".join(problems)
-    )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
 
 
 def _refuse_pickles(folder: Path, names: list[str]) -> None:

@@ -40,16 +40,16 @@ class ModelConfig:
 
     Attributes:
       architecture: the U-Net's config, `to_dict` of its dataclass.
-      stage: what the network was trained as ("t2i", "t2v").
+      stage: what the network was trained as ("t2i", "t2v", "ssr").
       resolution: height and width in pixels.
       num_frames: frames of a training clip, 1 for images.
       fps: their rate in frames per second, None for images.
       schedule: the noise schedule's config.
       prediction: what the network predicts ("eps", "x0", "v").
-      variance: how a sampler gets its variance ("fixed_small", "learned_range").
+      variance: how a sampler gets its variance ("fixed_small", "fixed_large", "learned_range").
       text_encoder: the text encoder's config, None for a model fed with encoder states.
-      threshold: how a sampler bounds x0, `stunet.diffusion.Threshold`'s fields; None for its
-        defaults.
+      threshold: how a sampler bounds x0, `stunet.diffusion.Threshold`'s fields; None for not at
+        all. Its defaults where a folder has no such field.
     """
 
     architecture: dict
@@ -107,8 +107,8 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
 
     Args:
       folder: where; missing parents are made.
-      model: what; leaves may be numpy or (fully addressable) jax arrays, or `StoredTensor`,
-        of which one at a time is held.
+      model: what; leaves may be numpy or (fully addressable) jax arrays, or those of
+        `tensor_files`, of which one at a time is held.
       shard_bytes: size above which a part's weights are split over several files. A
         single larger array has a file to itself.
 
@@ -117,6 +117,8 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
         something that is no part of a model folder, or it cannot be written.
     """
     folder = Path(folder).resolve()  # behind a link, the rename must meet the folder itself
+    if not folder.name:
+        raise UserError(f"{folder}: no place for a model folder; name one inside it")
     from_dict(ModelConfig, model.config, f"{folder}: config")
     if unknown := model.params.keys() - {"unet", "text_encoder"}:
         raise ValueError(f"unknown components {sorted(unknown)}")

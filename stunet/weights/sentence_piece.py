@@ -13,8 +13,9 @@ from stunet.text import UNK_ID
 _EXTRA_IDS = 100  # T5's sentinels, which its vocabulary has and its spiece.model has not
 
 # Numbers of fields in sentencepiece_model.proto.
-_PIECES, _NORMALIZER = 1, 3
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _PIECE, _SCORE = 1, 2
+_MODEL_TYPE, _UNIGRAM = 3, 1
 _CHARSMAP = 2
 
 
@@ -28,19 +29,25 @@ def tokenizer_json(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
-    vocabulary, charsmap = [], b""
     try:
-        for field, value in _fields(content):
-            if field == _PIECES:
-                piece = dict(_fields(value))
-                score = struct.unpack("<f", piece[_SCORE])[0] if _SCORE in piece else 0.0
-                vocabulary.append((piece[_PIECE].decode("utf-8"), score))
-            elif field == _NORMALIZER:
-                charsmap = dict(_fields(value)).get(_CHARSMAP, b"")
-    except (IndexError, KeyError, ValueError, struct.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a SentencePiece model") from error
+        return _converted(content).to_str().encode("utf-8")
+    except Exception as error:  # of this reading, or the library's, which raises nothing narrower
+        raise UserError(f"{path}: not a unigram model of SentencePiece's: {error}") from error
+
+
+def _converted(content: bytes) -> tokenizers.Tokenizer:
+    vocabulary, charsmap = [], b""
+    for field, value in _fields(content):
+        if field == _PIECES:
+            piece = dict(_fields(value))
+            score = struct.unpack("<f", piece[_SCORE])[0] if _SCORE in piece else 0.0
+            vocabulary.append((piece[_PIECE].decode("utf-8"), score))
+        elif field == _TRAINER and dict(_fields(value)).get(_MODEL_TYPE, _UNIGRAM) != _UNIGRAM:
+            raise ValueError("it is of another type")
+        elif field == _NORMALIZER:
+            charsmap = dict(_fields(value)).get(_CHARSMAP, b"")
     if len(vocabulary) <= UNK_ID:
-        raise UserError(f"{path}: not a SentencePiece model: it has {len(vocabulary)} pieces")
+        raise ValueError(f"it has {len(vocabulary)} pieces")
     vocabulary += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(_EXTRA_IDS))]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, UNK_ID, byte_fallback=False))
     # SentencePiece drops spaces at both ends and doubled ones.
@@ -54,7 +61,7 @@ def tokenizer_json(path: Path) -> bytes:
     specials = [piece for piece, _ in vocabulary[: UNK_ID + 1]]
     specials += [piece for piece, _ in vocabulary[-_EXTRA_IDS:]]
     tokenizer.add_special_tokens(specials)
-    return tokenizer.to_str().encode("utf-8")
+    return tokenizer
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:

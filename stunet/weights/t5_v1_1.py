@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 
+from stunet.config import from_dict
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.weights.hub_layout import Renamed
 from stunet.weights.trees import flatten
 
-# Ours, theirs, and the default that transformers leaves out of a config.json.
+# Fields of the same name there, and the defaults that transformers leaves out of a config.json.
 _SIZES = {
     "vocab_size": 32128,
     "d_model": 512,
@@ -53,10 +54,8 @@ def t5_config(config: Mapping[str, Any], where: str) -> T5Config:
             f"{where}: feed_forward_proj is {kind!r}; T5 v1.1's is 'gated-gelu' (the first T5 "
             "is another network)"
         )
-    try:
-        return T5Config(**{name: config.get(name, default) for name, default in _SIZES.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
+    sizes = {name: config.get(name, default) for name, default in _SIZES.items()}
+    return from_dict(T5Config, sizes, where)
 
 
 def renamed(config: T5Config) -> dict[str, Renamed]:

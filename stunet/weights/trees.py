@@ -76,17 +76,24 @@ def merge(a: Mapping[str, Any], b: Mapping[str, Any]) -> Tree:
     return unflatten(flat_a | flat_b)
 
 
-def compare_shapes(expected: Mapping[str, Any], got: Mapping[str, Any], where: str) -> None:
+def compare_shapes(
+    expected: Mapping[str, Any],
+    got: Mapping[str, Any],
+    where: str,
+    families: Mapping[str, str] | None = None,
+) -> None:
     """Checks that two trees have the same names and shapes (dtypes may differ).
 
     Args:
       expected: what the network has; leaves with a `.shape` (`jax.eval_shape`'s will do).
       got: the parameters on offer.
       where: what `got` was read from, named in the error.
+      families: a part of a name that no parameter here has -> where such ones are from, for the
+        error to name the likely cause.
 
     Raises:
       UserError: one line with the first ten missing, unexpected and misshapen
-        parameters, and both shapes of the latter.
+        parameters, and their shapes.
     """
     flat_expected, flat_got = flatten(expected), flatten(got)
     missing = [path for path in flat_expected if path not in flat_got]
@@ -96,8 +103,18 @@ def compare_shapes(expected: Mapping[str, Any], got: Mapping[str, Any], where: s
         for path, leaf in flat_expected.items()
         if path in flat_got and _shape(leaf) != _shape(flat_got[path])
     ]
-    kinds = {"another shape": misshapen, "missing": missing, "unexpected": unexpected}
+    kinds = {
+        "another shape": misshapen,
+        "missing": [f"{path} {_shape(flat_expected[path])}" for path in missing],
+        "unexpected": [f"{path} {_shape(flat_got[path])}" for path in unexpected],
+    }
     problems = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+    causes = [
+        cause
+        for part, cause in (families or {}).items()
+        if any(part in path for path in unexpected)
+    ]
+    problems = causes[:1] + problems
     if problems:
         raise UserError(f"{where}: parameters do not fit the network; " + "; ".join(problems))
 

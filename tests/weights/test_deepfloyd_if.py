@@ -6,7 +6,7 @@ import pytest
 
 from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, init_unet
-from stunet.weights.deepfloyd_if import renamed, unet_config
+from stunet.weights.deepfloyd_if import renamed, resolution, unet_config
 from stunet.weights.trees import count
 
 ATTENDING = "SimpleCrossAttn{}Block2D"
@@ -112,10 +112,29 @@ def test_names(path, name):
         ({"up_block_types": STAGE_ONE["up_block_types"][::-1]}, "do not mirror"),
         ({"attention_head_dim": [32, 64]}, "attention_head_dim differs between levels"),
         ({"only_cross_attention": [True, False]}, "only_cross_attention differs"),
-        ({"resnet_skip_time_act": True}, "must be activated exactly once"),
+        ({"resnet_skip_time_act": True}, "must be activated once"),
+        ({"time_embedding_act_fn": "silu"}, "must be activated once, by 'gelu'"),
+        ({"block_out_channels": 32}, "block_out_channels is 32; expected a list"),
+        ({"down_block_types": [["x"]] * 4}, r"down_block_types has \['x'\]"),
+        ({"attention_head_dim": None}, "c: field 'head_dim' must be int, got None"),
+        ({"attention_head_dim": 0}, "c: head_dim is 0, which does not divide 384"),
+        ({"encoder_hid_dim": "48"}, "c: field 'text_dim' must be int, got '48'"),
+        ({"resnet_out_scale_factor": None}, "c: field 'output_scale_factor' must be float"),
+        ({"layers_per_block": [3, 3]}, "c: layers_per_block has 2 entries; channels has 4"),
         ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
     ],
 )
 def test_another_network_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         unet_config(STAGE_ONE | fields, "c")
+
+
+@pytest.mark.parametrize(("size", "expected"), [(64, 64), ([128, 128], 128), (None, 64)])
+def test_resolution(size, expected):
+    assert resolution(STAGE_ONE | {"sample_size": size}, "c") == expected
+
+
+@pytest.mark.parametrize("size", [[64, 32], "64", 0])
+def test_no_resolution(size):
+    with pytest.raises(UserError, match=r"c: sample_size is .*; expected one number of pixels"):
+        resolution(STAGE_ONE | {"sample_size": size}, "c")

@@ -1,7 +1,7 @@
 """`stunet import-if`, `import-t5` and `export-if`, as commands."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stunet import cli
+from stunet.config import to_dict
 from stunet.diffusion import (
     Schedule,
     Threshold,
@@ -48,8 +49,8 @@ def model(source):
 def error_of(capsys, *command):
     """The one line that a refused command prints."""
     assert cli.main([str(part) for part in command]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert len(lines) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "error" in lines[0]
     return lines[0]
 
 
@@ -187,10 +188,10 @@ def test_the_wrong_weights_are_named(source, tmp_path, capsys):
     (unet / "config.json").write_text(json.dumps(cases.STAGE_ONE))
     error = error_of(capsys, "import-if", unet, tmp_path / "model")
     assert "these weights are a stage II's and config.json a stage I's" in error
-    assert "class_embedding.linear_1.weight 80x32, " in error and ", ... unexpected" not in error
-    assert " of another shape: " in error and "(expected 32x3x3x3, got 32x6x3x3)" in error
-    shapes = [part for part in error.split("; ") if " unexpected: " in part]
-    assert len(shapes[0].split(": ")[-1].split(", ")) == 11 and shapes[0].endswith("...")
+    assert "another shape: " in error and "(expected (32, 3, 3, 3), got (32, 6, 3, 3))" in error
+    unexpected = error.split("unexpected: ")[1]
+    assert "class_embedding.linear_1.weight (80, 32), " in unexpected
+    assert len(unexpected.split("), ")) == 10 and unexpected.endswith(" more")
     error = error_of(capsys, "import-if", source / "text_encoder", tmp_path / "model")
     assert "config.json: has no field 'block_out_channels'" in error
     error = error_of(capsys, "import-t5", source / "unet", tmp_path / "model")
@@ -221,8 +222,8 @@ def test_variants(tmp_path, capsys):
     plain = (unet / f"{name}.safetensors").rename(unet / f"{name}.fp16.safetensors")
     (unet / f"{name}.bf16.safetensors").write_bytes(plain.read_bytes())
     error = error_of(capsys, "import-if", unet, tmp_path / "m")
-    assert f"no weights without a variant; it has {name}.bf16, {name}.fp16" in error
-    assert "--variant chooses" in error
+    assert f"no weights without a variant; it has {name}.bf16, {name}.fp16: " in error
+    assert "choose one with --variant" in error
     error = error_of(capsys, "import-if", unet, tmp_path / "m", "--variant", "fp8")
     assert "no weights of variant 'fp8'" in error
     assert cli.main(["import-if", str(unet), str(tmp_path / "m"), "--variant", "fp16"]) == 0
@@ -236,6 +237,11 @@ def test_variants(tmp_path, capsys):
         ({"variance_type": "learned"}, "variance_type is 'learned'; known are fixed_small"),
         ({"thresholding": False, "clip_sample_range": 2.0}, "clip_sample_range is 2.0"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'; known are epsilon"),
+        ({"prediction_type": ["epsilon"]}, "prediction_type is ['epsilon']; expected a value of"),
+        ({"thresholding": "false"}, "thresholding is 'false'; expected a value of type bool"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps is 1000.0; expected a value of"),
+        ({"dynamic_thresholding_ratio": 95}, "threshold quantile is 95.0; it must be within 0..1"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "_class_name is 'EulerDiscreteScheduler'"),
     ],
 )
 def test_other_schedulers(source, tmp_path, capsys, change, message):
@@ -254,8 +260,9 @@ def test_other_schedulers(source, tmp_path, capsys, change, message):
     [
         ({"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'; T5 v1.1's is 'gated-gelu'"),
         ({"model_type": "mt5"}, "model_type is 'mt5', not 't5'"),
-        ({"d_model": 64}, "d_model is 64; the U-Net reads text of 48"),
-        ({"d_kv": 16}, "of another shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
+        ({"d_model": 64}, "another shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
+        ({"d_model": 48.0}, "config.json: field 'd_model' must be int, got 48.0"),
+        ({"d_kv": 16}, "another shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
     ],
 )
 def test_other_text_encoders(source, model, tmp_path, capsys, change, message):
@@ -271,8 +278,16 @@ def test_a_text_encoder_without_tokenizer(source, model, tmp_path, capsys):
     text.symlink_to(source / "text_encoder")
     assert "no tokenizer.json or spiece.model" in error_of(capsys, "import-t5", text, model)
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "spiece.model").write_bytes(b"no protobuf")
-    assert "spiece.model: not a SentencePiece model" in error_of(capsys, "import-t5", text, model)
+    for content in (b"no protobuf", b"\x08\x01", b"\x0a\x02\x08\x01", b""):
+        (tmp_path / "tokenizer" / "spiece.model").write_bytes(content)
+        error = error_of(capsys, "import-t5", text, model)
+        assert "spiece.model: not a unigram model of SentencePiece's" in error
+    # One whose first pieces are not T5's must not take the place of an encoder that works.
+    content = (cases.GOLDEN / "spiece.model").read_bytes()
+    (tmp_path / "tokenizer" / "spiece.model").write_bytes(content.replace(b"<pad>", b"<unc>"))
+    error = error_of(capsys, "import-t5", text, model)
+    assert "tokenizer.json: token <pad> must have T5's id 0, has None" in error
+    assert load(model).tokenizer is not None
 
 
 def test_a_decoder_and_a_second_name_of_the_embedding_are_left_out(source, model, tmp_path):
@@ -292,13 +307,10 @@ def test_export_writes_the_spatial_part_of_a_video_model(model, source, tmp_path
     content = load_model(model)
     loaded = load(model)
     temporal = TemporalConfig(resample=(True, True), attention_layers=1, head_dim=16)
-    _, params = inflate(content.params["unet"], loaded.unet, temporal, jax.random.key(0))
-    architecture = {
-        **content.config["architecture"],
-        "temporal": {"resample": [True, True], "head_dim": 16},
-    }
-    config = {**content.config, "architecture": architecture}
-    save_model(tmp_path / "video", replace(content, config=config, params={"unet": params}))
+    unet, params = inflate(content.params["unet"], loaded.unet, temporal, jax.random.key(0))
+    config = {**content.config, "architecture": to_dict(unet)}
+    params = {**content.params, "unet": params}
+    save_model(tmp_path / "video", replace(content, config=config, params=params))
     assert cli.main(["export-if", str(tmp_path / "video"), str(tmp_path / "out")]) == 0
     theirs = read_tensors(sorted((tmp_path / "out" / "unet").glob("*.safetensors")))
     table = deepfloyd_if.renamed(loaded.unet)
@@ -318,9 +330,42 @@ def test_what_cannot_be_exported(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_of_two_sets_are_not_mixed(tmp_path, capsys):
+    unet = folders.write_unet(tmp_path / "unet", cases.STAGE_ONE, shard_bytes=10**6)
+    first = min(unet.glob("*.safetensors"))
+    stale = first.with_name("diffusion_pytorch_model-00001-of-00009.safetensors")
+    stale.write_bytes(first.read_bytes())
+    error = error_of(capsys, "import-if", unet, tmp_path / "m")
+    assert "2 weights without a variant; it has " in error and " in 9 files" in error
+
+
+def test_a_model_that_contradicts_itself_is_not_exported(model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    for change, message in (
+        ({"architecture": {**config["architecture"], "channels": [32, 64, 160]}}, "another shape"),
+        ({"architecture": {**config["architecture"], "layers_per_block": [3, 2, 2]}}, "missing: "),
+        ({"variance": "large"}, "variance is 'large'; choose one of"),
+    ):
+        path.write_text(json.dumps(config | change))
+        assert message in error_of(capsys, "export-if", tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_named_by_a_dot(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(source / "unet")
+    (tmp_path / "out").mkdir()
+    assert cli.main(["import-if", ".", str(tmp_path / "m")]) == 0
+    assert load(tmp_path / "m").threshold == Threshold(0.95, 1.5)
+    monkeypatch.chdir(tmp_path / "out")
+    assert cli.main(["export-if", str(tmp_path / "m"), "."]) == 0
+    assert (tmp_path / "out" / "unet" / "config.json").is_file()
+
+
 def test_memory_while_importing(tmp_path):
-    """A file of 2 GB, of holes: what is kept in memory is at most 1.3 times it, and 0.5 GB."""
-    config = cases.STAGE_ONE | {"block_out_channels": [320, 640, 1056], "cross_attention_dim": 1024}
+    """A file of 2 GB, of holes: memory does not grow with it."""
+    config = cases.STAGE_ONE | {"block_out_channels": [416, 832, 1248], "cross_attention_dim": 1024}
     config |= {"attention_head_dim": 32}
     table = deepfloyd_if.renamed(deepfloyd_if.unet_config(config, ""))
     header, end = {}, 0
@@ -335,14 +380,13 @@ def test_memory_while_importing(tmp_path):
         file.write(len(content).to_bytes(8, "little") + content)
         file.truncate(8 + len(content) + end)
     size = path.stat().st_size
-    print(size)
     code = (
         "import resource, sys; from stunet.cli import main; code = main(sys.argv[1:]); "
         "print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "import-if", tmp_path / "unet", tmp_path / "model"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak = int(done.stdout.splitlines()[-1])
-    print(peak)
-    assert peak <= 1.3 * size + 0.5e9
+    assert size > 2e9
+    assert peak <= 0.3 * size + 0.5e9, peak  # 1.3 times the file and 0.5 GB is the promise
     assert sum(p.stat().st_size for p in (tmp_path / "model").glob("*.safetensors")) > end

@@ -89,10 +89,10 @@ def test_differences_are_named_with_both_shapes():
     assert str(error.value) == (
         "models/m: parameters do not fit the network; "
         "another shape: down_0/conv/kernel (expected (3, 2), got (3, 4)); "
-        "missing: down_0/conv/bias; unexpected: down_0/conv/extra"
+        "missing: down_0/conv/bias (2,); unexpected: down_0/conv/extra (1,)"
     )
 
 
 def test_only_the_first_ten_names_are_listed():
-    with pytest.raises(UserError, match=r"missing: p0, .*p9 and 3 more$"):
+    with pytest.raises(UserError, match=r"missing: p0 \(1,\), .*p9 \(1,\) and 3 more$"):
         compare_shapes({f"p{i}": np.ones(1) for i in range(13)}, {}, "m")
