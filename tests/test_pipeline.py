@@ -157,7 +157,6 @@ def test_load_says_what_is_missing(tmp_path):
         ({"text_encoder": None}, "has one of text encoder and tokenizer, but not the other"),
         ({"schedule": {"kind": "linear"}}, "config.json: schedule: schedule kind is 'linear'"),
         ({"architecture.text_dim": 16}, "text_dim is 16, but the text encoder's d_model is 8"),
-        ({"architecture.in_channels": 6}, "a super-resolution network"),
         ({"architecture.widths": [8]}, "config.json: architecture: unknown field 'widths'"),
         (
             {"architecture.head_dim": 4, "architecture.channels": [8, 24]},
