@@ -4,6 +4,7 @@ sentencepiece (the extra `parity`).
     python -m tests.parity.make_golden
 """
 
+import io
 import json
 
 import numpy as np
@@ -20,10 +21,10 @@ def main():
     cases.GOLDEN.mkdir(exist_ok=True)
     for name, output in torch_reference.outputs().items():
         np.save(cases.GOLDEN / f"{name}.npy", output)
-    prefix = cases.GOLDEN / "spiece"
+    model = io.BytesIO()  # a file's path would be written into it
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([prompt.text for prompt in prompts("train", 500)]),
-        model_prefix=str(prefix),
+        model_writer=model,
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,
         character_coverage=1.0,
@@ -33,8 +34,8 @@ def main():
         bos_id=-1,
         minloglevel=2,
     )
-    prefix.with_suffix(".vocab").unlink()
-    pieces = sentencepiece.SentencePieceProcessor(str(prefix.with_suffix(".model")))
+    (cases.GOLDEN / "spiece.model").write_bytes(model.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     ids = {text: pieces.encode(text) for text in cases.SENTENCES}
     (cases.GOLDEN / "spiece_ids.json").write_text(json.dumps(ids, indent=2) + "\n")
 
