@@ -209,10 +209,8 @@ def read_scheduler(config: Mapping[str, Any], where: str) -> Diffusion:
         if (span := field("clip_sample_range", 1.0)) != 1:
             raise UserError(f"{where}: clip_sample_range is {span}; only 1.0 is known")
         threshold = Threshold(max_value=1.0)
-    prediction, variance = (
-        field("prediction_type", "epsilon"),
-        field("variance_type", "fixed_small"),
-    )
+    prediction = field("prediction_type", "epsilon")
+    variance = field("variance_type", "fixed_small")
     for name, value, choices in (
         ("beta_schedule", field("beta_schedule", "linear"), (_BETAS,)),
         ("prediction_type", prediction, _PREDICTIONS),

@@ -62,6 +62,19 @@ SMALL = STAGE_ONE | {
 UNETS = {"stage_one": STAGE_ONE, "stage_two": STAGE_TWO}
 SIZES = {"stage_one": (8, 12), "stage_two": (16, 32)}  # not square
 
+
+def full_size(config, channels, **fields):
+    """A case's config with DeepFloyd's own heads and text, and these widths."""
+    sizes = {
+        "addition_embed_type_num_heads": 64,
+        "attention_head_dim": 64,
+        "block_out_channels": channels,
+        "cross_attention_dim": channels[-1],
+        "encoder_hid_dim": 4096,
+    }
+    return config | sizes | fields
+
+
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "beta_end": 0.02,

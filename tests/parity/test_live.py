@@ -14,36 +14,21 @@ transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 
 # Real widths, layers and heads; diffusers' own defaults where DeepFloyd's files are silent.
+STAGE_ONE = cases.blocks((False, True, True, True)) | {"layers_per_block": 3}
 REAL = {
-    name: cases.STAGE_ONE
-    | cases.blocks((False, True, True, True))
-    | {
-        "addition_embed_type_num_heads": 64,
-        "attention_head_dim": 64,
-        "block_out_channels": channels,
-        "cross_attention_dim": channels[-1],
-        "encoder_hid_dim": 4096,
-        "layers_per_block": 3,
-    }
-    for name, channels in {
-        "IF-I-M": [192, 384, 576, 768],
-        "IF-I-L": [320, 640, 960, 1280],
-        "IF-I-XL": [704, 1408, 2112, 2816],
-    }.items()
+    "IF-I-M": cases.full_size(cases.STAGE_ONE, [192, 384, 576, 768], **STAGE_ONE),
+    "IF-I-L": cases.full_size(cases.STAGE_ONE, [320, 640, 960, 1280], **STAGE_ONE),
+    "IF-I-XL": cases.full_size(cases.STAGE_ONE, [704, 1408, 2112, 2816], **STAGE_ONE),
 } | {
-    name: cases.STAGE_TWO
-    | {
-        "addition_embed_type_num_heads": 64,
-        "attention_head_dim": 64,
-        "block_out_channels": channels,
-        "cross_attention_dim": channels[-1],
-        "encoder_hid_dim": 4096,
-        "layers_per_block": [2, 2, 3, 5, 5],
-        "time_embedding_dim": 5 * channels[-1],
-    }
+    f"stage II, {name}": cases.full_size(
+        cases.STAGE_TWO,
+        channels,
+        layers_per_block=[2, 2, 3, 5, 5],
+        time_embedding_dim=5 * channels[-1],
+    )
     for name, channels in {
-        "stage II, narrow": [128, 256, 384, 512, 768],
-        "stage II, wide": [192, 384, 768, 1152, 1536],
+        "narrow": [128, 256, 384, 512, 768],
+        "wide": [192, 384, 768, 1152, 1536],
     }.items()
 }
 

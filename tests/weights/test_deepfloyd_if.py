@@ -8,47 +8,20 @@ from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, init_unet
 from stunet.weights.deepfloyd_if import renamed, resolution, unet_config
 from stunet.weights.trees import count
+from tests.parity import cases
 
-ATTENDING = "SimpleCrossAttn{}Block2D"
-PLAIN = "Resnet{}sampleBlock2D"
-
-
-def blocks(attention):
-    down = [(ATTENDING if on else PLAIN).format("Down") for on in attention]
-    up = [(ATTENDING if on else PLAIN).format("Up") for on in reversed(attention)]
-    return {"down_block_types": down, "up_block_types": up}
-
-
-STAGE_ONE = {
-    "_class_name": "UNet2DConditionModel",
-    "act_fn": "gelu",
-    "addition_embed_type": "text",
-    "attention_head_dim": 64,
-    "block_out_channels": [192, 384, 576, 768],
-    **blocks((False, True, True, True)),
-    "cross_attention_dim": 768,
-    "cross_attention_norm": "group_norm",
-    "encoder_hid_dim": 4096,
-    "in_channels": 3,
-    "layers_per_block": 3,
-    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-    "out_channels": 6,
-    "resnet_time_scale_shift": "scale_shift",
-}
-STAGE_TWO = STAGE_ONE | {
-    **blocks((False, False, False, True, True)),
-    "block_out_channels": [64, 128, 256, 512, 512],
-    "class_embed_type": "timestep",
-    "in_channels": 6,
-    "layers_per_block": [2, 2, 3, 5, 5],
-    "mid_block_only_cross_attention": True,
-    "mid_block_scale_factor": 1.4142,
-    "only_cross_attention": True,
-    "resnet_out_scale_factor": 1.4142,
-    "resnet_skip_time_act": True,
-    "time_embedding_act_fn": "gelu",
-    "time_embedding_dim": 320,
-}
+STAGE_ONE = cases.full_size(
+    cases.STAGE_ONE,
+    [192, 384, 576, 768],
+    **cases.blocks((False, True, True, True)),
+    layers_per_block=3,
+)
+STAGE_TWO = cases.full_size(
+    cases.STAGE_TWO,
+    [64, 128, 256, 512, 512],
+    layers_per_block=[2, 2, 3, 5, 5],
+    time_embedding_dim=320,
+)
 
 
 def test_stage_one():
