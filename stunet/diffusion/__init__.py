@@ -1,7 +1,8 @@
 """Diffusion as pure functions on arrays: schedule, predictions, losses, guidance, samplers.
 
-A *denoiser* is a function (x_t, t) -> `Prediction`; guidance and thresholding are functions to
-denoisers, and a sampler takes any. Order: guide -> (average windows) -> threshold once -> step.
+A *denoiser* is a function (x_t, t) -> `Prediction`; guidance, MultiDiffusion over windows and
+thresholding are functions to denoisers, and a sampler takes any. Order: guide -> (average windows)
+-> threshold once -> step.
 """
 
 from stunet.diffusion.guidance import Network, guided_denoiser
@@ -11,6 +12,7 @@ from stunet.diffusion.losses import (
     simple_loss,
     variational_loss,
 )
+from stunet.diffusion.multidiffusion import Windows, in_parts, windowed
 from stunet.diffusion.prediction import (
     Denoiser,
     Prediction,
@@ -53,12 +55,14 @@ __all__ = [
     "Schedule",
     "Threshold",
     "TimeGrid",
+    "Windows",
     "add_noise",
     "alpha_sigma",
     "cosine_betas",
     "discretised_log_likelihood",
     "eps_from_x0",
     "guided_denoiser",
+    "in_parts",
     "keyed_noise",
     "make_sampler",
     "make_target",
@@ -72,5 +76,6 @@ __all__ = [
     "thresholded",
     "to_prediction",
     "variational_loss",
+    "windowed",
     "x0_from_eps",
 ]
