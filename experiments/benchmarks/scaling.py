@@ -5,7 +5,9 @@
 The train step of the temporal parameters, batch 1. Memory is the compiler's own account of the
 program, so nothing of that size has to be run: parameters and optimiser state (its arguments)
 apart from activations (its temporaries). Time is measured for clips of up to `--max_pixels`
-(frames times height times width). `--networks` names some of `NETWORKS`.
+(frames times height times width). Multiples are of a network's first row: the shortest clip without
+temporal resampling, as a model of key frames would see it. `--networks` names some of `NETWORKS`;
+several `--remat` show what recomputation saves and costs.
 """
 
 import sys
@@ -24,13 +26,17 @@ from stunet.errors import run_command
 from stunet.models.unet import REMAT_POLICIES, UNetConfig
 
 # name -> (network, heights and widths)
-NETWORKS = {"peers": (workloads.PEERS, (32, 64)), "if_m": (workloads.IF_M, (64,))}
-FRAMES = (16, 32, 64, 80, 160)
+NETWORKS = {
+    "peers": (workloads.PEERS, (32, 64)),
+    "if_m": (workloads.IF_M, (64,)),
+    "if_xl": (workloads.IF_XL, (64,)),
+}
 
 _OUT = flags.DEFINE_string("out", "benchmarks/scaling.json", "where the figures are written")
 _NETWORKS = flags.DEFINE_multi_enum("networks", ["peers"], list(NETWORKS), "what is measured")
+_FRAMES = flags.DEFINE_multi_integer("frames", [16, 32, 64, 80, 160], "lengths of the clips")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
-_REMAT = flags.DEFINE_enum("remat", "none", list(REMAT_POLICIES), "what is recomputed")
+_REMAT = flags.DEFINE_multi_enum("remat", ["none"], list(REMAT_POLICIES), "what is recomputed")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", 80 * 32 * 32, "larger clips are not run")
 
 
@@ -73,26 +79,28 @@ def main(argv: list[str]) -> None:
     read_flags(argv)
     prepare_compiler()
     cases = [
-        (name, resampled, size, frames)
+        (name, resampled, size, remat, frames)
         for name in _NETWORKS.value
         for size in NETWORKS[name][1]
-        for resampled in (True, False)
-        for frames in FRAMES
+        for resampled in (False, True)
+        for remat in _REMAT.value
+        for frames in _FRAMES.value
     ]
     rows, results, base = [], [], {}
-    for name, resampled, size, frames in tqdm(cases, desc="programs"):
+    for name, resampled, size, remat, frames in tqdm(cases, desc="programs"):
         config = replace(NETWORKS[name][0], dtype=_DTYPE.value)
         config = config if resampled else resampling_off(config)
         timed = frames * size * size <= _MAX_PIXELS.value
-        result = measure(config, frames, size, _REMAT.value, timed)
+        result = measure(config, frames, size, remat, timed)
         fixed = result["frozen_bytes"] + result["state_bytes"]
         total = fixed + result["activation_bytes"]
-        first = base.setdefault((name, resampled, size), (result, total))
+        first = base.setdefault((name, size), (result, total))
         rows.append(
             (
                 name,
                 "on" if resampled else "off",
                 size,
+                remat,
                 frames,
                 fixed // 2**20,
                 result["activation_bytes"] // 2**20,
@@ -102,14 +110,19 @@ def main(argv: list[str]) -> None:
                 result["seconds"] / first[0]["seconds"] if timed else "",
             )
         )
-        results.append(
-            {"network": name, "resampled": resampled, "size": size, "frames": frames, **result}
-        )
-    columns = ("network", "temporal resampling", "size", "frames", "parameters and optimiser MiB")
-    columns += ("activations MiB", "x activations", "x both", "s", "x s")
+        case = {"network": name, "resampled": resampled, "size": size, "remat": remat}
+        results.append({**case, "frames": frames, **result})
+    columns = ("network", "temporal resampling", "size", "remat", "frames")
+    columns += (
+        "parameters and optimiser MiB",
+        "activations MiB",
+        "x activations",
+        "x both",
+        "s",
+        "x s",
+    )
     print_table(columns, rows)
-    given = {"dtype": _DTYPE.value, "remat": _REMAT.value}
-    write_json(_OUT.value, {"benchmark": "scaling", **given, "runs": results})
+    write_json(_OUT.value, {"benchmark": "scaling", "dtype": _DTYPE.value, "runs": results})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The work that benchmarks time: networks, and their forward pass, train step and sampler."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,13 +42,14 @@ PEERS = UNetConfig(
 )
 PEERS_FRAMES, PEERS_SIZE = 16, 32
 
-# DeepFloyd IF-I-M's widths, inflated.
+# DeepFloyd IF's first stages, inflated.
 IF_M = UNetConfig(
     channels=(192, 384, 576, 768),
     layers_per_block=(3, 3, 3, 3),
     attention_levels=(False, True, True, True),
     temporal=TemporalConfig(resample=(True, True, True)),
 )
+IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816))
 
 
 def parameter_structs(config: UNetConfig) -> Tree:
