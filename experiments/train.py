@@ -75,7 +75,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
     # Networks, what of them is trained, and the update step.
     networks = Networks(model.unet, model.text_encoder, config.remat)
-    stage = make_stage(config.stage, networks, config.diffusion)
+    stage = make_stage(config.stage, networks, config.diffusion, config.text_denoising)
     trained, frozen = partition(initial.params, stage.is_trained)
     optimizer = make_optimizer(config.optimizer)
     frozen = jax.device_put(frozen, parameter_shardings(mesh, frozen))

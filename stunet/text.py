@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from stunet.errors import UserError
+from stunet.files import read_bytes
 
 # T5's vocabulary starts with these three.
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -62,11 +63,7 @@ def load_tokenizer(path: str | Path, max_tokens: int = MAX_TOKENS) -> Tokenizer:
     Raises:
       UserError: the file is missing or unreadable; or as `parse_tokenizer`.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
-    return parse_tokenizer(content, max_tokens, str(path))
+    return parse_tokenizer(read_bytes(Path(path)), max_tokens, str(path))
 
 
 def parse_tokenizer(content: bytes, max_tokens: int, where: str) -> Tokenizer:

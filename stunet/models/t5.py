@@ -17,8 +17,9 @@ import numpy as np
 class T5Config:
     """Sizes of a T5 v1.1 encoder; T5-XXL is (32128, 4096, 64, 10240, 24, 64).
 
-    `dtype` is what the layers compute in ("float32" or "bfloat16"); norms and
-    softmax are always float32, and parameters are initialised in float32.
+    `zero_padding` makes the states of padding zero, so that short captions are not lost in it;
+    DeepFloyd IF was trained on T5's own. `dtype` is what the layers compute in ("float32" or
+    "bfloat16"); norms and softmax are always float32, and parameters are initialised in float32.
     """
 
     vocab_size: int
@@ -30,11 +31,12 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    zero_padding: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if field.name != "dtype" and getattr(self, field.name) <= 0:
+            if field.name not in ("zero_padding", "dtype") and getattr(self, field.name) <= 0:
                 raise ValueError(f"{field.name} must be positive, got {getattr(self, field.name)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got '{self.dtype}'")
@@ -234,7 +236,8 @@ class T5Encoder(nn.Module):
         position_bias = None  # layer 0 makes it, the others share it
         for i in range(c.num_layers):
             x, position_bias = _Block(c, name=f"block_{i}")(x, mask, position_bias)
-        return RMSNorm(c, name="final_layer_norm")(x)
+        x = RMSNorm(c, name="final_layer_norm")(x)
+        return jnp.where(mask[..., None], x, 0) if c.zero_padding else x
 
 
 def init_text_encoder(config: T5Config, key: jax.Array) -> dict:

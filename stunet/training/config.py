@@ -78,6 +78,8 @@ class TrainConfig:
       init_from: a model folder or training workdir to start from; "" for none.
       unet: the architecture, for "t2i".
       text_encoder: for "t2i"; a tokenizer of its vocab_size is trained on the captions.
+      text_denoising: weight of restoring captions with hidden words, for "t2i"; it keeps words in
+        the text encoder's states that single frames do not show, which "t2v" then learns.
       temporal: what to add, for "t2v".
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
@@ -97,6 +99,7 @@ class TrainConfig:
     init_from: str = ""
     unet: UNetConfig | None = None
     text_encoder: TextEncoderConfig | None = None
+    text_denoising: float = 0.0
     temporal: TemporalConfig | None = None
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -117,6 +120,11 @@ class TrainConfig:
                 raise UserError(f"stage {self.stage!r} needs the field '{name}'")
         if self.stage == "t2i" and self.data.get("text_states"):
             raise UserError("stage 't2i' trains the text encoder, so data.text_states must be off")
+        if self.stage != "t2i" and self.text_denoising:
+            raise UserError(
+                f"text_denoising is {self.text_denoising}, but stage {self.stage!r} does not train "
+                "the text encoder; leave it 0"
+            )
         counts = ("batch_size", "total_steps", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in counts:
             if getattr(self, name) < 1:

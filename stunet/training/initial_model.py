@@ -7,11 +7,17 @@ from pathlib import Path
 
 import jax
 
-from stunet.config import from_dict, to_dict
+from stunet.config import to_dict
 from stunet.diffusion import Threshold
 from stunet.errors import UserError
-from stunet.model import Model, check_networks, parameter_shapes, refuse_super_resolution
-from stunet.models.t5 import TextEncoderConfig, init_text_encoder
+from stunet.model import (
+    Model,
+    check_networks,
+    describe,
+    parameter_shapes,
+    refuse_super_resolution,
+)
+from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
@@ -31,47 +37,28 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         nor the data's frames.
     """
     key = jax.random.key(config.seed)
-    threshold = to_dict(Threshold())
     if config.stage == "t2i":
-        unet, text_encoder = _in_dtype(config, config.unet), config.text_encoder
-        _check(config, unet, text_encoder)
-        tokenizer = _train_tokenizer(captions(), text_encoder.t5.vocab_size)
+        unet, t5 = _in_dtype(config, config.unet), config.text_encoder.t5
+        _check(config, unet, t5)
+        text_encoder, threshold = to_dict(config.text_encoder), to_dict(Threshold())
+        tokenizer = _train_tokenizer(captions(), t5.vocab_size)
         params = {
             "unet": jax.jit(lambda key: init_unet(unet, key))(jax.random.fold_in(key, 0)),
-            "text_encoder": jax.jit(lambda key: init_text_encoder(text_encoder.t5, key))(
+            "text_encoder": jax.jit(lambda key: init_text_encoder(t5, key))(
                 jax.random.fold_in(key, 1)
             ),
         }
     else:
         source = find_model(config.init_from)
-        model = load_model(source)
-        where = f"{source}/config.json"
-        unet = _in_dtype(config, from_dict(UNetConfig, model.config["architecture"], where))
-        text_encoder = model.config["text_encoder"]
-        if text_encoder is not None:
-            text_encoder = from_dict(TextEncoderConfig, text_encoder, where)
-        elif not config.data.get("text_states"):
-            raise UserError(
-                f"init_from {source} has no text encoder, which captions need; "
-                f"`stunet import-t5 T5_FOLDER {source}` adds one"
-            )
-        elif config.sample_prompts:
-            raise UserError(
-                f"init_from {source} has no text encoder, which sample_prompts need; leave them "
-                f"empty, or `stunet import-t5 T5_FOLDER {source}` adds one"
-            )
-        if (predicted := model.config["prediction"]) != config.diffusion.prediction:
-            raise UserError(
-                f"init_from {source} predicts {predicted!r}, but diffusion.prediction is "
-                f"{config.diffusion.prediction!r}"
-            )
-        if unet.temporal is not None:
-            raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
-        _check(config, replace(unet, temporal=config.temporal), text_encoder)
-        unet, inflated = inflate(model.params["unet"], unet, config.temporal, key)
-        tokenizer = model.tokenizer
-        threshold = model.config.get("threshold", threshold)
-        params = {**model.params, "unet": inflated}
+        content = load_model(source)
+        start = describe(content, source)
+        _check_start(config, start, source)
+        unet = _in_dtype(config, start.unet)
+        _check(config, replace(unet, temporal=config.temporal), start.text_encoder)
+        unet, inflated = inflate(content.params["unet"], unet, config.temporal, key)
+        text_encoder, tokenizer = content.config["text_encoder"], content.tokenizer
+        threshold = None if start.threshold is None else to_dict(start.threshold)
+        params = {**content.params, "unet": inflated}
 
     data = config.data
     folder_config = {
@@ -83,7 +70,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         "schedule": to_dict(config.diffusion.schedule),
         "prediction": config.diffusion.prediction,
         "variance": config.diffusion.variance,
-        "text_encoder": None if text_encoder is None else to_dict(text_encoder),
+        "text_encoder": text_encoder,
         "threshold": threshold,
     }
     return ModelFolder(folder_config, params, tokenizer)
@@ -126,10 +113,31 @@ def _in_dtype(config: TrainConfig, unet: UNetConfig) -> UNetConfig:
     return replace(unet, dtype=config.dtype or unet.dtype)
 
 
-def _check(config: TrainConfig, unet: UNetConfig, text_encoder: TextEncoderConfig | None) -> None:
-    data, t5 = config.data, None if text_encoder is None else text_encoder.t5
+def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
+    """Raises `UserError` where the stage cannot start from this model."""
+    if start.text_encoder is None and not config.data.get("text_states"):
+        raise UserError(
+            f"init_from {source} has no text encoder, which captions need; "
+            f"`stunet import-t5 T5_FOLDER {source}` adds one"
+        )
+    if start.text_encoder is None and config.sample_prompts:
+        raise UserError(
+            f"init_from {source} has no text encoder, which sample_prompts need; leave them "
+            f"empty, or `stunet import-t5 T5_FOLDER {source}` adds one"
+        )
+    if start.prediction != config.diffusion.prediction:
+        raise UserError(
+            f"init_from {source} predicts {start.prediction!r}, but diffusion.prediction is "
+            f"{config.diffusion.prediction!r}"
+        )
+    if start.unet.temporal is not None:
+        raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
+
+
+def _check(config: TrainConfig, unet: UNetConfig, text_encoder: T5Config | None) -> None:
+    data = config.data
     refuse_super_resolution(unet, "config")
-    check_networks(unet, t5, config.diffusion.variance, "config")
+    check_networks(unet, text_encoder, config.diffusion.variance, "config")
     check_video_shape(unet, data["num_frames"], data["resolution"], data["resolution"])
 
 

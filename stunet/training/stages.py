@@ -3,11 +3,13 @@
 Stages differ in these values and in nothing else; there is one loop for all of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from stunet.diffusion import (
     add_noise,
@@ -20,10 +22,13 @@ from stunet.diffusion import (
 )
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig
+from stunet.text import UNK_ID
 from stunet.training.config import DiffusionConfig
 from stunet.weights.trees import Tree, is_temporal
 
 Batch = dict[str, jax.Array]
+
+HIDDEN_TOKENS = 0.15  # of a caption, as in T5's own pre-training (1910.10683 section 3.1.4)
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,22 @@ class Stage:
     loss: Callable[[Tree, Batch, int], jax.Array]
 
 
-def make_stage(name: str, networks: Networks, diffusion: DiffusionConfig) -> Stage:
-    """The stage `name` ("t2i" or "t2v") for these networks."""
+def make_stage(
+    name: str, networks: Networks, diffusion: DiffusionConfig, text_denoising: float = 0.0
+) -> Stage:
+    """The stage `name` ("t2i" or "t2v") for these networks.
+
+    `text_denoising` weighs `text_denoising_loss`, for a stage that trains the text encoder.
+    """
     is_trained = {"t2i": lambda path: True, "t2v": is_temporal}[name]
 
     def loss(params: Tree, batch: Batch, seed: int) -> jax.Array:
-        return denoising_loss(networks, diffusion, params, batch, seed)
+        total = denoising_loss(networks, diffusion, params, batch, seed)
+        if text_denoising:
+            total += text_denoising * text_denoising_loss(
+                networks.text_encoder, params["text_encoder"], batch, seed
+            )
+        return total
 
     return Stage(name, is_trained, loss)
 
@@ -72,6 +87,25 @@ def text_states(networks: Networks, params: Tree, batch: Batch) -> jax.Array:
         return batch["text_states"].astype(jnp.float32)
     encoder = T5Encoder(networks.text_encoder)
     return encoder.apply({"params": params["text_encoder"]}, batch["tokens"], batch["token_mask"])
+
+
+def text_denoising_loss(config: T5Config, params: Tree, batch: Batch, seed: int) -> jax.Array:
+    """Cross entropy `[B]` of restoring captions of which a share of the tokens is hidden.
+
+    The masked-language objective of T5's family, with the encoder alone (the tokens' embeddings
+    read its states). Trained for pictures only, an encoder loses the words that a single picture
+    does not show, such as those of motion, and a video model that comes after it cannot learn
+    them. Which tokens are hidden depends on (seed, global position) alone.
+    """
+    tokens, mask = batch["tokens"], batch["token_mask"]
+    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
+    draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape[1:]))
+    # Our tokenizers write every character in bytes, so that <unk> is free to mean "hidden".
+    corrupted = jnp.where(draw(keys) < HIDDEN_TOKENS, UNK_ID, tokens)
+    states = T5Encoder(config).apply({"params": params}, corrupted, mask).astype(jnp.float32)
+    logits = states @ params["shared"]["embedding"].T / math.sqrt(config.d_model)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+    return jnp.where(mask, losses, 0.0).sum(1) / mask.sum(1)
 
 
 def spread_uniform(position: jax.Array, seed: int) -> jax.Array:

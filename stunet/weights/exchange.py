@@ -11,6 +11,7 @@ import jax
 
 from stunet.config import to_dict
 from stunet.errors import UserError
+from stunet.files import read_json
 from stunet.model import describe
 from stunet.models.t5 import TextEncoderConfig
 from stunet.text import MAX_TOKENS
@@ -18,7 +19,6 @@ from stunet.weights import deepfloyd_if, t5_v1_1
 from stunet.weights.hub_layout import (
     Renamed,
     find_weights,
-    read_json,
     read_tensors,
     to_ours,
     to_theirs,

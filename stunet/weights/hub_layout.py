@@ -86,23 +86,6 @@ def to_theirs(table: Mapping[str, Renamed], ours: Mapping[str, Any]) -> dict[str
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: it is missing, unreadable or no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
-
-
 def find_weights(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files of one copy of a component's weights.
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
+from stunet.files import read_bytes, read_json
 from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
 from stunet.weights.trees import Tree, flatten, is_temporal, merge, partition, unflatten
 
@@ -179,7 +180,7 @@ def open_model(folder: str | Path) -> ModelFolder:
         params["text_encoder"] = parts["text_encoder"]
     tokenizer = None
     if stored.tokenizer is not None:
-        tokenizer = _read(folder / stored.tokenizer)
+        tokenizer = read_bytes(folder / stored.tokenizer)
     public = [field.name for field in dataclasses.fields(ModelConfig)]
     present = {name: content[name] for name in public if name in content}
     return ModelFolder(present, params, tokenizer)
@@ -188,11 +189,8 @@ def open_model(folder: str | Path) -> ModelFolder:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path.parent}: not a model folder: it has no config.json")
-    try:
-        content = json.loads(_read(path))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict) or type(content.get("format_version")) is not int:
+    content = read_json(path)
+    if type(content.get("format_version")) is not int:
         raise UserError(f"{path}: not a model's config: it has no integer 'format_version'")
     # Before the fields: those of a newer format would only be called unknown.
     if content["format_version"] > FORMAT_VERSION:
@@ -201,13 +199,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"reads (up to {FORMAT_VERSION}); install a newer stunet"
         )
     return content
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from error
 
 
 def _save_part(folder: Path, part: str, tree: Tree, shard_bytes: int) -> tuple[str, ...]:

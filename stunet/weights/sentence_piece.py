@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from stunet.errors import UserError
+from stunet.files import read_bytes
 from stunet.text import UNK_ID
 
 _EXTRA_IDS = 100  # T5's sentinels, which its vocabulary has and its spiece.model has not
@@ -25,10 +26,7 @@ def tokenizer_json(path: Path) -> bytes:
     Raises:
       UserError: the file is missing or is no such model.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+    content = read_bytes(path)
     try:
         return _converted(content).to_str().encode("utf-8")
     except Exception as error:  # of this reading, or the library's, which raises nothing narrower

@@ -35,7 +35,7 @@ def started(root, config, whole):
 def toy_stage(bad=None):
     """Pulls the output bias to 1; from an example's position on, its loss is NaN."""
 
-    def make_stage(name, networks, diffusion):
+    def make_stage(name, networks, diffusion, text_denoising):
         def loss(params, batch, seed):
             distance = jnp.mean((params["unet"]["conv_out"]["bias"] - 1) ** 2)
             spoilt = jnp.zeros(4, bool) if bad is None else batch["position"] >= bad

@@ -109,6 +109,15 @@ def test_content_of_padding_has_no_influence(encode, batch):
     assert np.abs(states - changed)[~mask].max() > 0.1  # the padding did change
 
 
+def test_padding_can_be_zeroed(params, encode, batch):
+    tokens, mask = batch
+    config = dataclasses.replace(CONFIG, zero_padding=True)
+    zeroed = jax.jit(lambda *args: T5Encoder(config).apply({"params": params}, *args))(*batch)
+    states = np.asarray(encode(tokens, mask))
+    assert np.abs(states[~mask]).min(-1).max() > 0
+    np.testing.assert_allclose(zeroed, np.where(mask[..., None], states, 0), atol=1e-6)
+
+
 def test_without_any_token_states_are_finite(encode, batch):
     tokens, mask = batch
     assert np.isfinite(encode(tokens, np.zeros_like(mask))).all()

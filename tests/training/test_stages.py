@@ -10,7 +10,13 @@ from stunet.models.t5 import T5Encoder
 from stunet.models.unet import init_unet
 from stunet.training import stages
 from stunet.training.config import DiffusionConfig
-from stunet.training.stages import Networks, denoising_loss, make_stage, spread_uniform
+from stunet.training.stages import (
+    Networks,
+    denoising_loss,
+    make_stage,
+    spread_uniform,
+    text_denoising_loss,
+)
 from stunet.weights.trees import flatten, partition
 from tests.tiny import T5, UNET, fast_compiles, random_params
 
@@ -143,6 +149,38 @@ def test_an_examples_loss_depends_on_its_position_only(monkeypatch):
     np.testing.assert_allclose(half, whole[2:4], rtol=1e-6)
     moved, _ = loss_of(monkeypatch, {**batch, "position": batch["position"] + np.uint32(1)})
     assert np.abs(moved - whole).min() > 1e-3
+
+
+class Echo:
+    """Stands in for the text encoder: each token's own embedding is its state."""
+
+    def __init__(self, config):
+        pass
+
+    def apply(self, variables, tokens, mask):
+        return variables["params"]["shared"]["embedding"][tokens]
+
+
+def test_hidden_words_are_asked_for(monkeypatch):
+    """A token that is seen costs little, a hidden one what a guess among all costs."""
+    monkeypatch.setattr(stages, "T5Encoder", Echo)
+    size, tall = 16, 12.0  # the right logit of a token that is seen
+    config = dataclasses.replace(T5, vocab_size=size, d_model=size)
+    params = {"shared": {"embedding": np.sqrt(tall * np.sqrt(size)) * np.eye(size)}}
+    count, length = 200, 10
+    tokens = np.random.default_rng(0).integers(3, size, (count, length))
+    mask = np.arange(length) < np.arange(count)[:, None] % length + 1
+    batch = {"tokens": tokens, "token_mask": mask, "position": np.arange(count, dtype=np.uint32)}
+    losses = np.asarray(text_denoising_loss(config, params, batch, SEED))
+    seen = np.log(np.exp(tall) + size - 1) - tall
+    hidden = (losses - seen) * mask.sum(1) / tall  # each adds the logit that it lacks
+    np.testing.assert_allclose(hidden, hidden.round(), atol=1e-4)
+    assert np.all(hidden <= mask.sum(1) + 0.1)
+    assert 0.1 < hidden.sum() / mask.sum() < 0.2
+    part = {name: a[40:90] for name, a in batch.items()}
+    np.testing.assert_allclose(
+        text_denoising_loss(config, params, part, SEED), losses[40:90], rtol=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
