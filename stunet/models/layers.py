@@ -114,6 +114,42 @@ def upsample_space(x: jax.Array) -> jax.Array:
     return x.reshape(b, t, 2 * h, 2 * w, c)
 
 
+class UpsampledConv(nn.Module):
+    """`conv3x3` of `upsample_space(x)`, with its parameters, for 4/9 of its products.
+
+    An upsampled frame's 3x3 neighbourhood lies on 2x2 pixels of the frame itself, so each of the
+    four pixels that one becomes is a 2x2 convolution, whose kernel is the 3x3 one's taps added up.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[N, H, W, C]` -> `[N, 2H, 2W, features]`."""
+        n, height, width, channels = x.shape
+        shape = (3, 3, channels, self.features)
+        kernel = self.param("kernel", nn.linear.default_kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        # Which taps fall on the same pixel: of an even row the first is alone, of an odd one
+        # the last.
+        merge = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)
+        kernels = jnp.einsum("iap,jbq,pqcd->ijabcd", merge, merge, kernel).astype(self.dtype)
+
+        def convolve(i: int, j: int) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                x.astype(self.dtype),
+                kernels[i, j],
+                window_strides=(1, 1),
+                padding=((1 - i, i), (1 - j, j)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        rows = [jnp.stack([convolve(i, 0), convolve(i, 1)], axis=3) for i in range(2)]
+        y = jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, self.features)
+        return y + bias.astype(self.dtype)
+
+
 def downsample_space(x: jax.Array) -> jax.Array:
     """2x2 average in height and width."""
     b, t, h, w, c = x.shape
@@ -191,10 +227,13 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         h = gelu(GroupNorm(self.groups, name="norm_1")(x))
-        if self.resample is not None:
-            change = {"up": upsample_space, "down": downsample_space}[self.resample]
-            x, h = change(x), change(h)
-        h = per_frame(conv3x3(self.features, "conv_1", self.dtype), h)
+        if self.resample == "up":
+            x = upsample_space(x)
+            h = per_frame(UpsampledConv(self.features, self.dtype, name="conv_1"), h)
+        else:
+            if self.resample == "down":
+                x, h = downsample_space(x), downsample_space(h)
+            h = per_frame(conv3x3(self.features, "conv_1", self.dtype), h)
         if self.activate_embedding:
             embedding = gelu(embedding)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="embedding")(embedding)

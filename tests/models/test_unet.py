@@ -11,6 +11,8 @@ from stunet.models.layers import (
     GroupNorm,
     TextAttention,
     TextPooling,
+    UpsampledConv,
+    conv3x3,
     downsample_space,
     gelu,
     group_norm,
@@ -133,6 +135,16 @@ def test_spatial_resampling():
     up = upsample_space(x)
     np.testing.assert_array_equal(up[0, 1, :, :, 0], np.kron(x[0, 1, :, :, 0], np.ones((2, 2))))
     np.testing.assert_array_equal(downsample_space(up), x)
+
+
+def test_a_convolution_of_an_upsampled_frame():
+    """Against upsampling and the 3x3 convolution whose parameters it has."""
+    conv = conv3x3(4, None, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 5, 6))
+    params = conv.init(jax.random.key(1), x[0])
+    params["params"]["bias"] = jnp.arange(4.0)
+    expected = conv.apply(params, upsample_space(x)[0])
+    np.testing.assert_allclose(UpsampledConv(4).apply(params, x[0]), expected, atol=1e-5)
 
 
 def attend(x, text, params, self_attention):
