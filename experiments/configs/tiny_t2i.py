@@ -12,9 +12,9 @@ def get_config() -> ConfigDict:
         {
             "stage": "t2i",
             "unet": {
-                "channels": (32, 64, 96),
+                "channels": (32, 32, 128),
                 "layers_per_block": (1, 1, 1),
-                "attention_levels": (False, True, True),
+                "attention_levels": (False, False, True),
                 "head_dim": 16,
                 "text_dim": 64,
                 "cross_attention_dim": 96,
@@ -31,9 +31,11 @@ def get_config() -> ConfigDict:
                     "d_ff": 128,
                     "num_layers": 2,
                     "num_heads": 4,
+                    "zero_padding": True,
                 },
                 "max_tokens": 20,
             },
+            "text_denoising": 0.1,
             "data": {
                 "name": "moving_shapes",
                 "data_dir": "datasets",
@@ -54,12 +56,12 @@ def get_config() -> ConfigDict:
                 "schedule": {"kind": "continuous_cosine", "log_snr_shift": -2.0},
             },
             "optimizer": {
-                "learning_rate": 1e-3,
+                "learning_rate": 2e-3,
                 "warmup_steps": 100,
                 "ema_decay": 0.999,
             },
-            "batch_size": 32,
-            "total_steps": 200,
+            "batch_size": 16,
+            "total_steps": 500,
             "checkpoint_every": 200,
             "sample_prompts": (
                 "a red circle on a dark background",
