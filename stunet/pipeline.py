@@ -58,7 +58,8 @@ class _Settings:
 
 
 def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
-    """T5 states `[N, L, D]` float32 of N prompts, `""` among them; padding has states too.
+    """T5 states `[N, L, D]` float32 of N prompts, `""` among them; padding has states too,
+    unless the encoder zeroes them.
 
     Raises:
       UserError: the model has no text encoder.

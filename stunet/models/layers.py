@@ -36,7 +36,7 @@ def group_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) ->
 
     `scale` and `shift` are float32 `[N, 1, C]`. Statistics are float32, the result has x's type.
     Means are taken per channel first and per group after, and the gradient is written out: as
-    differentiated by XLA for a CPU it costs three times as much, because it reduces a tensor
+    differentiated by XLA for a CPU it costs three to six times as much, as it reduces a tensor
     split into groups and repeats whole chains of element-wise work for each of its sums.
     """
     return _group_norm_forward(x, scale, shift, groups)[0]
