@@ -30,6 +30,7 @@ NETWORKS = {
     "peers": (workloads.PEERS, (32, 64)),
     "if_m": (workloads.IF_M, (64,)),
     "if_xl": (workloads.IF_XL, (64,)),
+    "late": (workloads.LATE, (64,)),
 }
 
 _OUT = flags.DEFINE_string("out", "benchmarks/scaling.json", "where the figures are written")

@@ -51,6 +51,9 @@ IF_M = UNetConfig(
 )
 IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816))
 
+# IF-I-XL's size with its width where frames are few: what the paper's memory figure takes.
+LATE = dataclasses.replace(IF_M, channels=(128, 1024, 2816, 2816), layers_per_block=(1, 2, 3, 6))
+
 
 def parameter_structs(config: UNetConfig) -> Tree:
     """Shapes of the network's parameters."""
