@@ -133,8 +133,9 @@ class UpsampledConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # Which taps fall on the same pixel: of an even row the first is alone, of an odd one
         # the last.
-        merge = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)
-        kernels = jnp.einsum("iap,jbq,pqcd->ijabcd", merge, merge, kernel).astype(self.dtype)
+        merge = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
+        kernels = jnp.einsum("iap,jbq,pqcd->ijabcd", merge, merge, kernel.astype(jnp.float32))
+        kernels = kernels.astype(self.dtype)
 
         def convolve(i: int, j: int) -> jax.Array:
             return jax.lax.conv_general_dilated(
