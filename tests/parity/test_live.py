@@ -41,7 +41,9 @@ def test_golden_is_current(name):
         "t5": torch_reference.t5_states,
         "trajectory": torch_reference.trajectory,
     }.get(name, lambda: torch_reference.unet_output(name))()
-    np.testing.assert_allclose(made, np.load(cases.GOLDEN / f"{name}.npy"), atol=1e-5)
+    # Ten guided steps multiply rounding: PyTorch's own on two kinds of CPU were 1.6e-4 apart.
+    atol = 5e-4 if name == "trajectory" else 1e-5
+    np.testing.assert_allclose(made, np.load(cases.GOLDEN / f"{name}.npy"), atol=atol)
 
 
 def test_golden_pieces_are_current():
