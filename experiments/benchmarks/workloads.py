@@ -51,7 +51,8 @@ IF_M = UNetConfig(
 )
 IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816))
 
-# IF-I-XL's size with its width where frames are few: what the paper's memory figure takes.
+# IF-I-XL's number of blocks, most of them and of the width where frames are few: a layout that
+# the paper's memory figure holds for.
 LATE = dataclasses.replace(IF_M, channels=(128, 1024, 2816, 2816), layers_per_block=(1, 2, 3, 6))
 
 

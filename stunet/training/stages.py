@@ -89,6 +89,11 @@ def text_states(networks: Networks, params: Tree, batch: Batch) -> jax.Array:
     return encoder.apply({"params": params["text_encoder"]}, batch["tokens"], batch["token_mask"])
 
 
+def _example_keys(batch: Batch, seed: int) -> jax.Array:
+    """A key `[B]` for each example, from (seed, its global position) alone."""
+    return jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
+
+
 def text_denoising_loss(config: T5Config, params: Tree, batch: Batch, seed: int) -> jax.Array:
     """Cross entropy `[B]` of restoring captions of which a share of the tokens is hidden.
 
@@ -98,7 +103,7 @@ def text_denoising_loss(config: T5Config, params: Tree, batch: Batch, seed: int)
     them. Which tokens are hidden depends on (seed, global position) alone.
     """
     tokens, mask = batch["tokens"], batch["token_mask"]
-    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
+    keys = _example_keys(batch, seed)
     draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape[1:]))
     # Our tokenizers write every character in bytes, so that <unk> is free to mean "hidden".
     corrupted = jnp.where(draw(keys) < HIDDEN_TOKENS, UNK_ID, tokens)
@@ -130,7 +135,7 @@ def denoising_loss(
     number of devices and hosts, and a resumed run, draw the same.
     """
     x0 = batch["video"]
-    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
+    keys = _example_keys(batch, seed)
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys)
     t, log_snr = sample_training_time(diffusion.schedule, spread_uniform(batch["position"], seed))
     x_t = add_noise(x0, eps, log_snr)
