@@ -37,12 +37,17 @@ class DataConfig:
       name: "moving_shapes", "video_folder" or "ucf101".
       data_dir: where the records are kept.
       split: which of the dataset's splits.
-      num_frames: of a clip; 1 for single images, a random moment of each clip.
-      resolution: height and width in pixels.
+      num_frames: of an example; 1 for single images, a random moment of each clip.
+      resolution: height and width of a frame in pixels.
       fps: frames per second.
       seed: of the order and of all that is drawn for an example.
       caption_dropout: the probability of an empty caption, for guidance.
+      crop: height and width of the square that is cut out of each example at random; None for
+        whole frames.
       num_examples: of moving_shapes.
+      clip_frames: of a whole clip of moving_shapes, of which an example is `num_frames` in a row;
+        None for `num_frames`. (The other datasets' clips have their own lengths.)
+      texture: of moving_shapes' backgrounds, a standard deviation of values in 0..1.
       source: folder or archive that video_folder and ucf101 are made from.
       prompts: a TSV of class and caption, for ucf101.
       text_states: take text states from `text_states_path` instead of tokens.
@@ -56,7 +61,10 @@ class DataConfig:
     fps: float
     seed: int
     caption_dropout: float
+    crop: int | None = None
     num_examples: int | None = None
+    clip_frames: int | None = None
+    texture: float = 0.0
     source: str | None = None
     prompts: str | None = None
     text_states: bool = False
@@ -67,9 +75,15 @@ class DataConfig:
         needed = "num_examples" if self.name == "moving_shapes" else "source"
         if getattr(self, needed) is None:
             raise UserError(f"dataset '{self.name}' needs the field '{needed}'")
-        for field in ("num_frames", "resolution", "fps", "num_examples"):
+        for field in ("num_frames", "resolution", "fps", "num_examples", "crop", "clip_frames"):
             if (value := getattr(self, field)) is not None and value <= 0:
                 raise UserError(f"{field} is {value}; it must be positive")
+        if (self.crop or 0) > self.resolution:
+            raise UserError(f"crop is {self.crop}; frames are only {self.resolution} pixels wide")
+        if self.clip_frames is not None and self.clip_frames < self.num_frames:
+            raise UserError(
+                f"clip_frames is {self.clip_frames}; num_frames {self.num_frames} need as many"
+            )
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must not be negative")
         if not 0 <= self.caption_dropout <= 1:
@@ -91,6 +105,15 @@ def captions(config: Mapping[str, Any]) -> list[str]:
     """The captions of the split, in the order of its records."""
     source = open_source(config).records
     return [source[index]["caption"].decode() for index in range(len(source))]
+
+
+def whole_examples(config: Mapping[str, Any], count: int) -> tuple[np.ndarray, list[str]]:
+    """The first `count` examples uncropped: `[N, T, H, W, 3]` in [-1, 1], and their captions."""
+    config = {**config, "crop": None, "caption_dropout": 0.0}
+    source = open_source(config)
+    examples = [_example(config, source, position) for position in range(count)]
+    videos = np.stack([example["video"] for example in examples])
+    return videos, [example["caption"] for example in examples]
 
 
 def text_states_path(config: Mapping[str, Any]) -> Path:
@@ -163,8 +186,12 @@ def _example(config: Mapping[str, Any], source: Source, position: int) -> dict[s
     record = source.records[index]
     rng = np.random.default_rng((config["seed"], 1, position))
     dropped = rng.random() < config["caption_dropout"]
+    video = source.decode(record, rng)
+    if size := config.get("crop"):
+        top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
+        video = video[:, top : top + size, left : left + size]
     return {
-        "video": source.decode(record, rng),
+        "video": video,
         "caption": "" if dropped else record["caption"].decode(),
         "record": index,
         "position": position,

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from data import records
 from data.moving_shapes import builder as moving_shapes
-from data.moving_shapes.render import NOMINAL_SECONDS, render, render_at
+from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.ucf101 import builder as ucf101
 from data.video_folder import builder as video_folder
 from stunet.errors import UserError
@@ -57,13 +57,19 @@ def make_builder(config: Mapping[str, Any]) -> tfds.core.DatasetBuilder:
 
 def _shapes_decoder(config: Mapping[str, Any]) -> Decode:
     num_frames, resolution, fps = config["num_frames"], config["resolution"], config["fps"]
+    texture = config.get("texture") or 0.0
+    clip_frames = config.get("clip_frames") or num_frames
 
     def decode(record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
         words = (record[name].decode() for name in moving_shapes.ATTRIBUTES)
         attributes, seed = Attributes(*words), int(record["seed"])
         if num_frames == 1:  # an image: any moment of the clip
-            return render_at(attributes, seed, rng.random(1), NOMINAL_SECONDS, resolution)
-        return render(attributes, seed, num_frames, resolution, fps)
+            moments, seconds = rng.random(1), NOMINAL_SECONDS
+        else:
+            first = rng.integers(clip_frames - num_frames + 1)
+            moments = (first + np.arange(num_frames)) / clip_frames
+            seconds = clip_frames / fps
+        return render_at(attributes, seed, moments, seconds, resolution, texture)
 
     return decode
 

@@ -26,9 +26,10 @@ from data import pipeline as data
 from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.config import from_dict
+from stunet.diffusion import downsampled, upsampled
 from stunet.errors import UserError, run_command
 from stunet.model import load, read
-from stunet.pipeline import generate
+from stunet.pipeline import generate, upscale
 from stunet.training.checkpoints import Checkpoints, abstract_state
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import check_initial_model, make_initial_model
@@ -74,14 +75,26 @@ def train(config: TrainConfig, workdir: Path) -> int:
     check_initial_model(config, model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
-    networks = Networks(model.unet, model.text_encoder, config.remat)
-    stage = make_stage(config.stage, networks, config.diffusion, config.text_denoising)
+    networks = Networks(model.unet, model.text_encoder, config.remat, model.super_resolution)
+    stage = make_stage(
+        config.stage,
+        networks,
+        config.diffusion,
+        inflates=bool(config.init_from),
+        text_denoising=config.text_denoising,
+    )
     trained, frozen = partition(initial.params, stage.is_trained)
     optimizer = make_optimizer(config.optimizer)
     frozen = jax.device_put(frozen, parameter_shardings(mesh, frozen))
     state = init_state(jax.device_put(trained, parameter_shardings(mesh, trained)), optimizer)
     state = jax.device_put(state, parameter_shardings(mesh, state))
-    step_fn = make_train_step(stage, optimizer, config.optimizer.ema_decay, config.seed)
+    step_fn = make_train_step(
+        stage,
+        optimizer,
+        config.optimizer.ema_decay,
+        config.seed,
+        gradient_accumulation=config.gradient_accumulation,
+    )
     step_fn = jax.jit(step_fn, donate_argnums=0)
 
     # Where the last run stopped.
@@ -154,17 +167,29 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
 
 def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int) -> None:
-    """Generates the config's prompts with the exported model; files and TensorBoard."""
-    if not config.sample_prompts:
+    """Samples from the exported model: its prompts, or clips of the data enlarged.
+
+    Files and TensorBoard; for super-resolution the clip given, enlarged bilinearly, comes first.
+    """
+    count = config.sample_videos if config.super_resolution else len(config.sample_prompts)
+    if not count:
         return
     model = load(workdir / "model")
-    videos = generate(model, list(config.sample_prompts), seed=config.seed)
+    if config.super_resolution:
+        whole, prompts = data.whole_examples(config.data, count)
+        factor = config.super_resolution.factor
+        given = downsampled(whole, factor)
+        videos = upscale(model, given, prompts, seed=config.seed)
+        videos = np.concatenate([upsampled(given, factor), videos], axis=2)
+    else:
+        prompts = list(config.sample_prompts)
+        videos = generate(model, prompts, seed=config.seed)
     (workdir / "samples").mkdir(exist_ok=True)
     # One sheet: a row a prompt.
     frames = videos.reshape(-1, *videos.shape[2:])
     sheet = contact_sheet(frames, columns=videos.shape[1])
     write_image(workdir / "samples" / f"step_{step:06d}.png", sheet)
-    for prompt, video in zip(config.sample_prompts, videos, strict=True):
+    for prompt, video in zip(prompts, videos, strict=True):
         log.add_video(prompt, to_uint8(video), config.data["fps"], step)
 
 

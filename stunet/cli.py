@@ -17,7 +17,8 @@ from stunet.errors import UserError, run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from stunet.pipeline import OnChunk
+    from stunet.diffusion import Windows
+    from stunet.pipeline import Model, OnChunk
 
 SAMPLERS = ("dpm2m", "ddim", "ancestral")
 
@@ -31,6 +32,15 @@ With --num-videos N > 1, OUT.mp4 becomes OUT_0.mp4 ... OUT_{N-1}.mp4 (.gif likew
 one contact sheet with a row for each video. Video i of a seed is the same for every N.
 The first call of a kind compiles the network; later ones find it in the user's cache folder
 (XDG_CACHE_HOME, or ~/.cache).
+"""
+UPSCALE = """\
+Enlarges a video by a super-resolution model; frame rate and length stay.
+
+  stunet upscale clip.mp4 "a red star moves to the left" --model runs/tiny_ssr --out large.mp4
+"""
+UPSCALE_MORE = """\
+The video is first brought to the size that the model was trained to enlarge (its shorter side).
+Long ones go through overlapping windows of frames, whose predictions are averaged at every step.
 """
 IMPORT_IF = """\
 Makes a model folder of DeepFloyd IF's weights in diffusers' layout, a tensor at a time.
@@ -94,48 +104,47 @@ def _parser() -> argparse.ArgumentParser:
         description=GENERATE,
         epilog=GENERATE_MORE,
     )
-    add("prompt", metavar="PROMPT", help="what the video shows")
-    add("--model", metavar="DIR", required=True, help="a model folder, or a training workdir")
-    add(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        required=True,
-        help="by its ending: .mp4 (H.264), .gif, or .png (contact sheet)",
-    )
+    _add_sampling(add)
     add(
         "--num-frames",
         metavar="T",
         type=_positive_int,
-        help="1 is an image; default: as in the model's training",
+        help="1 is an image; more than in the model's training go through windows; "
+        "default: as in the training",
     )
     add(
         "--fps",
         type=_positive_float,
         help="frames per second of the file; default: as in the model's training",
     )
-    add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
-    add(
-        "--steps",
-        metavar="N",
-        type=_positive_int,
-        help="sampling steps; default: 25 (dpm2m), 50 (ddim), 100 (ancestral)",
-    )
-    add(
-        "--guidance-scale",
-        metavar="W",
-        type=_number,
-        default=4.0,
-        help="how hard to follow the prompt; 1 is no guidance, at half the time; "
-        "default: %(default)s",
-    )
-    add("--seed", metavar="S", type=int, default=0, help="same seed, same video; default: 0")
     add("--num-videos", metavar="N", type=_positive_int, default=1, help="default: 1")
+    add(
+        "--upscale",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a super-resolution model that enlarges the video; again for one more on top",
+    )
     add(
         "--xt-slice",
         metavar="FILE.png",
         type=Path,
         help="also write the middle row of pixels over time (down), videos side by side",
+    )
+    add = command(
+        "upscale",
+        _upscale,
+        help="enlarge a video",
+        description=UPSCALE,
+        epilog=UPSCALE_MORE,
+    )
+    add("video", metavar="VIDEO", help="the video to enlarge")
+    _add_sampling(add)
+    add(
+        "--noise-level",
+        metavar="L",
+        type=_number,
+        help="0..999: how far to distrust the video's details; default: the model's own",
     )
     for name, run, texts in (
         ("import-if", _import_if, ("DeepFloyd IF's weights become a model folder", IMPORT_IF)),
@@ -154,9 +163,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_sampling(add: Callable) -> None:
+    """The arguments of every command that samples."""
+    add("prompt", metavar="PROMPT", help="what the video shows")
+    add("--model", metavar="DIR", required=True, help="a model folder, or a training workdir")
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="by its ending: .mp4 (H.264), .gif, or .png (contact sheet)",
+    )
+    add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
+    add(
+        "--steps",
+        metavar="N",
+        type=_positive_int,
+        help="sampling steps; default: 25 (dpm2m), 50 (ddim), 100 (ancestral)",
+    )
+    add(
+        "--guidance-scale",
+        metavar="W",
+        type=_number,
+        default=4.0,
+        help="how hard to follow the prompt; 1 is no guidance, at half the time; "
+        "default: %(default)s",
+    )
+    add("--seed", metavar="S", type=int, default=0, help="same seed, same video; default: 0")
+    add(
+        "--windows-at-once",
+        metavar="N",
+        type=_positive_int,
+        default=1,
+        help="windows of a long clip that are at work together: more memory, less waiting where "
+        "the device is wide; default: %(default)s",
+    )
+
+
+def _sampling(args: argparse.Namespace) -> dict:
+    """The arguments of `_add_sampling` that are fields of `pipeline.Sampling`."""
+    names = ("sampler", "steps", "guidance_scale", "seed", "windows_at_once")
+    return {name: getattr(args, name) for name in names}
+
+
 def _generate(args: argparse.Namespace) -> None:
-    if not args.prompt.strip():
-        raise UserError("the prompt is empty; say what the video shows")
+    _check_prompt(args.prompt)
     outputs = _output_paths(args.out, args.num_videos)
     _check_outputs(outputs, args.xt_slice)
 
@@ -165,26 +216,83 @@ def _generate(args: argparse.Namespace) -> None:
 
     prepare_compiler()
 
-    model = pipeline.load(args.model)
+    model, upscalers = pipeline.load(args.model), [pipeline.load(path) for path in args.upscale]
     num_frames = args.num_frames or model.num_frames
     if args.xt_slice and num_frames == 1:
         raise UserError(f"{args.xt_slice}: an X-T slice needs more than one frame")
-    with _progress() as on_chunk:
+    _check_cascade(model, [args.model, *args.upscale], upscalers)
+    prompts = [args.prompt] * args.num_videos
+    with _progress(pipeline.windows_of(model, num_frames)) as on_chunk:
         videos = pipeline.generate(
-            model,
-            [args.prompt] * args.num_videos,
-            num_frames=num_frames,
-            sampler=args.sampler,
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            seed=args.seed,
-            on_chunk=on_chunk,
+            model, prompts, num_frames=num_frames, on_chunk=on_chunk, **_sampling(args)
         )
-    if model.tokenizer.num_truncated([args.prompt]):
-        limit = model.tokenizer.max_tokens
-        print(f"stunet: the model reads {limit} tokens; the prompt's end was cut", file=sys.stderr)
+    for upscaler in upscalers:
+        with _progress(pipeline.windows_of(upscaler, num_frames)) as on_chunk:
+            videos = pipeline.upscale(
+                upscaler, videos, prompts, on_chunk=on_chunk, **_sampling(args)
+            )
+    _warn_of_cut_prompt(model, args.prompt)
     # A model of images has no rate; one frame needs some.
     _write(videos, outputs, args.xt_slice, args.fps or model.fps or 1.0)
+
+
+def _upscale(args: argparse.Namespace) -> None:
+    _check_prompt(args.prompt)
+    _check_outputs([args.out], None)
+
+    from stunet import pipeline
+    from stunet.compiling import prepare_compiler
+    from stunet.video_io import read_video
+
+    prepare_compiler()
+
+    model = pipeline.load(args.model)
+    if model.super_resolution is None:
+        raise UserError(f"{args.model}: makes videos; enlarging one takes a model of stage 'ssr'")
+    factor, stride = model.super_resolution.factor, model.unet.spatial_stride
+    video, fps = read_video(
+        args.video,
+        resolution=model.resolution // factor,
+        multiple_of=stride // math.gcd(stride, factor),
+    )
+    with _progress(pipeline.windows_of(model, len(video))) as on_chunk:
+        videos = pipeline.upscale(
+            model,
+            video[None],
+            [args.prompt],
+            noise_level=args.noise_level,
+            on_chunk=on_chunk,
+            **_sampling(args),
+        )
+    _warn_of_cut_prompt(model, args.prompt)
+    _write(videos, [args.out], None, fps)
+
+
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise UserError("the prompt is empty; say what the video shows")
+
+
+def _check_cascade(model: "Model", names: list[str], upscalers: "list[Model]") -> None:
+    """That each model takes what the one before it makes, before any of them has begun."""
+    if model.super_resolution is not None:
+        raise UserError(f"{names[0]}: a super-resolution model; name it by --upscale")
+    made = model.resolution
+    for name, upscaler in zip(names[1:], upscalers, strict=True):
+        if upscaler.super_resolution is None:
+            raise UserError(f"{name}: no super-resolution model, which --upscale takes")
+        if made * upscaler.super_resolution.factor != upscaler.resolution:
+            raise UserError(
+                f"{name}: enlarges {upscaler.resolution // upscaler.super_resolution.factor} "
+                f"pixels, but is given {made}"
+            )
+        made = upscaler.resolution
+
+
+def _warn_of_cut_prompt(model: "Model", prompt: str) -> None:
+    if model.tokenizer.num_truncated([prompt]):
+        limit = model.tokenizer.max_tokens
+        print(f"stunet: the model reads {limit} tokens; the prompt's end was cut", file=sys.stderr)
 
 
 def _import_if(args: argparse.Namespace) -> None:
@@ -283,18 +391,20 @@ def _write(videos: "np.ndarray", outputs: list[Path], xt_slice: Path | None, fps
 
 
 @contextlib.contextmanager
-def _progress() -> "Iterator[OnChunk]":
-    """A bar for `generate`'s `on_chunk`; it appears once the request is known to be sound."""
+def _progress(windows: "Windows") -> "Iterator[OnChunk]":
+    """A bar for `on_chunk`; it appears once the request is known to be sound."""
     from tqdm import tqdm
 
-    bars = []
+    bars, many = [], len(windows.starts)
 
     def on_chunk(done: int, total: int, x0: object) -> None:
         if not bars:
-            bars.append(tqdm(total=total, desc="compiling", unit="step"))
+            unit = "step" if many == 1 else "window"
+            bars.append(tqdm(total=total * many, desc="compiling", unit=unit))
         else:
-            bars[0].set_description("sampling", refresh=False)
-            bars[0].update(done - bars[0].n)
+            step = "" if many == 1 else f" step {done} of {total}, {many} windows each"
+            bars[0].set_description(f"sampling{step}", refresh=False)
+            bars[0].update(done * many - bars[0].n)
 
     try:
         yield on_chunk

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from stunet.config import from_dict
-from stunet.diffusion import Schedule, Threshold
+from stunet.diffusion import Schedule, SuperResolution, Threshold
 from stunet.diffusion.prediction import KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
@@ -29,7 +29,8 @@ class Model:
       prediction: what the network predicts, `eps`, `x0` or `v`.
       variance: of the ancestral sampler: `fixed_small`, `fixed_large` or `learned_range`.
       threshold: how samplers bound x0; None for not at all.
-      resolution: height and width in pixels.
+      super_resolution: for a model that enlarges a clip; None for one that text is enough for.
+      resolution: height and width in pixels of what it makes.
       num_frames: frames of a training clip, 1 for images.
       fps: their rate in frames per second, None for images.
       params: {"unet": tree}, and "text_encoder" where there is one.
@@ -42,6 +43,7 @@ class Model:
     prediction: str
     variance: str
     threshold: Threshold | None
+    super_resolution: SuperResolution | None
     resolution: int
     num_frames: int
     fps: float | None
@@ -63,7 +65,6 @@ def load(path: str | Path) -> Model:
 def read(content: ModelFolder, folder: Path) -> Model:
     """The model that a model folder's content is; see `load`. `folder` is for messages."""
     model = describe(content, folder)
-    refuse_super_resolution(model.unet, str(folder / "config.json"))
     return dataclasses.replace(model, params=jax.device_put(content.params))
 
 
@@ -86,6 +87,11 @@ def describe(content: ModelFolder, folder: Path) -> Model:
     threshold = config.get("threshold", {})  # folders from before the field: the defaults
     if threshold is not None:
         threshold = from_dict(Threshold, threshold, f"{where}: threshold")
+    super_resolution = config.get("super_resolution")
+    if super_resolution is not None:
+        super_resolution = from_dict(
+            SuperResolution, super_resolution, f"{where}: super_resolution"
+        )
     model = Model(
         unet=unet,
         text_encoder=text_encoder,
@@ -94,6 +100,7 @@ def describe(content: ModelFolder, folder: Path) -> Model:
         prediction=config["prediction"],
         variance=config["variance"],
         threshold=threshold,
+        super_resolution=super_resolution,
         resolution=config["resolution"],
         num_frames=config["num_frames"],
         fps=config["fps"],
@@ -113,18 +120,22 @@ def parameter_shapes(unet: UNetConfig, text_encoder: T5Config | None) -> dict[st
     return shapes
 
 
-def refuse_super_resolution(unet: UNetConfig, where: str) -> None:
-    """Raises `UserError` for a network that needs more than noise and text."""
-    if unet.in_channels != 3 or unet.noise_level_embedding:
-        raise UserError(
-            f"{where}: a super-resolution network; expected one that text is enough for"
-        )
-
-
 def check_networks(
-    unet: UNetConfig, text_encoder: T5Config | None, variance: str, where: str
+    unet: UNetConfig,
+    text_encoder: T5Config | None,
+    super_resolution: SuperResolution | None,
+    variance: str,
+    where: str,
 ) -> None:
-    """Raises `UserError` where the two networks, and what is trained of them, do not fit."""
+    """Raises `UserError` where the two networks, and what they are for, do not fit."""
+    enlarges = super_resolution is not None
+    if unet.in_channels != (6 if enlarges else 3) or unet.noise_level_embedding != enlarges:
+        raise UserError(
+            f"{where}: the U-Net's in_channels is {unet.in_channels} and noise_level_embedding "
+            f"{unet.noise_level_embedding}; "
+            f"{'with' if enlarges else 'without'} super_resolution they are "
+            f"{'6 and True' if enlarges else '3 and False'}"
+        )
     if unet.out_channels not in ((6,) if variance == "learned_range" else (3, 6)):
         raise UserError(
             f"{where}: the U-Net's out_channels is {unet.out_channels}; "
@@ -142,7 +153,7 @@ def _check(model: Model, where: str) -> None:
     for field, choices in (("prediction", KINDS), ("variance", VARIANCES)):
         if (value := getattr(model, field)) not in choices:
             raise UserError(f"{where}: {field} is {value!r}; choose one of {', '.join(choices)}")
-    check_networks(model.unet, model.text_encoder, model.variance, where)
+    check_networks(model.unet, model.text_encoder, model.super_resolution, model.variance, where)
     text_encoder, tokenizer = model.text_encoder, model.tokenizer
     if text_encoder is not None and tokenizer.vocab_size > text_encoder.vocab_size:
         raise UserError(

@@ -30,6 +30,7 @@ def read_video(
     fps: float | None = None,
     resolution: int | None = None,
     max_frames: int | None = None,
+    multiple_of: int | None = None,
 ) -> tuple[np.ndarray, float]:
     """A video's frames and their rate.
 
@@ -40,6 +41,8 @@ def read_video(
       resolution: centre-crop to a square and resize to this many pixels a side,
         anti-aliased; None keeps the size.
       max_frames: stop after so many frames.
+      multiple_of: with `resolution`, keep the whole picture: its shorter side gets about
+        `resolution` pixels, the other its share, both in multiples of this.
 
     Returns:
       `[T, H, W, 3]` float32 in [-1, 1], and the frames per second.
@@ -47,7 +50,7 @@ def read_video(
     Raises:
       UserError: the file is absent, or no video that can be decoded.
     """
-    decoded = list(itertools.islice(_decode(source, fps, resolution), max_frames))
+    decoded = list(itertools.islice(_decode(source, fps, resolution, multiple_of), max_frames))
     if not decoded:
         raise UserError(f"{_name(source)}: holds no video frame")
     frames, rates = zip(*decoded, strict=True)
@@ -149,7 +152,10 @@ def to_float(frames: np.ndarray) -> np.ndarray:
 
 
 def _decode(
-    source: str | Path | BinaryIO, fps: float | None, resolution: int | None
+    source: str | Path | BinaryIO,
+    fps: float | None,
+    resolution: int | None,
+    multiple_of: int | None = None,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Frames `[H, W, 3]` uint8, each with the rate of them all."""
     name = _name(source)
@@ -166,7 +172,7 @@ def _decode(
             previous, picture = None, None
             for frame in chosen:
                 if frame is not previous:  # a frame shown twice is converted once
-                    previous, picture = frame, _to_rgb(frame, resolution, aspect)
+                    previous, picture = frame, _to_rgb(frame, resolution, multiple_of, aspect)
                 yield picture, float(fps or rate)
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
@@ -223,20 +229,27 @@ def retime(timed: Iterable[tuple[float, T, float]], fps: float) -> Iterator[T]:
         index += 1
 
 
-def _to_rgb(frame: av.VideoFrame, resolution: int | None, aspect: float) -> np.ndarray:
+def _to_rgb(
+    frame: av.VideoFrame, resolution: int | None, multiple_of: int | None, aspect: float
+) -> np.ndarray:
     picture = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # telephones store upright video lying down
     if resolution is None:
         return np.ascontiguousarray(np.rot90(picture, turns))
     height, width = picture.shape[:2]
     side = min(height, width * aspect)  # of the square, in units of a pixel's height
-    left, top = (width - side / aspect) / 2, (height - side) / 2
-    square = Image.fromarray(picture).resize(
-        (resolution, resolution),
+    if multiple_of is None:
+        size, left, top = (resolution, resolution), (width - side / aspect) / 2, (height - side) / 2
+    else:
+        sides = (resolution * length / side for length in (width * aspect, height))
+        size = tuple(max(1, round(length / multiple_of)) * multiple_of for length in sides)
+        left = top = 0
+    resized = Image.fromarray(picture).resize(
+        size,
         Image.Resampling.BICUBIC,  # Pillow widens the filter when it reduces: anti-aliased
         box=(left, top, width - left, height - top),
     )
-    return np.ascontiguousarray(np.rot90(np.asarray(square), turns))
+    return np.ascontiguousarray(np.rot90(np.asarray(resized), turns))
 
 
 def _enlarge(video: np.ndarray) -> np.ndarray:

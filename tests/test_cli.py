@@ -1,4 +1,3 @@
-import inspect
 import os
 import re
 import subprocess
@@ -172,9 +171,9 @@ def test_help_states_the_pipelines_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     steps = ", ".join(f"{count} ({name})" for name, count in pipeline.DEFAULT_STEPS.items())
     assert tuple(pipeline.DEFAULT_STEPS) == cli.SAMPLERS and f"default: {steps}" in text
-    defaults = inspect.signature(pipeline.generate).parameters
-    assert f"default: {defaults['guidance_scale'].default}" in text
-    assert f"default: {defaults['sampler'].default}" in text
+    defaults = pipeline.Sampling()
+    assert f"default: {defaults.guidance_scale}" in text
+    assert f"default: {defaults.sampler}" in text
 
 
 def test_the_command_as_a_process(folder, tmp_path):

@@ -27,6 +27,8 @@ CYCLES = {
 }
 SCALES = {"slow": (0.60, 1.15), "fast": (0.45, 1.25)}  # smallest and largest of growing
 SWING = 0.9  # radians to either side
+WAVES = 16  # of which a texture is the sum
+WAVE_CYCLES = (2.0, 24.0)  # the longest and the shortest, in cycles a frame's width
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -49,9 +51,17 @@ def render(
 
 
 def render_at(
-    attributes: Attributes, seed: int, fractions: np.ndarray, seconds: float, resolution: int
+    attributes: Attributes,
+    seed: int,
+    fractions: np.ndarray,
+    seconds: float,
+    resolution: int,
+    texture: float = 0.0,
 ) -> np.ndarray:
     """The frames at `fractions` [T] in [0, 1) of a clip that lasts `seconds`.
+
+    `texture` is the standard deviation of the background's grain, which differs from clip to
+    clip and does not move: detail for super-resolution to make.
 
     Returns:
       `[T, resolution, resolution, 3]` float32 in [-1, 1].
@@ -74,8 +84,22 @@ def render_at(
         np.array(MARK_TONES[attributes.colour], np.float32) - colour
     )
     ground = backdrop(attributes.background, resolution)
+    if texture:
+        ground = np.clip(ground + texture * _grain(seed, resolution)[..., None], 0, 1)
     frames = ground + body[..., None] * (paint - ground)
     return 2 * frames - 1
+
+
+def _grain(seed: int, resolution: int) -> np.ndarray:
+    """`[resolution, resolution]` float32 of unit variance: waves of all directions and lengths."""
+    rng = np.random.default_rng((seed, 2))
+    cycles = np.exp(rng.uniform(*np.log(WAVE_CYCLES), WAVES))
+    turn, phase = rng.uniform(0, 2 * np.pi, (2, WAVES))
+    place = (np.arange(resolution) + 0.5) / resolution
+    along_x = np.exp(2j * np.pi * np.cos(turn)[:, None] * cycles[:, None] * place)
+    along_y = np.exp(1j * (2 * np.pi * np.sin(turn) * cycles * place[:, None] + phase)).T
+    waves = np.einsum("ky,kx->yx", along_y, along_x).real
+    return (np.sqrt(2 / WAVES) * waves).astype(np.float32)
 
 
 def trajectory(attributes: Attributes, seed: int, u: np.ndarray, seconds: float) -> Pose:

@@ -53,7 +53,8 @@ def stunet_work(what: str, batch: int, device: str):
     if what == "forward":
         forward = jax.jit(workloads.forward(config))
         return lambda: forward(params, inputs).block_until_ready(), idle, info
-    step, init = workloads.train_step(config)
+    # On a CPU a video at a time: its tensors fit the cache, those of four do not.
+    step, init = workloads.train_step(config, gradient_accumulation=batch if device == "cpu" else 1)
     step, (state, frozen) = jax.jit(step, donate_argnums=0), init(params)
 
     def run() -> None:

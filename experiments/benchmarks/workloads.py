@@ -94,17 +94,21 @@ def forward(config: UNetConfig) -> Callable[[Tree, dict[str, jax.Array]], jax.Ar
 
 
 def train_step(
-    config: UNetConfig, remat: str = "none"
+    config: UNetConfig, remat: str = "none", gradient_accumulation: int = 1
 ) -> tuple[Callable, Callable[[Tree], tuple[TrainState, Tree]]]:
     """The training loop's own step of stage t2v, and parameters -> (its state, frozen ones)."""
-    stage = make_stage("t2v", Networks(config, None, remat), DiffusionConfig(prediction="v"))
+    networks, diffusion = Networks(config, None, remat), DiffusionConfig(prediction="v")
+    stage = make_stage("t2v", networks, diffusion, inflates=True)
     optimizer = make_optimizer(OptimizerConfig())
 
     def init(params: Tree) -> tuple[TrainState, Tree]:
         trained, frozen = partition({"unet": params}, stage.is_trained)
         return init_state(trained, optimizer), frozen
 
-    return make_train_step(stage, optimizer, 0.999, seed=0), init
+    step = make_train_step(
+        stage, optimizer, 0.999, seed=0, gradient_accumulation=gradient_accumulation
+    )
+    return step, init
 
 
 def sampler_step(
@@ -117,7 +121,13 @@ def sampler_step(
     def step(params: Tree, carry: Carry, batch: dict[str, jax.Array]) -> Carry:
         text = batch["text_states"]
         denoiser = guided_denoiser(
-            network(config, params), schedule, "v", text, text[:1], 4.0, learned_variance=False
+            network(config, params),
+            schedule,
+            "v",
+            {"text": text},
+            {"text": text[:1]},
+            4.0,
+            learned_variance=False,
         )
         denoiser = thresholded(denoiser, schedule, Threshold())
         noise_fn = keyed_noise(jax.random.key(0), batch["position"], shape)
@@ -138,6 +148,7 @@ def random_model(config: UNetConfig, size: int, frames: int, folder: Path) -> Mo
         prediction="v",
         variance="fixed_small",
         threshold=Threshold(),
+        super_resolution=None,
         resolution=size,
         num_frames=frames,
         fps=8.0,

@@ -31,7 +31,13 @@ from stunet.diffusion.samplers import (
     Sampler,
     make_sampler,
 )
-from stunet.diffusion.sampling import START_NOISE, keyed_noise, run_steps, sample_in_chunks
+from stunet.diffusion.sampling import (
+    AUGMENTATION_NOISE,
+    START_NOISE,
+    keyed_noise,
+    run_steps,
+    sample_in_chunks,
+)
 from stunet.diffusion.schedule import (
     Schedule,
     alpha_sigma,
@@ -39,10 +45,17 @@ from stunet.diffusion.schedule import (
     respaced_betas,
     sample_training_time,
 )
+from stunet.diffusion.super_resolution import (
+    SuperResolution,
+    augmented,
+    downsampled,
+    upsampled,
+)
 from stunet.diffusion.thresholding import Threshold, thresholded
 from stunet.diffusion.time_grid import TimeGrid
 
 __all__ = [
+    "AUGMENTATION_NOISE",
     "DDIM",
     "START_NOISE",
     "Ancestral",
@@ -53,13 +66,16 @@ __all__ = [
     "Prediction",
     "Sampler",
     "Schedule",
+    "SuperResolution",
     "Threshold",
     "TimeGrid",
     "Windows",
     "add_noise",
     "alpha_sigma",
+    "augmented",
     "cosine_betas",
     "discretised_log_likelihood",
+    "downsampled",
     "eps_from_x0",
     "guided_denoiser",
     "in_parts",
@@ -75,6 +91,7 @@ __all__ = [
     "split_output",
     "thresholded",
     "to_prediction",
+    "upsampled",
     "variational_loss",
     "windowed",
     "x0_from_eps",

@@ -24,14 +24,17 @@ from stunet.diffusion.prediction import Denoiser
 from stunet.diffusion.samplers import Carry, Sampler
 
 NoiseFn = Callable[[jax.Array], jax.Array]
-START_NOISE = -1  # the index of the noise that a video starts from, before step 0's
+# Indices of the noise that comes before step 0's: what a video starts from, and what a
+# low-resolution clip is augmented with.
+START_NOISE, AUGMENTATION_NOISE = -1, -2
 
 
 def keyed_noise(key: jax.Array, positions: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
     """Standard normal noise keyed by (key, global position of the example, step).
 
-    Returns a function of the step's index (`START_NOISE` for the start) to float32 noise
-    [B, *shape]. An example's noise depends neither on the batch around it nor on the chunking.
+    Returns a function of the step's index (or `START_NOISE`, `AUGMENTATION_NOISE`) to float32
+    noise [B, *shape]. An example's noise depends neither on the batch around it nor on the
+    chunking.
 
     Args:
       key: the seed's `jax.random.key`.

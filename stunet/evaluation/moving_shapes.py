@@ -130,7 +130,7 @@ def draw_attributes(split: str, rng: np.random.Generator) -> Attributes:
 def caption(attributes: Attributes, seed: int) -> str:
     """An English caption in one of many wordings, chosen by `seed`.
 
-    Shape, colour and motion are always named; background, size and speed sometimes.
+    Shape, colour and motion are always named, the background nearly so; size and speed sometimes.
     """
     rng = np.random.default_rng((seed, 1))
     motion = _pick(rng, MOTIONS[attributes.motion])
@@ -138,7 +138,7 @@ def caption(attributes: Attributes, seed: int) -> str:
     speed = _pick(rng, SPEEDS[attributes.speed]) if rng.random() < 0.3 else ""
     noun = f"{attributes.colour} {attributes.shape}"
     place = ""
-    if rng.random() < 0.5:
+    if rng.random() < 0.9:
         ground = _pick(rng, ("background", "backdrop"))
         place = f"{_pick(rng, ('on', 'against'))} a {attributes.background} {ground}"
     form = rng.integers(4)

@@ -26,6 +26,7 @@ from stunet.models.temporal import (
     TemporalConfig,
     TemporalConvBlock,
     TemporalDownsample,
+    TemporalModulation,
     TemporalUpsample,
 )
 
@@ -259,16 +260,8 @@ class UNet(nn.Module):
         if temporal is None or num_frames == 1 or not temporal.modulated:
             return modulation
         dtype, width = jnp.dtype(cfg.dtype), embedding.shape[-1]
-        if temporal.text_modulation:
-            # A pooling of its own: the frozen one has no reason to keep the words of motion.
-            pooling = TextPooling(cfg.pooling_heads, width, dtype, name="temporal_text_pooling")
-            modulation = modulation + pooling(text)[:, None]
-        if temporal.frame_modulation:
-            frames = TimestepEmbedding(
-                cfg.channels[0], width, dtype, name="temporal_frame_embedding"
-            )
-            modulation = modulation + frames(jnp.arange(num_frames))
-        return gelu(modulation)
+        words_and_time = TemporalModulation(temporal, width, dtype, name="temporal_modulation")
+        return gelu(modulation + words_and_time(text, num_frames))
 
     def _embedding(self, t, text, noise_level):
         cfg = self.config

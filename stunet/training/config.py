@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stunet.diffusion import Schedule
+from stunet.diffusion import Schedule, SuperResolution
 from stunet.errors import UserError
 from stunet.models.t5 import TextEncoderConfig
 from stunet.models.temporal import TemporalConfig
@@ -71,16 +71,21 @@ class TrainConfig:
 
     Attributes:
       stage: "t2i" trains a text-to-image network and its text encoder on single frames;
-        "t2v" inflates the model in `init_from` and trains the new parameters only.
+        "t2v" inflates the model in `init_from` and trains the new parameters only; "ssr" trains
+        a super-resolution network on short windows of clips, of `init_from` as "t2v" does, or
+        without it a new one as "t2i" does, its temporal parameters included.
       data: the fields that `data.pipeline` documents.
       batch_size: over all devices and processes.
       total_steps: steps of the whole run.
+      gradient_accumulation: parts that a batch is taken in, one after the other, for one update:
+        the memory of one part's activations, the same result to rounding.
       init_from: a model folder or training workdir to start from; "" for none.
-      unet: the architecture, for "t2i".
-      text_encoder: for "t2i"; a tokenizer of its vocab_size is trained on the captions.
+      unet: the architecture, where there is no `init_from`.
+      text_encoder: likewise; a tokenizer of its vocab_size is trained on the captions.
       text_denoising: weight of restoring captions with hidden words, for "t2i"; it keeps words in
         the text encoder's states that single frames do not show, which "t2v" then learns.
-      temporal: what to add, for "t2v".
+      temporal: what to add, for "t2v" and "ssr".
+      super_resolution: for "ssr".
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
       remat: what the backward pass recomputes instead of keeping: "none"; "elementwise", all but
@@ -90,17 +95,20 @@ class TrainConfig:
       log_every, checkpoint_every, sample_every: in steps; sample_every 0 samples at the end only.
       keep_checkpoints: how many are kept.
       sample_prompts: what the sampled videos show.
+      sample_videos: for "ssr", how many of the data's clips are enlarged instead.
     """
 
-    stage: Literal["t2i", "t2v"]
+    stage: Literal["t2i", "t2v", "ssr"]
     data: dict
     batch_size: int
     total_steps: int
+    gradient_accumulation: int = 1
     init_from: str = ""
     unet: UNetConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     text_denoising: float = 0.0
     temporal: TemporalConfig | None = None
+    super_resolution: SuperResolution | None = None
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -112,20 +120,43 @@ class TrainConfig:
     keep_checkpoints: int = 2
     sample_every: int = 0
     sample_prompts: tuple[str, ...] = ()
+    sample_videos: int = 2
 
     def __post_init__(self):
-        needed = {"t2i": ("unet", "text_encoder"), "t2v": ("temporal", "init_from")}[self.stage]
+        new = () if self.init_from else ("unet", "text_encoder")
+        needed = {
+            "t2i": ("unet", "text_encoder"),
+            "t2v": ("temporal", "init_from"),
+            "ssr": ("temporal", "super_resolution", *new),
+        }[self.stage]
         for name in needed:
             if not getattr(self, name):
                 raise UserError(f"stage {self.stage!r} needs the field '{name}'")
-        if self.stage == "t2i" and self.data.get("text_states"):
-            raise UserError("stage 't2i' trains the text encoder, so data.text_states must be off")
-        if self.stage != "t2i" and self.text_denoising:
+        for name, stages in (("init_from", ("t2v", "ssr")), ("super_resolution", ("ssr",))):
+            if getattr(self, name) and self.stage not in stages:
+                raise UserError(f"stage {self.stage!r} has no use for the field '{name}'")
+        if self.init_from and self.unet is not None:
+            raise UserError("init_from says what the U-Net is; leave out 'unet'")
+        if not self.init_from and self.data.get("text_states"):
+            raise UserError("the run trains the text encoder, so data.text_states must be off")
+        if self.init_from and self.text_denoising:
             raise UserError(
-                f"text_denoising is {self.text_denoising}, but stage {self.stage!r} does not train "
-                "the text encoder; leave it 0"
+                f"text_denoising is {self.text_denoising}, but the run does not train the text "
+                "encoder; leave it 0"
             )
-        counts = ("batch_size", "total_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        counts = (
+            "batch_size",
+            "total_steps",
+            "gradient_accumulation",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.gradient_accumulation:
+            raise UserError(
+                f"batch_size is {self.batch_size}; gradient_accumulation "
+                f"{self.gradient_accumulation} does not divide it"
+            )

@@ -15,7 +15,6 @@ from stunet.model import (
     check_networks,
     describe,
     parameter_shapes,
-    refuse_super_resolution,
 )
 from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
@@ -29,16 +28,17 @@ from stunet.weights.trees import compare_shapes, flatten
 def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -> ModelFolder:
     """The model before the first update.
 
-    "t2i": a random text-to-image network and text encoder, with a tokenizer trained on
-    `captions()`. "t2v": the model of `config.init_from`, inflated.
+    With `config.init_from` that model, inflated; otherwise a random network and text encoder,
+    with a tokenizer trained on `captions()`.
 
     Raises:
-      UserError: `init_from` is no text-to-image model, or the networks fit neither each other
-        nor the data's frames.
+      UserError: `init_from` is no model of images, or not of the stage's kind, or the networks
+        fit neither each other nor the data's frames.
     """
     key = jax.random.key(config.seed)
-    if config.stage == "t2i":
-        unet, t5 = _in_dtype(config, config.unet), config.text_encoder.t5
+    super_resolution = config.super_resolution and to_dict(config.super_resolution)
+    if not config.init_from:
+        unet, t5 = _new_unet(config), config.text_encoder.t5
         _check(config, unet, t5)
         text_encoder, threshold = to_dict(config.text_encoder), to_dict(Threshold())
         tokenizer = _train_tokenizer(captions(), t5.vocab_size)
@@ -72,6 +72,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         "variance": config.diffusion.variance,
         "text_encoder": text_encoder,
         "threshold": threshold,
+        "super_resolution": super_resolution,
     }
     return ModelFolder(folder_config, params, tokenizer)
 
@@ -83,11 +84,11 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
       UserError: the configured networks have parameters of another shape (the first differing
         names, both shapes), or something else that the run was started with is another now.
     """
-    if config.stage == "t2i":
-        unet, text_encoder = config.unet, config.text_encoder.t5
+    if not config.init_from:
+        unet, text_encoder = _new_unet(config), config.text_encoder.t5
     else:
-        unet, text_encoder = replace(model.unet, temporal=config.temporal), model.text_encoder
-    unet = _in_dtype(config, unet)
+        unet = _in_dtype(config, replace(model.unet, temporal=config.temporal))
+        text_encoder = model.text_encoder
     if (unet, text_encoder) != (model.unet, model.text_encoder):  # shapes say most of all
         compare_shapes(parameter_shapes(unet, text_encoder), model.params, str(folder))
     started = replace(model, params={})
@@ -98,6 +99,7 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
         schedule=config.diffusion.schedule,
         prediction=config.diffusion.prediction,
         variance=config.diffusion.variance,
+        super_resolution=config.super_resolution,
         **{name: config.data[name] for name in ("resolution", "num_frames", "fps")},
     )
     started, wanted = flatten(to_dict(started)), flatten(to_dict(wanted))
@@ -107,6 +109,10 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
                 f"{folder}: the run was started with {path.replace('/', '.')} {started[path]!r}, "
                 f"but the config says {value!r}; resume with the former, or choose another workdir"
             )
+
+
+def _new_unet(config: TrainConfig) -> UNetConfig:
+    return _in_dtype(config, replace(config.unet, temporal=config.temporal))
 
 
 def _in_dtype(config: TrainConfig, unet: UNetConfig) -> UNetConfig:
@@ -131,14 +137,19 @@ def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
             f"{config.diffusion.prediction!r}"
         )
     if start.unet.temporal is not None:
-        raise UserError(f"init_from {source} is inflated already; name a text-to-image model")
+        raise UserError(f"init_from {source} is inflated already; name a model of images")
 
 
 def _check(config: TrainConfig, unet: UNetConfig, text_encoder: T5Config | None) -> None:
-    data = config.data
-    refuse_super_resolution(unet, "config")
-    check_networks(unet, text_encoder, config.diffusion.variance, "config")
-    check_video_shape(unet, data["num_frames"], data["resolution"], data["resolution"])
+    data, enlarging = config.data, config.super_resolution
+    check_networks(unet, text_encoder, enlarging, config.diffusion.variance, "config")
+    for size in {data["resolution"], data.get("crop") or data["resolution"]}:
+        check_video_shape(unet, data["num_frames"], size, size)
+        if enlarging is not None and size % enlarging.factor:
+            raise UserError(
+                f"frames (or crops) are {size} pixels wide; super_resolution.factor "
+                f"{enlarging.factor} does not divide that"
+            )
 
 
 def _train_tokenizer(captions: list[str], vocab_size: int) -> bytes:

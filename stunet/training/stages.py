@@ -12,12 +12,16 @@ import jax.numpy as jnp
 import optax
 
 from stunet.diffusion import (
+    SuperResolution,
     add_noise,
+    augmented,
+    downsampled,
     min_snr_weight,
     sample_training_time,
     simple_loss,
     split_output,
     to_prediction,
+    upsampled,
     variational_loss,
 )
 from stunet.models.t5 import T5Config, T5Encoder
@@ -39,11 +43,13 @@ class Networks:
       unet: the U-Net.
       text_encoder: None where batches carry text states.
       remat: what the U-Net's backward pass recomputes (`stunet.models.unet.REMAT_POLICIES`).
+      super_resolution: for a U-Net that sees a low-resolution clip.
     """
 
     unet: UNetConfig
     text_encoder: T5Config | None
     remat: str = "none"
+    super_resolution: SuperResolution | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Stage:
     """A stage of training.
 
     Attributes:
-      name: "t2i" or "t2v".
+      name: "t2i", "t2v" or "ssr".
       is_trained: whether the parameter at a path such as "unet/conv_in/kernel" is trained.
       loss: `(params, batch, seed) -> [B]` losses, one an example.
     """
@@ -62,13 +68,21 @@ class Stage:
 
 
 def make_stage(
-    name: str, networks: Networks, diffusion: DiffusionConfig, text_denoising: float = 0.0
+    name: str,
+    networks: Networks,
+    diffusion: DiffusionConfig,
+    *,
+    inflates: bool,
+    text_denoising: float = 0.0,
 ) -> Stage:
-    """The stage `name` ("t2i" or "t2v") for these networks.
+    """The stage `name` ("t2i", "t2v" or "ssr") for these networks.
 
-    `text_denoising` weighs `text_denoising_loss`, for a stage that trains the text encoder.
+    Args:
+      inflates: whether a finished model was inflated, of which the new parameters alone are
+        trained; otherwise all are.
+      text_denoising: weight of `text_denoising_loss`, for a stage that trains the text encoder.
     """
-    is_trained = {"t2i": lambda path: True, "t2v": is_temporal}[name]
+    is_trained = is_temporal if inflates else lambda path: True
 
     def loss(params: Tree, batch: Batch, seed: int) -> jax.Array:
         total = denoising_loss(networks, diffusion, params, batch, seed)
@@ -141,7 +155,12 @@ def denoising_loss(
     x_t = add_noise(x0, eps, log_snr)
 
     states = text_states(networks, params, batch)
-    output = UNet(networks.unet, networks.remat).apply({"params": params["unet"]}, x_t, t, states)
+    inputs, level = x_t, None
+    if networks.super_resolution is not None:
+        low, level = _low_resolution(networks.super_resolution, x0, keys)
+        inputs = jnp.concatenate([x_t, low], axis=-1)
+    unet = UNet(networks.unet, networks.remat)
+    output = unet.apply({"params": params["unet"]}, inputs, t, states, level)
     learned = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned)
     loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)
@@ -153,3 +172,17 @@ def denoising_loss(
             diffusion.schedule, t, x0, x_t, prediction.x0, prediction.variance
         )
     return loss
+
+
+def _low_resolution(
+    config: SuperResolution, x0: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What a super-resolution network sees of `x0`, of its size, and the levels `[B]` of noise."""
+
+    def draw(key):
+        level = jax.random.uniform(jax.random.fold_in(key, 2), (), maxval=config.max_noise_level)
+        return level, jax.random.normal(jax.random.fold_in(key, 3), x0.shape[1:])
+
+    level, eps = jax.vmap(draw)(keys)
+    low = upsampled(downsampled(x0, config.factor), config.factor)
+    return augmented(low, eps, level), level

@@ -57,19 +57,24 @@ def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainSt
 
 
 def make_train_step(
-    stage: Stage, optimizer: optax.GradientTransformation, ema_decay: float, seed: int
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    seed: int,
+    gradient_accumulation: int = 1,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """An update step `(state, frozen, batch) -> (state, metrics)`, to be jitted.
 
     Gradients are taken with respect to the trained parameters only, so frozen ones cost
-    neither gradients nor optimiser state.
+    neither gradients nor optimiser state. The batch goes through in `gradient_accumulation`
+    parts of equal size, one after the other, for one update from their mean gradient.
     """
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch):
-        def mean_loss(params):
-            return stage.loss(merge(params, frozen), batch, seed).mean()
+        def mean_loss(params, part):
+            return stage.loss(merge(params, frozen), part, seed).mean()
 
-        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        loss, grads = _mean_gradient(mean_loss, state.params, batch, gradient_accumulation)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Early on the average follows quickly, so that it forgets the random start.
@@ -79,6 +84,26 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
+
+
+def _mean_gradient(
+    mean_loss: Callable[[Tree, Batch], jax.Array], params: Tree, batch: Batch, parts: int
+) -> tuple[jax.Array, Tree]:
+    """The loss and its gradient over a batch that is taken in `parts`."""
+    gradient = jax.value_and_grad(mean_loss)
+    if parts == 1:
+        return gradient(params, batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    # Every parts-th row makes a part, so that each device keeps the rows that it has.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    # Inside a loop, XLA's CPU backend runs convolutions on a single thread and without Eigen.
+    unroll = parts if jax.default_backend() == "cpu" else 1
+    total, _ = jax.lax.scan(add, zero, split, unroll=unroll)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def _global_norm(tree: Tree) -> jax.Array:

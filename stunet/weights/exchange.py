@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from stunet.config import to_dict
+from stunet.diffusion import SuperResolution
 from stunet.errors import UserError
 from stunet.files import read_json
 from stunet.model import describe
@@ -72,10 +73,12 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
         diffusion = deepfloyd_if.read_scheduler(read_json(scheduler_file), str(scheduler_file))
     else:
         diffusion = deepfloyd_if.default_scheduler(unet)
+    enlarges = unet.noise_level_embedding  # stage II, which makes 64 pixels 256
     model = ModelFolder(
         {
             "architecture": to_dict(unet),
-            "stage": "ssr" if unet.noise_level_embedding else "t2i",
+            "stage": "ssr" if enlarges else "t2i",
+            "super_resolution": to_dict(SuperResolution(factor=4)) if enlarges else None,
             "resolution": deepfloyd_if.resolution(described, str(config_file)),
             "num_frames": 1,
             "fps": None,

@@ -51,6 +51,8 @@ class ModelConfig:
       text_encoder: the text encoder's config, None for a model fed with encoder states.
       threshold: how a sampler bounds x0, `stunet.diffusion.Threshold`'s fields; None for not at
         all. Its defaults where a folder has no such field.
+      super_resolution: what a model that enlarges makes of a clip,
+        `stunet.diffusion.SuperResolution`'s fields; None for a model that text is enough for.
     """
 
     architecture: dict
@@ -63,6 +65,7 @@ class ModelConfig:
     variance: str
     text_encoder: dict | None
     threshold: dict | None = None
+    super_resolution: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)

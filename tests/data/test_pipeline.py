@@ -112,6 +112,38 @@ def test_images_are_other_moments_in_each_epoch(config):
     assert_equal(second, take(images, 1, batch_size=40, start_step=1)[0])
 
 
+def test_windows_of_longer_clips(config):
+    """An example's frames follow each other in the clip, from anywhere in it."""
+    long = {**config, "num_frames": 12, "caption_dropout": 0.0}
+    (whole,) = take(long, 1, batch_size=40)
+    (parts,) = take({**long, "num_frames": 4, "clip_frames": 12}, 1, batch_size=40)
+    starts = []
+    for clip, part in zip(whole["video"], parts["video"], strict=True):
+        distances = [np.abs(clip[first : first + 4] - part).max() for first in range(9)]
+        assert min(distances) < 1e-6
+        starts.append(int(np.argmin(distances)))
+    assert {0, 8} < set(starts)
+
+
+def test_crops(config):
+    (whole,), (parts,) = (take({**config, **change}, 1) for change in ({}, {"crop": 5}))
+    assert parts["video"].shape == (6, 4, 5, 5, 3)
+    corners = set()
+    for clip, part in zip(whole["video"], parts["video"], strict=True):
+        places = [(top, left) for top in range(4) for left in range(4)]
+        found = [(y, x) for y, x in places if np.array_equal(clip[:, y : y + 5, x : x + 5], part)]
+        corners.update(found)
+        assert found
+    assert len(corners) > 3
+
+
+def test_whole_examples_are_the_first_ones_uncropped(config):
+    videos, captions = pipeline.whole_examples({**config, "crop": 5}, 3)
+    (batch,) = take({**config, "caption_dropout": 0.0}, 1)
+    np.testing.assert_array_equal(videos, batch["video"][:3])
+    np.testing.assert_array_equal(tokenize(captions)[0], batch["tokens"][:3])
+
+
 def test_heldout_combinations_are_disjoint(config):
     for split, count in (("train", 40), ("heldout", 4)):
         captions = pipeline.captions({**config, "split": split})
@@ -160,6 +192,12 @@ def test_mistakes(config):
         take({**config, "split": "test"}, 1)
     with pytest.raises(UserError, match="batch size 6 is not divisible by 4 processes"):
         take(config, 1, process_count=4)
+    for change, message in (
+        ({"crop": 9}, "crop is 9; frames are only 8 pixels wide"),
+        ({"clip_frames": 3}, "clip_frames is 3; num_frames 4 need as many"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline.prepare({**config, **change})
     with pytest.raises(UserError, match=r"no cached text states at .*heldout"):
         take({**config, "split": "heldout", "text_states": True}, 1)
 

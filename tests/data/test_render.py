@@ -60,6 +60,25 @@ def test_striped_background_is_a_pixel_mean():
     np.testing.assert_allclose(small, large.reshape(36, 8).mean(1), atol=1e-6)
 
 
+def test_grain_is_the_background_s_and_keeps_still():
+    at = attributes(background="grey", size="small")
+    plain, grained = (
+        render_at(at, 3, np.array([0.0, 0.5]), 2.0, 96, texture) for texture in (0.0, 0.1)
+    )
+    first, second = grained - plain
+    ground = (np.abs(plain - (2 * 0.48 - 1)).max((0, -1)) < 1e-6)[..., None] & np.ones(3, bool)
+    assert 0.5 < ground.mean() < 0.95
+    np.testing.assert_array_equal(first[ground], second[ground])
+    np.testing.assert_allclose(first[ground].std(), 2 * 0.1, rtol=0.2)
+    other = render_at(at, 4, np.array([0.0]), 2.0, 96, 0.1)[0]
+    assert np.abs(np.corrcoef(other[:8].ravel(), grained[0, :8].ravel())[0, 1]) < 0.5
+    # The same picture at every resolution, but for what a pixel cannot hold.
+    small = render_at(at, 3, np.array([0.0]), 2.0, 48, 0.1)[0, :4]
+    np.testing.assert_allclose(
+        grained[0, :8].reshape(4, 2, 48, 2, 3).mean((1, 3)), small, atol=0.12
+    )
+
+
 def test_sub_pixel_motion_moves_the_centre_of_mass():
     # A quarter of a pixel a frame: without anti-aliasing it would stand, then jump.
     video = render(attributes(shape="circle"), 0, 72, 32, 36.0)

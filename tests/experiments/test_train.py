@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from absl import flags
+from PIL import Image
 
 from experiments import train
 from stunet.errors import UserError, run_command
@@ -35,7 +36,7 @@ def started(root, config, whole):
 def toy_stage(bad=None):
     """Pulls the output bias to 1; from an example's position on, its loss is NaN."""
 
-    def make_stage(name, networks, diffusion, text_denoising):
+    def make_stage(name, networks, diffusion, **_):
         def loss(params, batch, seed):
             distance = jnp.mean((params["unet"]["conv_out"]["bias"] - 1) ** 2)
             spoilt = jnp.zeros(4, bool) if bad is None else batch["position"] >= bad
@@ -132,6 +133,41 @@ def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
         assert [path for path in still if "k']['bias" not in path] == []
 
 
+def test_super_resolution_is_trained_on_crops_of_windows_without_another_model(root, config):
+    ssr = changed(
+        config,
+        stage="ssr",
+        super_resolution={"factor": 2},
+        temporal={"resample": (True,), "attention_layers": 1, "head_dim": 8},
+        unet__in_channels=6,
+        unet__noise_level_embedding=True,
+        unet__self_attention=False,
+        data__num_frames=4,
+        data__clip_frames=6,
+        data__resolution=16,
+        data__crop=8,
+        optimizer={"learning_rate": 1e-2, "warmup_steps": 0},
+        gradient_accumulation=2,
+        total_steps=3,
+        sample_videos=1,
+    )
+    assert train_here(ssr, root / "ssr") == 0
+    before, after = (
+        flatten(load_model(root / "ssr" / name).params) for name in ("initial", "model")
+    )
+    still = [path for path, leaf in after.items() if np.array_equal(leaf, before[path])]
+    # Softmax does not see what is added to all of its logits.
+    assert [path for path in still if "k/bias" not in path] == []
+    assert any(path.startswith("text_encoder/") for path in after)
+    with Image.open(root / "ssr" / "samples" / "step_000003.png") as sheet:
+        width, height = sheet.size
+    # Four frames side by side, each the clip given above what was made of it.
+    assert width / height == pytest.approx((4 * 16 + 3) / 32)
+    (root / "ssr" / "DONE").unlink()
+    with pytest.raises(UserError, match=r"started with super_resolution.factor 2, but .* 4"):
+        train_here(changed(ssr, super_resolution={"factor": 4}), root / "ssr")
+
+
 def test_samples_are_written(t2v):
     assert (t2v[1] / "samples" / "step_000003.png").stat().st_size > 100
     assert (t2v[1] / "loss.png").exists()
@@ -171,7 +207,13 @@ def test_unknown_fields(command, config):
 def test_values_that_cannot_be(command, config):
     assert "field 'batch_size' must be int, got 'many'" in command({**config, "batch_size": "many"})
     assert "total_steps is 0; it must be at least 1" in command({**config, "total_steps": 0})
+    split = {**config, "gradient_accumulation": 3}
+    assert "batch_size is 4; gradient_accumulation 3 does not divide it" in command(split)
     assert "stage 't2i' needs the field 'unet'" in command({**config, "unet": None})
+    error = command({**config, "super_resolution": {}})
+    assert "stage 't2i' has no use for the field 'super_resolution'" in error
+    error = command(changed(config, stage="ssr", temporal={"resample": (True,)}))
+    assert "stage 'ssr' needs the field 'super_resolution'" in error
     assert "batch_size" in command(config, "--config.batch_size=many")
     assert "mesh.fsdp 2 x mesh.frames 1 does not divide" in command({**config, "mesh": {"fsdp": 2}})
     error = command(changed(config, unet__text_dim=16))
@@ -192,7 +234,7 @@ def test_init_from(command, t2v, tmp_path, whole):
     error = command({**config, "init_from": str(tmp_path / "young")})
     assert "young: a training workdir without a model yet" in error
     error = command({**config, "init_from": str(t2v[1])})
-    assert f"init_from {t2v[1]}/model is inflated already; name a text-to-image" in error
+    assert f"init_from {t2v[1]}/model is inflated already; name a model of images" in error
     shutil.copytree(whole[0] / "model", tmp_path / "torn")
     weights = tmp_path / "torn" / "unet_spatial.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

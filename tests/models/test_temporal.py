@@ -9,6 +9,7 @@ from stunet.models.temporal import (
     TemporalConfig,
     TemporalConvBlock,
     TemporalDownsample,
+    TemporalModulation,
     TemporalUpsample,
     rotary,
 )
@@ -100,3 +101,27 @@ def test_temporal_attention_at_one_position_written_out():
     expected = x + dense("out", weights @ dense("v", normed))
     got = layer.apply({"params": params}, video, EMBEDDING)
     np.testing.assert_allclose(got[0, :, 0, 0], expected, atol=1e-5)
+
+
+def test_modulation_starts_as_a_product_of_words_and_time():
+    """Of its variance, what neither the words nor the frame say alone is a large part."""
+    config = TemporalConfig((True,), text_modulation=True, frame_modulation=True)
+    layer = TemporalModulation(config, width=64)
+    text = np.random.default_rng(0).normal(size=(40, 6, 16)).astype(np.float32)
+    params = layer.init(jax.random.key(0), text, 8)
+    before = np.asarray(layer.apply(params, text, 8))
+    assert before.shape == (40, 8, 64)
+    values = before - before.mean((0, 1))
+    product = values - values.mean(0) - values.mean(1, keepdims=True)
+    assert product.var() > 0.25 * values.var()
+    np.testing.assert_allclose(layer.apply(params, text[:, ::-1], 8), before, atol=1e-3)
+
+
+@pytest.mark.parametrize(("text", "frames", "shape"), [(1, 0, (2, 1, 6)), (0, 1, (1, 5, 6))])
+def test_modulation_by_one_of_them_alone(text, frames, shape):
+    config = TemporalConfig((True,), text_modulation=bool(text), frame_modulation=bool(frames))
+    layer = TemporalModulation(config, width=6)
+    states = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    params = layer.init(jax.random.key(0), states, 5)
+    values = layer.apply(params, states, 5)
+    assert values.shape == shape and np.std(values, axis=(0, 1)).min() > 0.1

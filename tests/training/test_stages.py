@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.diffusion import Schedule, variational_loss
+from stunet.diffusion import Schedule, SuperResolution, variational_loss
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import init_unet
 from stunet.training import stages
@@ -71,8 +71,8 @@ class Oracle:
     def __call__(self, config, remat):
         return self
 
-    def apply(self, variables, x, t, text):
-        self.asked = x, t, text
+    def apply(self, variables, x, t, text, noise_level):
+        self.asked, self.noise_level = (x, t, text), noise_level
         return jnp.broadcast_to(
             jnp.asarray(self.answer, jnp.float32), (*x.shape[:-1], len(self.answer))
         )
@@ -101,6 +101,33 @@ def test_what_the_network_is_asked(monkeypatch):
     np.testing.assert_allclose(x_t, alpha * batch["video"] + sigma * eps, atol=1e-5)
     np.testing.assert_array_equal(text, batch["text_states"].astype(np.float32))
     assert len(set(t)) == B  # each example its own level
+
+
+def test_what_a_super_resolution_network_is_asked(monkeypatch):
+    """Beside the noisy video the mean of each square, enlarged and noised to the level told."""
+    batch = make_batch(num_frames=2)
+    oracle = Oracle((0, 0, 0))
+    monkeypatch.setattr(stages, "UNet", oracle)
+    networks = Networks(UNET, None, super_resolution=SuperResolution(4, 300.0, 100.0))
+    loss = denoising_loss(networks, DiffusionConfig(), {"unet": {}}, batch, SEED)
+    noisy, low = np.split(np.asarray(oracle.asked[0]), 2, axis=-1)
+    plain_loss, (x_t, *_) = loss_of(monkeypatch, batch)
+    np.testing.assert_array_equal(noisy, x_t)
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)  # the target is the same
+
+    keys = [jax.random.fold_in(jax.random.key(SEED), position) for position in batch["position"]]
+    level = np.array([300 * jax.random.uniform(jax.random.fold_in(key, 2)) for key in keys])
+    np.testing.assert_allclose(oracle.noise_level, level, rtol=1e-5)
+    shape = batch["video"].shape[1:]
+    eps = np.stack([jax.random.normal(jax.random.fold_in(key, 3), shape) for key in keys])
+    log_snr = SCHEDULE.log_snr(level, xp=np).reshape(B, 1, 1, 1, 1)
+    squares = batch["video"].reshape(B, 2, 2, 4, 2, 4, 3).mean((3, 5))
+    # Bilinear from 2 to 8 pixels: constant to a pixel's centre, linear between the two.
+    share = np.clip((np.arange(8) - 1.5) / 4, 0, 1)
+    enlarge = np.stack([1 - share, share])
+    large = np.einsum("btyxc,yY,xX->btYXc", squares, enlarge, enlarge)
+    expected = (large * np.exp(log_snr / 2) + eps) / np.sqrt(1 + np.exp(log_snr))
+    np.testing.assert_allclose(low, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -197,7 +224,8 @@ def networks():
 def test_real_networks_take_the_batch_in_any_order(networks):
     """(That each trained parameter gets a gradient is seen where whole runs train them.)"""
     networks, params = networks
-    stage = make_stage("t2v", networks, DiffusionConfig(prediction="v", loss="min_snr"))
+    diffusion = DiffusionConfig(prediction="v", loss="min_snr")
+    stage = make_stage("t2v", networks, diffusion, inflates=True)
     batch = make_batch(num_frames=4)
     del batch["text_states"]
     tokens = np.arange(B * 5, dtype=np.int32).reshape(B, 5)
@@ -214,11 +242,14 @@ def test_real_networks_take_the_batch_in_any_order(networks):
 def test_which_parameters_a_stage_trains(networks):
     networks, params = networks
     everything = flatten(params).keys()
-    for name, expected in (
-        ("t2i", everything),
-        ("t2v", {path for path in everything if "/temporal_" in path}),
+    new = {path for path in everything if "/temporal_" in path}
+    for name, inflates, expected in (
+        ("t2i", False, everything),
+        ("t2v", True, new),
+        ("ssr", False, everything),
+        ("ssr", True, new),
     ):
-        stage = make_stage(name, networks, DiffusionConfig())
+        stage = make_stage(name, networks, DiffusionConfig(), inflates=inflates)
         trained, frozen = partition(params, stage.is_trained)
         assert stage.name == name
         assert flatten(trained).keys() == expected

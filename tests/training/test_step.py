@@ -103,6 +103,27 @@ def test_training_step(name):
     assert jax.tree.structure(state.params) == jax.tree.structure(PARAMS)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_gradients_are_the_whole_batch_s(parts):
+    def loss(params, batch, seed):
+        kernel = params["conv"]["kernel"]
+        return jnp.sin(batch["x"] @ kernel).sum(-1) + seed * params["conv"]["bias"].sum()
+
+    stage = Stage("toy", lambda path: True, loss)
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0))
+    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)}
+
+    def run(parts):
+        step = make_train_step(stage, optimizer, 0.9, seed=3, gradient_accumulation=parts)
+        return jax.jit(step)(init_state(PARAMS, optimizer), {}, batch)
+
+    (whole, metrics), (split, split_metrics) = run(1), run(parts)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(split_metrics[name], metrics[name], rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_a_fresh_average_is_a_copy():
     """Of its own memory: the first update takes over both."""
     state = init_state(PARAMS, make_optimizer(OptimizerConfig()))

@@ -210,7 +210,7 @@ def test_a_second_stage_is_imported_but_makes_nothing_from_text_alone(tmp_path, 
     assert cli.main(["import-if", str(unet), str(tmp_path / "model")]) == 0
     capsys.readouterr()
     command = ["generate", "a circle", "--model", tmp_path / "model", "--out", tmp_path / "x.png"]
-    assert "config.json: a super-resolution network" in error_of(capsys, *command)
+    assert "model: a super-resolution model; name it by --upscale" in error_of(capsys, *command)
 
 
 def test_what_is_missing_or_a_pickle(source, tmp_path, capsys):

@@ -1,0 +1,124 @@
+"""What enlarging a clip in windows costs, in memory and time.
+
+    python -m experiments.benchmarks.cascade --out=cascade.json
+    python -m experiments.benchmarks.cascade --config=experiments/configs/ssr_1024.py --frames=80 \\
+        --seconds=false
+
+One guided ancestral step over a whole clip, compiled with one window at work at a time, with two,
+and with all. Memory is the compiler's account of the program beside its inputs, so nothing of that
+size has to be run. Time, where it is asked for, is of this machine, per frame and step.
+"""
+
+import dataclasses
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from experiments.benchmarks.timing import print_table, write_json
+from experiments.benchmarks.workloads import random_like
+from experiments.flag_reading import read_flags
+from stunet.compiling import prepare_compiler
+from stunet.config import from_dict
+from stunet.diffusion import Threshold, Windows, make_sampler
+from stunet.errors import UserError, run_command
+from stunet.models.unet import init_unet
+from stunet.pipeline import ChunkSettings, run_chunk
+from stunet.training.config import TrainConfig
+
+STEPS = 100
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "experiments/configs/tiny_ssr.py", "a config of stage ssr"
+)
+_OUT = flags.DEFINE_string("out", "benchmarks/cascade.json", "where the figures are written")
+_FRAMES = flags.DEFINE_integer("frames", 32, "of the clip", lower_bound=2)
+_SECONDS = flags.DEFINE_boolean("seconds", True, "whether the step is run, too")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "runs of each, after the first", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Compiles, and runs, a step at each number of windows at work."""
+    values = read_flags(argv, _CONFIG)
+    config = from_dict(TrainConfig, values, "config")
+    if config.super_resolution is None or config.unet is None:
+        raise UserError("--config names no super-resolution network of its own")
+    prepare_compiler()
+    length, size = config.data["num_frames"], config.data["resolution"]
+    windows = Windows.over(_FRAMES.value, length, stride=config.temporal.stride)
+    rows = []
+    counts = sorted({1, 2, len(windows.starts)})
+    for at_once in tqdm([*counts], desc="compiling"):
+        rows.append(measure(config, windows, size, at_once))
+    columns = ("windows at once", "temporaries MiB", "compile s", "s per frame and step")
+    print(
+        f"{_FRAMES.value} frames of {size}x{size} in {len(windows.starts)} windows of {length}, "
+        f"parameters {rows[0]['parameters']:,}; a clip of float32 is "
+        f"{4 * 3 * _FRAMES.value * size**2 / 2**20:.0f} MiB"
+    )
+    print_table(
+        columns,
+        [
+            (r["at_once"], r["temporary_bytes"] / 2**20, r["compile_s"], r["seconds_per_frame"])
+            for r in rows
+        ],
+    )
+    write_json(_OUT.value, {"benchmark": "cascade", "config": values, "runs": rows})
+
+
+def measure(config: TrainConfig, windows: Windows, size: int, at_once: int) -> dict[str, Any]:
+    """Memory and time of one step of the whole clip."""
+    unet = dataclasses.replace(config.unet, temporal=config.temporal)
+    unet = dataclasses.replace(unet, dtype=config.dtype or unet.dtype)
+    shape = (windows.num_frames, size, size, 3)
+    settings = ChunkSettings(
+        unet=unet,
+        schedule=config.diffusion.schedule,
+        prediction=config.diffusion.prediction,
+        variance="fixed_small",
+        sampler="ancestral",
+        steps=STEPS,
+        threshold=Threshold(),
+        guided=True,
+        shape=shape,
+        windows=windows,
+        windows_at_once=at_once,
+        chunk=1,
+    )
+    sampler = make_sampler("ancestral", settings.schedule, STEPS, variance="fixed_small")
+    structs = jax.eval_shape(lambda: init_unet(unet, jax.random.key(0)))
+
+    def inputs(params):
+        video = jnp.zeros((1, *shape))
+        text = jnp.zeros((1, config.text_encoder.max_tokens, unet.text_dim))
+        cond = {"low": video, "noise_level": jnp.zeros(1), "text": text}
+        key, position = jax.random.key(0), jnp.zeros(1, jnp.int32)
+        return params, cond, cond, jnp.float32(4), key, position, sampler.init(video), jnp.int32(0)
+
+    start = time.perf_counter()
+    compiled = run_chunk.lower(settings, *jax.eval_shape(inputs, structs)).compile()
+    result = {
+        "at_once": at_once,
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(structs)),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "compile_s": time.perf_counter() - start,
+        "seconds_per_frame": None,
+    }
+    if _SECONDS.value:
+        arguments, seconds = inputs(random_like(structs)), []
+        for _ in range(_REPEATS.value + 1):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            seconds.append(time.perf_counter() - start)
+        result["seconds_per_frame"] = min(seconds[1:]) / windows.num_frames
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.benchmarks.cascade"))

@@ -1,0 +1,128 @@
+"""What super-resolution makes of known clips: seams, colours and detail.
+
+    python -m experiments.upscaling --model=runs/tiny_ssr --out=runs/tiny_ssr/upscaling
+
+Clips of the model's own data at full resolution are made small, enlarged, and compared, once with
+MultiDiffusion (overlapping windows, averaged at every step) and once without (windows end to end,
+each sampled for itself). Writes OUT.json, OUT.png (difference of consecutive frames, as the paper's
+figure) and OUT_sheet.png (the clip given, the result without and with, and the truth).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from data import pipeline as data
+from experiments.configs import tiny_ssr
+from experiments.flag_reading import read_flags
+from stunet.compiling import prepare_compiler
+from stunet.diffusion import downsampled, upsampled
+from stunet.errors import UserError, run_command
+from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
+from stunet.pipeline import load, upscale, windows_of
+from stunet.video_io import check_writable, contact_sheet, write_image
+
+_MODEL = flags.DEFINE_string("model", None, "a model folder, or a training workdir")
+_OUT = flags.DEFINE_string("out", None, "where OUT.json, OUT.png and OUT_sheet.png are written")
+_CLIPS = flags.DEFINE_integer("num_clips", 16, "how many clips are enlarged", lower_bound=2)
+_SPLIT = flags.DEFINE_enum("split", "heldout", ["train", "heldout"], "of the clips")
+_DATA_DIR = flags.DEFINE_string("data_dir", "datasets", "where the dataset is kept")
+_STEPS = flags.DEFINE_integer("steps", None, "sampling steps; default: the sampler's own")
+_SCALE = flags.DEFINE_float("guidance_scale", 1.0, "of classifier-free guidance")
+_SEED = flags.DEFINE_integer("seed", 0, "of the noise")
+
+
+def main(argv: list[str]) -> None:
+    """Enlarges, measures, prints and writes."""
+    read_flags(argv)
+    if not _MODEL.value or not _OUT.value:
+        raise UserError("both --model=DIR and --out=NAME are needed")
+    paths = [Path(f"{_OUT.value}{ending}") for ending in (".json", ".png", "_sheet.png")]
+    check_writable(paths[1])
+    prepare_compiler()
+    model = load(_MODEL.value)
+    if model.super_resolution is None:
+        raise UserError(f"{_MODEL.value}: no super-resolution model")
+    truth, prompts = _clips(model.resolution)
+    factor = model.super_resolution.factor
+    given = np.asarray(downsampled(truth, factor))
+    bicubic = np.asarray(jax.image.resize(given, truth.shape, "bicubic"))
+
+    results, report = {}, {}
+    for name, overlap in (("without", 0), ("with", 2)):
+        windows = windows_of(model, truth.shape[1], overlap=overlap)
+        with tqdm(desc=f"{name} MultiDiffusion", unit="step") as bar:
+
+            def progress(done: int, total: int, _, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            videos = upscale(
+                model,
+                given,
+                prompts,
+                overlap=overlap,
+                steps=_STEPS.value,
+                guidance_scale=_SCALE.value,
+                seed=_SEED.value,
+                batch_size=1,
+                chunk=1,
+                on_chunk=progress,
+            )
+        shift = colour_shift(videos, given)
+        results[name] = videos
+        report[name] = {
+            "windows": len(windows.starts),
+            "seam_ratio": seam_ratio(frame_differences(videos), seams(windows)),
+            "truth_seam_ratio": seam_ratio(frame_differences(truth), seams(windows)),
+            "psnr": float(psnr(videos, truth).mean()),
+            "bicubic_psnr": float(psnr(bicubic, truth).mean()),
+            "colour_shift_mean": np.abs(shift.mean(0)).max().item(),
+            "colour_shift_worst_clip": np.abs(shift).max().item(),
+        }
+        for field, value in report[name].items():
+            print(f"{name:8} {field:24} {np.round(value, 3)}")
+    settings = {f.name: f.value for f in (_MODEL, _CLIPS, _SPLIT, _STEPS, _SCALE, _SEED)}
+    paths[0].write_text(json.dumps({**report, "settings": settings}, indent=2) + "\n")
+    _plot(model, truth, results, paths[1])
+    rows = [upsampled(given[:1], factor), results["without"][:1], results["with"][:1], truth[:1]]
+    sheet = np.concatenate(rows)[:, ::4]
+    write_image(paths[2], contact_sheet(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1]))
+    print(*paths, sep="\n")
+
+
+def _clips(resolution: int) -> tuple[np.ndarray, list[str]]:
+    """Whole clips `[N, T, R, R, 3]` of the tiny config's data, and their captions."""
+    config = tiny_ssr.get_config().data.to_dict()
+    config |= {"data_dir": _DATA_DIR.value, "split": _SPLIT.value, "resolution": resolution}
+    config["num_frames"] = config["clip_frames"]
+    data.prepare(config)
+    return data.whole_examples(config, _CLIPS.value)
+
+
+def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) -> None:
+    """Mean difference of consecutive frames over the clip, joints of the windows dotted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    lines = {f"{name} MultiDiffusion": videos for name, videos in results.items()}
+    for name, videos in {**lines, "true clip": truth}.items():
+        axes.plot(np.arange(1, truth.shape[1]), frame_differences(videos).mean(0), label=name)
+    for joint in np.flatnonzero(seams(windows_of(model, truth.shape[1], overlap=0))):
+        axes.axvline(joint + 1, color="grey", linestyle=":", linewidth=0.8)
+    axes.set(xlabel="frame", ylabel="difference to the frame before / (1/255)", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.upscaling"))

@@ -1,0 +1,71 @@
+"""How a super-resolution model is shown the low-resolution clip.
+
+The clip is resized bilinearly to the size wanted, noised to an augmentation level that the network
+is told, and laid beside the noisy video along the channels (cascaded diffusion, 2106.15282 section
+4.2; Imagen, 2205.11487 section 2.3; DeepFloyd IF's stage II). The augmentation teaches the network
+not to trust the clip's artefacts: a base model's are others than a resized video's.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from stunet.diffusion.prediction import add_noise
+from stunet.diffusion.schedule import Schedule
+from stunet.errors import UserError
+
+# Augmentation levels are timesteps of this, whatever the model's own schedule (as IF).
+NOISE_LEVELS = Schedule(kind="cosine")
+MAX_NOISE_LEVEL = 999.0
+
+
+@dataclass(frozen=True)
+class SuperResolution:
+    """What a super-resolution model makes of a clip.
+
+    Attributes:
+      factor: how many times wider and higher the result is.
+      max_noise_level: augmentation levels are trained uniformly from 0 to here, on IF's timestep
+        scale 0..999.
+      noise_level: the level to sample with; IF's own is 250.
+
+    Raises:
+      UserError: a factor below 2, or levels out of order.
+    """
+
+    factor: int = 4
+    max_noise_level: float = MAX_NOISE_LEVEL
+    noise_level: float = 250.0
+
+    def __post_init__(self):
+        if self.factor < 2:
+            raise UserError(f"super_resolution.factor is {self.factor}; it must be at least 2")
+        if not 0 <= self.noise_level <= self.max_noise_level <= MAX_NOISE_LEVEL:
+            raise UserError(
+                f"super_resolution.noise_level is {self.noise_level}, max_noise_level "
+                f"{self.max_noise_level}; expected 0 <= noise_level <= max_noise_level <= "
+                f"{MAX_NOISE_LEVEL}"
+            )
+
+
+def downsampled(video: jax.Array, factor: int) -> jax.Array:
+    """`[B, T, H, W, C]` -> `[B, T, H / factor, W / factor, C]`, each pixel the mean of a square.
+
+    The mean of a crop on the grid of `factor` is the crop of the mean, so that a model may be
+    trained on crops.
+    """
+    b, t, h, w, c = video.shape
+    squares = video.reshape(b, t, h // factor, factor, w // factor, factor, c)
+    return squares.mean((3, 5))
+
+
+def upsampled(video: jax.Array, factor: int) -> jax.Array:
+    """`[B, T, H, W, C]` -> `[B, T, H * factor, W * factor, C]`, bilinearly."""
+    b, t, h, w, c = video.shape
+    return jax.image.resize(video, (b, t, h * factor, w * factor, c), "bilinear")
+
+
+def augmented(video: jax.Array, eps: jax.Array, level: jax.Array) -> jax.Array:
+    """The upsampled clip, noised to `level` `[B]` with the noise `eps`."""
+    return add_noise(video, eps, NOISE_LEVELS.log_snr(jnp.asarray(level)))

@@ -1,0 +1,224 @@
+"""Super-resolution, and clips longer than a model's own, through windows."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stunet import cli
+from stunet.config import to_dict
+from stunet.diffusion import (
+    AUGMENTATION_NOISE,
+    START_NOISE,
+    SuperResolution,
+    Threshold,
+    TimeGrid,
+    augmented,
+    downsampled,
+    keyed_noise,
+    upsampled,
+)
+from stunet.errors import UserError
+from stunet.models.unet import UNet
+from stunet.pipeline import encode_text, generate, load, upscale, windows_of
+from stunet.video_io import read_video, write_video
+from tests.tiny import CAPTIONS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
+
+FACTOR, STEPS = 2, 3
+SSR = dataclasses.replace(UNET, in_channels=6, noise_level_embedding=True, self_attention=False)
+LOW = RESOLUTION // FACTOR
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compiles():
+    with fast_compiles():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    config = to_dict(SuperResolution(FACTOR))
+    path = tmp_path_factory.mktemp("upscale") / "ssr"
+    return save_tiny_model(path, SSR, stage="ssr", super_resolution=config)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("upscale") / "base", resolution=LOW)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return np.random.default_rng(0).uniform(-1, 1, (1, 7, LOW, LOW, 3)).astype(np.float32)
+
+
+def test_resizes_undo_each_other_on_what_is_flat_and_a_crop_is_a_crop():
+    video = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 8, 12, 3)), jnp.float32)
+    low = downsampled(video, 4)
+    assert low.shape == (2, 3, 2, 3, 3)
+    np.testing.assert_allclose(low[1, 2, 1, 0], video[1, 2, 4:, :4].mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(downsampled(video[:, :, 4:, 4:8], 4), low[:, :, 1:, 1:2], atol=1e-6)
+    # Bilinear: a ramp stays one between the outer pixels' centres.
+    ramp = jnp.broadcast_to(jnp.arange(3.0)[:, None], (1, 1, 2, 3, 3))
+    np.testing.assert_allclose(upsampled(ramp, 2)[0, 0, 0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2])
+    np.testing.assert_allclose(upsampled(low, 4).mean(), low.mean(), atol=0.2)
+
+
+def test_an_augmented_clip_has_the_level_s_noise():
+    video, eps = jnp.full((2, 1, 64, 64, 3), 0.5), jax.random.normal(jax.random.key(0), (1, 1))
+    eps = jax.random.normal(jax.random.key(0), video.shape)
+    noised = augmented(video, eps, jnp.array([0.0, 500.0]))
+    # The cosine schedule's alpha_bar after its first step, and at the middle.
+    alpha_bar = np.cos((np.array([1, 501]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    alpha_bar /= np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    for row, share in zip(noised, alpha_bar, strict=True):
+        np.testing.assert_allclose(row.mean(), 0.5 * np.sqrt(share), atol=0.03)
+        np.testing.assert_allclose(row.std(), np.sqrt(1 - share), rtol=0.03)
+
+
+def test_upscaling_equals_the_steps_written_out(model, clip):
+    """Three windows of 4, 4 and 4 frames over 7 (and one that fills the stride up)."""
+    model = dataclasses.replace(model, threshold=Threshold(max_value=1.0))
+    level, scale = 300.0, 3.0
+    options = {"sampler": "ancestral", "guidance_scale": scale, "seed": 7, "steps": STEPS}
+    got = upscale(model, clip, CAPTIONS[:1], noise_level=level, **options)
+    assert got.shape == (1, 7, RESOLUTION, RESOLUTION, 3) and got.std() > 0.1
+
+    apply = jax.jit(
+        lambda *args: UNet(SSR).apply({"params": model.params["unet"]}, *args, jnp.full(1, level))
+    )
+    clip = np.concatenate([clip, clip[:, -1:]], axis=1)
+    noise = keyed_noise(jax.random.key(7), jnp.arange(1), (8, RESOLUTION, RESOLUTION, 3))
+    low = augmented(upsampled(clip, FACTOR), noise(AUGMENTATION_NOISE), jnp.full(1, level))
+    given, empty = encode_text(model, CAPTIONS[:1]), encode_text(model, [""])
+    grid = TimeGrid.leading(model.schedule, STEPS)
+    alpha_bar = np.append(grid.alpha_bars, 1.0)
+    x = noise(START_NOISE)
+    for i, t in enumerate(grid.timesteps):
+        t, total, covered = jnp.full(1, t, jnp.float32), np.zeros(x.shape), np.zeros((8, 1, 1, 1))
+        for first in (0, 2, 4):
+            part = slice(first, first + 4)
+            inputs = jnp.concatenate([x[:, part], low[:, part]], axis=-1)
+            eps_given, eps_empty = apply(inputs, t, given), apply(inputs, t, empty)
+            total[:, part] += eps_empty + scale * (eps_given - eps_empty)
+            covered[part] += 1
+        eps = total / covered
+        now, following = alpha_bar[i], alpha_bar[i + 1]
+        x0 = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
+        beta = 1 - now / following
+        mean = np.sqrt(following) * beta * x0 + np.sqrt(1 - beta) * (1 - following) * x
+        variance = beta * (1 - following) / (1 - now)
+        x = mean / (1 - now) + np.sqrt(variance) * noise(i)
+    np.testing.assert_allclose(got, x[:, :7], atol=1e-3)
+
+
+def test_windows_at_once_change_nothing(model, clip):
+    one = upscale(model, clip, CAPTIONS[:1], steps=STEPS)
+    every = upscale(model, clip, CAPTIONS[:1], steps=STEPS, windows_at_once=None)
+    np.testing.assert_allclose(one, every, atol=1e-3)
+    seamed = upscale(model, clip, CAPTIONS[:1], steps=STEPS, overlap=0)
+    assert np.abs(one - seamed).mean() > 1e-3
+
+
+def test_a_wide_clip_keeps_its_shape(model):
+    clip = np.zeros((2, 1, LOW, 2 * LOW, 3), np.float32)
+    large = upscale(model, clip, CAPTIONS[:2], steps=STEPS)
+    assert large.shape == (2, 1, RESOLUTION, 2 * RESOLUTION, 3)
+
+
+def test_the_base_model_makes_longer_clips_through_windows(base):
+    model = load(base)
+    assert windows_of(model, 9).starts == (0, 2, 4, 5)
+    assert windows_of(model, NUM_FRAMES).starts == (0,)
+    assert windows_of(model, 10, window=10).starts == (0,)
+    long = generate(model, CAPTIONS[:1], num_frames=9, steps=STEPS)
+    assert long.shape == (1, 9, LOW, LOW, 3) and long.std() > 0.1
+    at_once = generate(model, CAPTIONS[:1], num_frames=9, steps=STEPS, windows_at_once=3)
+    np.testing.assert_allclose(long, at_once, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise_level": 1000.0}, "noise_level is 1000.0; the model was trained on 0..999"),
+        ({"windows_at_once": 0}, "windows_at_once is 0; it must be at least 1"),
+        ({"window": 3}, "window length is 3; it must be a multiple of the model's temporal stride"),
+        ({"overlap": 4}, "window overlap is 4"),
+        ({"window_weights": "sharp"}, "window weights are 'sharp'; choose one of uniform, ramp"),
+    ],
+)
+def test_upscale_refuses_what_cannot_be(model, clip, options, message):
+    with pytest.raises(UserError, match=message):
+        upscale(model, clip, CAPTIONS[:1], **options)
+
+
+def test_each_model_refuses_the_other_s_work(model, base, clip):
+    with pytest.raises(UserError, match="the model is for super-resolution"):
+        generate(model, CAPTIONS[:1])
+    with pytest.raises(UserError, match="the model makes videos; enlarging one takes"):
+        upscale(load(base), clip, CAPTIONS[:1])
+    with pytest.raises(UserError, match=r"videos have shape \(1, 7, .*; expected \(2, T, H, W, 3"):
+        upscale(model, clip, CAPTIONS[:2])
+
+
+def test_a_folder_must_say_what_it_enlarges(tmp_path):
+    broken = save_tiny_model(tmp_path / "ssr", SSR)
+    with pytest.raises(
+        UserError, match=r"in_channels is 6 .*; without super_resolution they are 3"
+    ):
+        load(broken)
+
+
+def command(*arguments):
+    return cli.main([*map(str, arguments), "--steps", str(STEPS)])
+
+
+@pytest.fixture
+def _compiler_as_before(monkeypatch):
+    monkeypatch.setattr("stunet.compiling.prepare_compiler", lambda: None)  # the process's for good
+
+
+@pytest.mark.usefixtures("_compiler_as_before")
+def test_the_commands(folder, base, tmp_path, capsys):
+    out, large = tmp_path / "out.gif", tmp_path / "large.mp4"
+    assert command("generate", CAPTIONS[0], "--model", base, "--out", out, "--upscale", folder) == 0
+    frames, _ = read_video(out)
+    assert len(frames) == NUM_FRAMES
+    capsys.readouterr()
+    # Anyone's clip: of another size, shape, length and rate.
+    source = tmp_path / "clip.mp4"
+    write_video(source, np.random.default_rng(0).uniform(-1, 1, (7, 300, 600, 3)), 12.0)
+    assert command("upscale", source, CAPTIONS[0], "--model", folder, "--out", large) == 0
+    frames, fps = read_video(large)
+    assert (len(frames), fps) == (7, 12.0)
+    assert frames.shape[2] == 2 * frames.shape[1]
+    printed = capsys.readouterr()
+    assert printed.out.split() == [str(large)]
+    assert "step 3 of 3, 3 windows each" in printed.err and "9/9" in printed.err
+
+
+@pytest.mark.usefixtures("_compiler_as_before")
+def test_commands_refuse_in_one_line(folder, base, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    for arguments, message in (
+        (("generate", "x", "--model", folder), "a super-resolution model; name it by --upscale"),
+        (("generate", "x", "--model", base, "--upscale", base), "no super-resolution model"),
+        (
+            ("generate", "x", "--model", base, "--upscale", folder, "--upscale", folder),
+            f"enlarges {LOW} pixels, but is given {RESOLUTION}",
+        ),
+        (("upscale", "a.mp4", "x", "--model", base), "makes videos; enlarging one takes a model"),
+        (("upscale", "a.mp4", "x", "--model", folder), "a.mp4: no such file"),
+        (("upscale", "a.mp4", " ", "--model", folder), "the prompt is empty"),
+    ):
+        assert command(*arguments, "--out", out) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not out.exists()
