@@ -7,13 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.diffusion import START_NOISE, Threshold, TimeGrid, keyed_noise
+from stunet.diffusion import Threshold, keyed_noise
 from stunet.errors import UserError
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet
 from stunet.pipeline import encode_text, generate, load
 from stunet.weights.trees import flatten
-from tests.tiny import CAPTIONS, FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
+from tests.tiny import (
+    CAPTIONS,
+    FPS,
+    NUM_FRAMES,
+    RESOLUTION,
+    UNET,
+    ancestral_written_out,
+    fast_compiles,
+    save_tiny_model,
+)
 
 STEPS = 4
 SHAPE = (NUM_FRAMES, RESOLUTION, RESOLUTION, 3)
@@ -93,20 +102,14 @@ def test_ancestral_equals_the_steps_written_out(model):
     )
     given, empty = encode_text(model, prompts), encode_text(model, ["", ""])
     noise = keyed_noise(jax.random.key(7), jnp.arange(2), (1, *SHAPE[1:]))
-    grid = TimeGrid.leading(model.schedule, STEPS)
-    alpha_bar = np.append(grid.alpha_bars, 1.0)
-    x = noise(START_NOISE)
-    for i, t in enumerate(grid.timesteps):
-        t = jnp.full(2, t, jnp.float32)
+
+    def guided(x, t):
+        t = jnp.full(2, t)
         eps_given, eps_empty = apply(x, t, given), apply(x, t, empty)
-        eps = eps_empty + scale * (eps_given - eps_empty)
-        now, following = alpha_bar[i], alpha_bar[i + 1]
-        x0 = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
-        beta = 1 - now / following
-        mean = np.sqrt(following) * beta * x0 + np.sqrt(1 - beta) * (1 - following) * x
-        variance = beta * (1 - following) / (1 - now)
-        x = mean / (1 - now) + np.sqrt(variance) * noise(i)
-    np.testing.assert_allclose(got, x, atol=1e-3)
+        return eps_empty + scale * (eps_given - eps_empty)
+
+    expected = ancestral_written_out(guided, model.schedule, STEPS, noise)
+    np.testing.assert_allclose(got, expected, atol=1e-3)
 
 
 def test_an_image_and_its_guidance(model):

@@ -11,10 +11,8 @@ from stunet import cli
 from stunet.config import to_dict
 from stunet.diffusion import (
     AUGMENTATION_NOISE,
-    START_NOISE,
     SuperResolution,
     Threshold,
-    TimeGrid,
     augmented,
     downsampled,
     keyed_noise,
@@ -24,7 +22,15 @@ from stunet.errors import UserError
 from stunet.models.unet import UNet
 from stunet.pipeline import encode_text, generate, load, upscale, windows_of
 from stunet.video_io import read_video, write_video
-from tests.tiny import CAPTIONS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
+from tests.tiny import (
+    CAPTIONS,
+    NUM_FRAMES,
+    RESOLUTION,
+    UNET,
+    ancestral_written_out,
+    fast_compiles,
+    save_tiny_model,
+)
 
 FACTOR, STEPS = 2, 3
 SSR = dataclasses.replace(UNET, in_channels=6, noise_level_embedding=True, self_attention=False)
@@ -98,25 +104,19 @@ def test_upscaling_equals_the_steps_written_out(model, clip):
     noise = keyed_noise(jax.random.key(7), jnp.arange(1), (8, RESOLUTION, RESOLUTION, 3))
     low = augmented(upsampled(clip, FACTOR), noise(AUGMENTATION_NOISE), jnp.full(1, level))
     given, empty = encode_text(model, CAPTIONS[:1]), encode_text(model, [""])
-    grid = TimeGrid.leading(model.schedule, STEPS)
-    alpha_bar = np.append(grid.alpha_bars, 1.0)
-    x = noise(START_NOISE)
-    for i, t in enumerate(grid.timesteps):
-        t, total, covered = jnp.full(1, t, jnp.float32), np.zeros(x.shape), np.zeros((8, 1, 1, 1))
+
+    def guided(x, t):
+        t, total, covered = jnp.full(1, t), np.zeros(x.shape), np.zeros((8, 1, 1, 1))
         for first in (0, 2, 4):
             part = slice(first, first + 4)
             inputs = jnp.concatenate([x[:, part], low[:, part]], axis=-1)
             eps_given, eps_empty = apply(inputs, t, given), apply(inputs, t, empty)
             total[:, part] += eps_empty + scale * (eps_given - eps_empty)
             covered[part] += 1
-        eps = total / covered
-        now, following = alpha_bar[i], alpha_bar[i + 1]
-        x0 = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
-        beta = 1 - now / following
-        mean = np.sqrt(following) * beta * x0 + np.sqrt(1 - beta) * (1 - following) * x
-        variance = beta * (1 - following) / (1 - now)
-        x = mean / (1 - now) + np.sqrt(variance) * noise(i)
-    np.testing.assert_allclose(got, x[:, :7], atol=1e-3)
+        return total / covered
+
+    expected = ancestral_written_out(guided, model.schedule, STEPS, noise)
+    np.testing.assert_allclose(got, expected[:, :7], atol=1e-3)
 
 
 def test_windows_at_once_change_nothing(model, clip):

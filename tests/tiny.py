@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from stunet.config import to_dict
-from stunet.diffusion import Schedule
+from stunet.diffusion import START_NOISE, Schedule, TimeGrid
 from stunet.model import parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.temporal import TemporalConfig
@@ -60,6 +60,25 @@ def random_params(shapes: dict, seed: int = 0) -> dict:
         return noise if name == "embedding" else noise / np.sqrt(np.prod(leaf.shape[:-1]))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def ancestral_written_out(predict_eps, schedule, steps: int, noise) -> np.ndarray:
+    """Ancestral sampling by the textbook's equations, x0 clipped to [-1, 1].
+
+    `predict_eps(x, t)` is the guided prediction at the timestep t, `noise` the sampler's by index.
+    """
+    grid = TimeGrid.leading(schedule, steps)
+    alpha_bar = np.append(grid.alpha_bars, 1.0)
+    x = noise(START_NOISE)
+    for i, t in enumerate(grid.timesteps):
+        eps = predict_eps(x, float(t))
+        now, following = alpha_bar[i], alpha_bar[i + 1]
+        x0 = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
+        beta = 1 - now / following
+        mean = np.sqrt(following) * beta * x0 + np.sqrt(1 - beta) * (1 - following) * x
+        variance = beta * (1 - following) / (1 - now)
+        x = mean / (1 - now) + np.sqrt(variance) * noise(i)
+    return x
 
 
 def save_tiny_model(
