@@ -94,16 +94,25 @@ def _mean_gradient(
     if parts == 1:
         return gradient(params, batch)
 
+    # In a loop, XLA's CPU backend works on a convolution's gradient many times slower.
+    unrolled = jax.default_backend() == "cpu"
+
     def add(total, part):
+        if unrolled:
+            # A part waits for the one before; otherwise XLA holds the activations of several.
+            done = 0.0 * _global_norm(total[1])
+            part = jax.tree.map(lambda x: x + done.astype(x.dtype) if _floats(x) else x, part)
         return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
     # Every parts-th row makes a part, so that each device keeps the rows that it has.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    # Inside a loop, XLA's CPU backend runs convolutions on a single thread and without Eigen.
-    unroll = parts if jax.default_backend() == "cpu" else 1
-    total, _ = jax.lax.scan(add, zero, split, unroll=unroll)
+    total, _ = jax.lax.scan(add, zero, split, unroll=parts if unrolled else 1)
     return jax.tree.map(lambda x: x / parts, total)
+
+
+def _floats(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _global_norm(tree: Tree) -> jax.Array:

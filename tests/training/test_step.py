@@ -124,6 +124,26 @@ def test_accumulated_gradients_are_the_whole_batch_s(parts):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
+def test_accumulation_holds_one_part_s_activations():
+    params = {"conv": {"kernel": jnp.eye(64)}}
+
+    def loss(params, batch, seed):
+        x = batch["x"]
+        for _ in range(6):
+            x = jnp.tanh(x @ params["conv"]["kernel"])
+        return x.sum((1, 2))
+
+    optimizer = make_optimizer(OptimizerConfig())
+    batch = {"x": jnp.ones((8, 1024, 64)), "tokens": jnp.ones((8, 3), jnp.int32)}
+    held = {}
+    for parts in (1, 4):
+        stage = Stage("toy", lambda path: True, loss)
+        step = make_train_step(stage, optimizer, 0.9, seed=3, gradient_accumulation=parts)
+        lowered = jax.jit(step).lower(init_state(params, optimizer), {}, batch)
+        held[parts] = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert held[4] < 0.6 * held[1]
+
+
 def test_a_fresh_average_is_a_copy():
     """Of its own memory: the first update takes over both."""
     state = init_state(PARAMS, make_optimizer(OptimizerConfig()))
