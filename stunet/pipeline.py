@@ -21,6 +21,7 @@ from stunet.diffusion import (
     Carry,
     Network,
     Schedule,
+    SuperResolution,
     Threshold,
     Windows,
     augmented,
@@ -293,7 +294,9 @@ def _sample(
         positions = np.minimum(np.arange(first, first + size), count - 1)
         cond, text = {}, states[rows[positions]]
         if videos is not None:
-            cond = _augmented(settings, key, positions, videos[positions], noise_level)
+            cond = _augmented(
+                model.super_resolution, shape, key, positions, videos[positions], noise_level
+            )
         step = functools.partial(
             run_chunk,
             settings,
@@ -373,15 +376,20 @@ def _start_noise(shape: tuple[int, ...], key: jax.Array, positions: jax.Array) -
     return keyed_noise(key, positions, shape)(START_NOISE)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _augmented(
-    settings: ChunkSettings, key: jax.Array, positions: jax.Array, videos: jax.Array, level: float
+    config: SuperResolution,
+    shape: tuple[int, ...],
+    key: jax.Array,
+    positions: jax.Array,
+    videos: jax.Array,
+    level: float,
 ) -> dict[str, jax.Array]:
     """What a super-resolution network is shown: noised once for the clip, not for each window."""
-    factor = settings.shape[1] // videos.shape[2]
     levels = jnp.full(len(videos), level, jnp.float32)
-    eps = keyed_noise(key, positions, settings.shape)(AUGMENTATION_NOISE)
-    low = augmented(upsampled(jnp.asarray(videos, jnp.float32), factor), eps, levels)
+    eps = keyed_noise(key, positions, shape)(AUGMENTATION_NOISE)
+    large = upsampled(jnp.asarray(videos, jnp.float32), config.factor, config.align_corners)
+    low = augmented(large, eps, levels)
     return {"low": low, "noise_level": levels}
 
 

@@ -13,19 +13,20 @@ from experiments.configs import inflate_if
 
 
 def get_config() -> ConfigDict:
-    """Windows of 8 frames, which tile 80 with an overlap of 2, and crops of 128 pixels."""
+    """Windows of 8 frames, which tile 80 with an overlap of 2."""
     base = inflate_if.get_config()
     return ConfigDict(
         {
             **base.to_dict(),
             "stage": "ssr",
             "init_from": "models/if_ii_m",
-            "super_resolution": {"factor": 4, "noise_level": 250.0},
+            "super_resolution": {"factor": 4, "noise_level": 250.0, "align_corners": True},
             "temporal": {
                 "resample": (True, True, True, False, False),
                 "attention_layers": 1,
                 "head_dim": 64,
             },
-            "data": {**base.data.to_dict(), "num_frames": 8, "resolution": 256, "crop": 128},
+            "data": {**base.data.to_dict(), "num_frames": 8, "resolution": 256},
+            "sample_videos": 0,
         }
     )

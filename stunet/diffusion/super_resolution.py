@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stunet.diffusion.prediction import add_noise
 from stunet.diffusion.schedule import Schedule
@@ -29,6 +30,9 @@ class SuperResolution:
       max_noise_level: augmentation levels are trained uniformly from 0 to here, on IF's timestep
         scale 0..999.
       noise_level: the level to sample with; IF's own is 250.
+      align_corners: whether the outer pixels' centres, instead of their edges, stay in place as
+        the clip is resized. IF's stage II was trained so; it does not go with crops, in which
+        what lies where then differs from whole frames.
 
     Raises:
       UserError: a factor below 2, or levels out of order.
@@ -37,6 +41,7 @@ class SuperResolution:
     factor: int = 4
     max_noise_level: float = MAX_NOISE_LEVEL
     noise_level: float = 250.0
+    align_corners: bool = False
 
     def __post_init__(self):
         if self.factor < 2:
@@ -60,10 +65,21 @@ def downsampled(video: jax.Array, factor: int) -> jax.Array:
     return squares.mean((3, 5))
 
 
-def upsampled(video: jax.Array, factor: int) -> jax.Array:
+def upsampled(video: jax.Array, factor: int, align_corners: bool = False) -> jax.Array:
     """`[B, T, H, W, C]` -> `[B, T, H * factor, W * factor, C]`, bilinearly."""
-    b, t, h, w, c = video.shape
-    return jax.image.resize(video, (b, t, h * factor, w * factor, c), "bilinear")
+    rows, columns = (_linear(size, factor, align_corners) for size in video.shape[2:4])
+    return jnp.einsum("btyxc,Yy,Xx->btYXc", video, rows, columns, precision="highest")
+
+
+def _linear(size: int, factor: int, align_corners: bool) -> np.ndarray:
+    """Linear interpolation as a matrix `[size * factor, size]`."""
+    number = np.arange(size * factor)
+    if align_corners:
+        place = number * (size - 1) / (size * factor - 1)
+    else:
+        place = np.clip((number + 0.5) / factor - 0.5, 0, size - 1)
+    distance = np.abs(place[:, None] - np.arange(size))
+    return np.maximum(1 - distance, 0).astype(np.float32)
 
 
 def augmented(video: jax.Array, eps: jax.Array, level: jax.Array) -> jax.Array:

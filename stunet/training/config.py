@@ -135,6 +135,8 @@ class TrainConfig:
         for name, stages in (("init_from", ("t2v", "ssr")), ("super_resolution", ("ssr",))):
             if getattr(self, name) and self.stage not in stages:
                 raise UserError(f"stage {self.stage!r} has no use for the field '{name}'")
+        if self.data.get("crop") and self.super_resolution and self.super_resolution.align_corners:
+            raise UserError("super_resolution.align_corners does not go with data.crop")
         if self.init_from and self.unet is not None:
             raise UserError("init_from says what the U-Net is; leave out 'unet'")
         if not self.init_from and self.data.get("text_states"):

@@ -126,9 +126,10 @@ def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
             f"init_from {source} has no text encoder, which captions need; "
             f"`stunet import-t5 T5_FOLDER {source}` adds one"
         )
-    if start.text_encoder is None and config.sample_prompts:
+    samples = "sample_videos" if config.super_resolution else "sample_prompts"
+    if start.text_encoder is None and getattr(config, samples):
         raise UserError(
-            f"init_from {source} has no text encoder, which sample_prompts need; leave them "
+            f"init_from {source} has no text encoder, which {samples} need; leave them "
             f"empty, or `stunet import-t5 T5_FOLDER {source}` adds one"
         )
     if start.prediction != config.diffusion.prediction:

@@ -184,5 +184,5 @@ def _low_resolution(
         return level, jax.random.normal(jax.random.fold_in(key, 3), x0.shape[1:])
 
     level, eps = jax.vmap(draw)(keys)
-    low = upsampled(downsampled(x0, config.factor), config.factor)
+    low = upsampled(downsampled(x0, config.factor), config.factor, config.align_corners)
     return augmented(low, eps, level), level

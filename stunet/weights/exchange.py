@@ -30,6 +30,7 @@ from stunet.weights.sentence_piece import tokenizer_json
 from stunet.weights.tensor_files import ChangedTensor
 from stunet.weights.trees import Tree, compare_shapes
 
+DEEPFLOYD_STAGE_TWO = SuperResolution(factor=4, align_corners=True)  # 64 pixels to 256
 EXPORT_SHARD_BYTES = 10 * 10**9  # as diffusers splits
 
 # Called with the size in bytes of every tensor that has been read.
@@ -73,12 +74,12 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
         diffusion = deepfloyd_if.read_scheduler(read_json(scheduler_file), str(scheduler_file))
     else:
         diffusion = deepfloyd_if.default_scheduler(unet)
-    enlarges = unet.noise_level_embedding  # stage II, which makes 64 pixels 256
+    enlarges = unet.noise_level_embedding
     model = ModelFolder(
         {
             "architecture": to_dict(unet),
             "stage": "ssr" if enlarges else "t2i",
-            "super_resolution": to_dict(SuperResolution(factor=4)) if enlarges else None,
+            "super_resolution": to_dict(DEEPFLOYD_STAGE_TWO) if enlarges else None,
             "resolution": deepfloyd_if.resolution(described, str(config_file)),
             "num_frames": 1,
             "fps": None,
