@@ -38,6 +38,12 @@ class TemporalConfig:
         convolution over time know only how far apart two frames are, and a clip that is still all
         noise looks the same at each: a beginning and an end have to come from here. Off for a
         model that is run over windows of longer clips, where a frame's place means nothing.
+      position_encoding: whether they also tell apart the places in a frame. What "left" says of a
+        clip's beginning it says of one side of the frame, and convolutions know no side but by the
+        padding at the frame's edge. Off for a model that is trained on crops.
+      feed_forward: whether each temporal attention layer is followed by a feed-forward layer, as
+        in a transformer. Attention averages over frames what the modulation tells them apart by;
+        this layer works on each by itself.
     """
 
     resample: tuple[bool, ...]
@@ -47,6 +53,8 @@ class TemporalConfig:
     head_dim: int = 64
     text_modulation: bool = False
     frame_modulation: bool = False
+    position_encoding: bool = False
+    feed_forward: bool = False
 
     def __post_init__(self):
         for field, value, choices in (
@@ -124,8 +132,17 @@ class TemporalUpsample(nn.Module):
         return over_time(conv, jnp.repeat(x, 2, axis=1))
 
 
-WAVES = 8  # over a clip; what is quicker is left to convolution and attention over time
+FRAME_WAVES = 8  # over a clip; what is quicker is left to convolution and attention over time
+POSITION_WAVES = 4  # over a frame's height, and over its width
+FEED_FORWARD_WIDTH = 2  # times the channels
 MIXED_VARIANCE = 12.0  # of the modulation by words and time, over that of what it is made from
+
+
+def _waves(length: int, count: int) -> jax.Array:
+    """The `count` lowest cosines over `length` places, the slower the louder: `[length, count]`."""
+    number = jnp.arange(1, count + 1)
+    place = (jnp.arange(length)[:, None] + 0.5) / length
+    return jnp.cos(math.pi * number * place) / number
 
 
 class TemporalModulation(nn.Module):
@@ -159,18 +176,31 @@ class TemporalModulation(nn.Module):
             words = nn.tanh(dense(hidden, "text", 4.0)(words)).sum(1)
             mixed = nn.LayerNorm(name="norm", **norm)(words)[:, None]
         if self.config.frame_modulation:
-            number = jnp.arange(1, WAVES + 1)
-            place = (jnp.arange(num_frames)[:, None] + 0.5) / num_frames
-            waves = jnp.cos(math.pi * number * place) / number
-            mixed = mixed * (1 + dense(hidden, "frame", 18.0)(waves.astype(self.dtype)))
+            waves = _waves(num_frames, FRAME_WAVES).astype(self.dtype)
+            mixed = mixed * (1 + dense(hidden, "frame", 18.0)(waves))
         return dense(self.width, "mix", MIXED_VARIANCE)(mixed)
 
 
-def _modulation(config: TemporalConfig, channels: int, dtype, embedding: jax.Array):
+def _modulation(config, channels: int, dtype, embedding: jax.Array, name: str = "modulation"):
     """Scale and shift `[B, T, 2C]` for a norm, or None where temporal blocks are not modulated."""
     if not config.modulated:
         return None
-    return nn.Dense(2 * channels, dtype=dtype, name="modulation")(embedding)
+    return nn.Dense(2 * channels, dtype=dtype, name=name)(embedding)
+
+
+def encode_position(config, x: jax.Array, embedding: jax.Array, name: str) -> jax.Array:
+    """Video `x` with waves over the frame added, of amplitudes that the modulation chooses."""
+    if not config.position_encoding:
+        return x
+    height, width, channels = x.shape[2:]
+    rows, columns = (_waves(n, POSITION_WAVES) for n in (height, width))
+    shape = (height, width, POSITION_WAVES)
+    rows, columns = jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns, shape)
+    waves = jnp.concatenate([rows, columns], axis=-1).astype(x.dtype)
+    init = nn.initializers.variance_scaling(0.5, "fan_in", "normal")
+    amplitudes = nn.Dense(waves.shape[-1] * channels, dtype=x.dtype, kernel_init=init, name=name)
+    amplitudes = amplitudes(embedding).reshape(*embedding.shape[:2], -1, channels)
+    return x + jnp.einsum("btkc,hwk->bthwc", amplitudes, waves)
 
 
 def zero_projection(features: int, dtype: jnp.dtype) -> nn.Dense:
@@ -190,6 +220,7 @@ class TemporalConvBlock(nn.Module):
         channels = x.shape[-1]
         kind = self.config.block
         h = gelu(GroupNorm(self.groups, name="norm_1")(x))
+        h = encode_position(self.config, h, embedding, "position")
         if kind == "conv3d":
             h = nn.Conv(channels, (3, 3, 3), padding=1, dtype=self.dtype, name="conv")(h)
         elif kind == "conv1d":
@@ -215,7 +246,8 @@ def rotary(x: jax.Array) -> jax.Array:
 
 
 class TemporalAttention(nn.Module):
-    """One residual layer of attention over time, each position of a frame on its own."""
+    """A residual layer of attention over time, each position of a frame on its own, and one of
+    feed-forward where the config says so."""
 
     config: TemporalConfig
     groups: int
@@ -225,18 +257,32 @@ class TemporalAttention(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         b, t, height, width, channels = x.shape
         head_dim = self.config.head_dim
-        modulation = _modulation(self.config, channels, self.dtype, embedding)
-        h = GroupNorm(self.groups, name="norm")(x, modulation)
+
+        def normed(suffix):
+            h = encode_position(self.config, x, embedding, f"position{suffix}")
+            modulation = _modulation(
+                self.config, channels, self.dtype, embedding, f"modulation{suffix}"
+            )
+            return GroupNorm(self.groups, name=f"norm{suffix}")(h, modulation)
+
+        def dense(features, name, h):
+            return nn.Dense(features, dtype=self.dtype, name=name)(h)
+
+        h = normed("")
 
         def project(name):
-            y = nn.Dense(channels, dtype=self.dtype, name=name)(h)
+            y = dense(channels, name, h)
             return y.reshape(b, t, height * width, channels // head_dim, head_dim)
 
         query, key, value = rotary(project("q")), rotary(project("k")), project("v")
         logits = jnp.einsum("btphd,bsphd->bphts", query, key).astype(jnp.float32)
         weights = nn.softmax(logits / math.sqrt(head_dim)).astype(self.dtype)
         h = jnp.einsum("bphts,bsphd->btphd", weights, value).reshape(x.shape)
-        return x + nn.Dense(channels, dtype=self.dtype, name="out")(h)
+        x = x + dense(channels, "out", h)
+        if not self.config.feed_forward:
+            return x
+        h = gelu(dense(FEED_FORWARD_WIDTH * channels, "feed_forward_1", normed("_feed_forward")))
+        return x + dense(channels, "feed_forward_2", h)
 
 
 class TemporalAttentionBlock(nn.Module):

@@ -1,7 +1,11 @@
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import erf
 
 from stunet.models.temporal import (
     TemporalAttention,
@@ -11,6 +15,7 @@ from stunet.models.temporal import (
     TemporalDownsample,
     TemporalModulation,
     TemporalUpsample,
+    encode_position,
     rotary,
 )
 from tests.tiny import random_params
@@ -101,6 +106,60 @@ def test_temporal_attention_at_one_position_written_out():
     expected = x + dense("out", weights @ dense("v", normed))
     got = layer.apply({"params": params}, video, EMBEDDING)
     np.testing.assert_allclose(got[0, :, 0, 0], expected, atol=1e-5)
+
+
+def test_feed_forward_works_on_each_frame_by_itself():
+    without = TemporalConfig((True,), head_dim=4)
+    config = dataclasses.replace(without, feed_forward=True)
+    layer, video = TemporalAttention(config, groups=1), VIDEO[:1, :, :1, :1]
+    params = random_params(layer.init(jax.random.key(0), video, EMBEDDING))["params"]
+    params["norm_feed_forward"] = {"scale": np.ones(4), "bias": np.zeros(4)}
+    x = TemporalAttention(without, groups=1).apply({"params": params}, video, EMBEDDING)[0, :, 0, 0]
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    first, second = params["feed_forward_1"], params["feed_forward_2"]
+    hidden = normed @ first["kernel"] + first["bias"]
+    hidden = 0.5 * hidden * (1 + erf(hidden / 2**0.5))
+    expected = x + hidden @ second["kernel"] + second["bias"]
+    got = layer.apply({"params": params}, video, EMBEDDING)[0, :, 0, 0]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["factorised", "attention"])
+def test_position_encoding_makes_places_of_a_flat_video_differ_with_words_and_frame(block):
+    """A video without content, far from its edge: only the modulation can tell places apart."""
+    module = TemporalAttentionBlock if block == "attention" else TemporalConvBlock
+    video = np.ones((1, 6, 12, 12, 4), np.float32)
+    embedding = np.random.default_rng(4).normal(size=(1, 6, 5)).astype(np.float32)
+
+    def inside(**fields):
+        layer = module(TemporalConfig((True,), head_dim=4, feed_forward=True, **fields), groups=2)
+        params = random_params(layer.init(jax.random.key(0), video, embedding))
+        return np.asarray(layer.apply(params, video, embedding))[0, 2:4, 2:-2, 2:-2]
+
+    flat = inside(text_modulation=True)
+    assert np.ptp(flat, axis=(1, 2)).max() < 1e-5
+    told = inside(text_modulation=True, position_encoding=True)
+    assert np.ptp(told, axis=(1, 2)).min() > 0.1
+    assert np.abs(told - told[:, :, ::-1]).max() > 0.1  # left is not right
+    apart = (told[0] - told[1]) - (told[0] - told[1]).mean((0, 1))
+    assert np.abs(apart).max() > 0.1  # and what is left of it differs from frame to frame
+
+
+def test_position_encoding_is_of_the_frame_whatever_its_resolution():
+    """Waves over the frame: an image of twice the size gets the same ones, seen more finely."""
+    config = TemporalConfig((True,), position_encoding=True)
+    embedding = np.random.default_rng(4).normal(size=(1, 1, 5)).astype(np.float32)
+
+    class Encoder(nn.Module):
+        @nn.compact
+        def __call__(self, x, embedding):
+            return encode_position(config, x, embedding, "position")
+
+    small, large = (np.zeros((1, 1, n, n, 4), np.float32) for n in (16, 32))
+    params = Encoder().init(jax.random.key(0), small, embedding)
+    coarse, fine = (np.asarray(Encoder().apply(params, x, embedding)) for x in (small, large))
+    averaged = fine.reshape(1, 1, 16, 2, 16, 2, 4).mean((3, 5))
+    np.testing.assert_allclose(averaged, coarse, atol=0.03 * np.abs(coarse).max())
 
 
 def test_modulation_starts_as_a_product_of_words_and_time():

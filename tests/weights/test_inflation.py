@@ -36,6 +36,13 @@ def text_to_image(levels):
 # Four levels have three resizes, as the paper's base model; two are enough elsewhere.
 DEEP, T2I = text_to_image(4), text_to_image(2)
 SIZE = 8
+# What the temporal modules can have beside the paper's.
+EXTRAS = {
+    "text_modulation": True,
+    "frame_modulation": True,
+    "position_encoding": True,
+    "feed_forward": True,
+}
 
 
 @functools.cache
@@ -126,9 +133,7 @@ def test_an_image_is_the_text_to_image_models_even_after_training():
 
 @pytest.mark.parametrize("block", ["conv1d", "conv3d"])
 def test_holds_for_every_temporal_block(block):
-    config, params = inflated(
-        block=block, attention_layers=1, text_modulation=True, frame_modulation=True
-    )
+    config, params = inflated(block=block, attention_layers=1, **EXTRAS)
     x, *rest = inputs(16)
     expected = run_on_frames(T2I, x, *rest)[:, ::2]
     assert deviation(run(config, params, x, *rest)[:, ::2], expected) <= 1e-5
@@ -142,7 +147,7 @@ def test_fails_with_he_initialised_resamplers():
 
 
 def test_every_temporal_parameter_is_alive_once_trained():
-    config, _ = inflated(text_modulation=True, frame_modulation=True)
+    config, _ = inflated(**EXTRAS)
     params = random_params(jax.eval_shape(lambda: init_unet(config, jax.random.key(0))), seed=4)
     args = inputs(8)
 
