@@ -75,7 +75,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
     check_initial_model(config, model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
-    networks = Networks(model.unet, model.text_encoder, config.remat, model.super_resolution)
+    networks = Networks(
+        model.unet, model.text_encoder, config.remat, model.super_resolution, config.conditioning
+    )
     stage = make_stage(
         config.stage,
         networks,

@@ -31,8 +31,9 @@ def read_video(
     resolution: int | None = None,
     max_frames: int | None = None,
     multiple_of: int | None = None,
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> tuple[np.ndarray, float]:
-    """A video's frames and their rate.
+    """A video's frames and their rate; an image (PNG, JPEG) is a video of one frame.
 
     Args:
       source: a path, or an open binary file.
@@ -43,6 +44,7 @@ def read_video(
       max_frames: stop after so many frames.
       multiple_of: with `resolution`, keep the whole picture: its shorter side gets about
         `resolution` pixels, the other its share, both in multiples of this.
+      margins: black pixels to add at the left, right, top and bottom before all that.
 
     Returns:
       `[T, H, W, 3]` float32 in [-1, 1], and the frames per second.
@@ -50,7 +52,8 @@ def read_video(
     Raises:
       UserError: the file is absent, or no video that can be decoded.
     """
-    decoded = list(itertools.islice(_decode(source, fps, resolution, multiple_of), max_frames))
+    frames = _decode(source, fps, resolution, multiple_of, margins)
+    decoded = list(itertools.islice(frames, max_frames))
     if not decoded:
         raise UserError(f"{_name(source)}: holds no video frame")
     frames, rates = zip(*decoded, strict=True)
@@ -62,6 +65,25 @@ def decode_frames(
 ) -> Iterator[np.ndarray]:
     """The frames of `read_video` one at a time, as `[resolution, resolution, 3]` uint8."""
     return (frame for frame, _ in _decode(source, fps, resolution))
+
+
+def frame_size(source: str | Path | BinaryIO) -> tuple[int, int]:
+    """Height and width of a video or an image, in pixels as they are shown."""
+    return read_video(source, max_frames=1)[0].shape[1:3]
+
+
+def add_margins(
+    picture: np.ndarray, margins: tuple[int, int, int, int], value: int = 0
+) -> np.ndarray:
+    """`[H, W, 3]` with pixels of `value` at the left, right, top and bottom."""
+    left, right, top, bottom = margins
+    sides = ((top, bottom), (left, right), (0, 0))
+    return np.pad(picture, sides, constant_values=value) if any(margins) else picture
+
+
+def fit_square(picture: np.ndarray, resolution: int) -> np.ndarray:
+    """What `read_video` makes of a picture `[H, W, 3]` uint8, `[R, R, 3]` in [-1, 1]."""
+    return to_float(_resized(picture, resolution))
 
 
 def write_video(path: str | Path, video: np.ndarray, fps: float) -> None:
@@ -156,6 +178,7 @@ def _decode(
     fps: float | None,
     resolution: int | None,
     multiple_of: int | None = None,
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Frames `[H, W, 3]` uint8, each with the rate of them all."""
     name = _name(source)
@@ -172,7 +195,11 @@ def _decode(
             previous, picture = None, None
             for frame in chosen:
                 if frame is not previous:  # a frame shown twice is converted once
-                    previous, picture = frame, _to_rgb(frame, resolution, multiple_of, aspect)
+                    previous = frame
+                    picture, shown = _upright(frame, aspect)
+                    picture = add_margins(picture, margins)
+                    if resolution is not None:
+                        picture = _resized(picture, resolution, multiple_of, shown)
                 yield picture, float(fps or rate)
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
@@ -229,13 +256,18 @@ def retime(timed: Iterable[tuple[float, T, float]], fps: float) -> Iterator[T]:
         index += 1
 
 
-def _to_rgb(
-    frame: av.VideoFrame, resolution: int | None, multiple_of: int | None, aspect: float
-) -> np.ndarray:
+def _upright(frame: av.VideoFrame, aspect: float) -> tuple[np.ndarray, float]:
+    """A frame's picture `[H, W, 3]` uint8, and its pixels' width over their height."""
     picture = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # telephones store upright video lying down
-    if resolution is None:
-        return np.ascontiguousarray(np.rot90(picture, turns))
+    turned = np.ascontiguousarray(np.rot90(picture, turns))
+    return turned, 1 / aspect if turns % 2 else aspect
+
+
+def _resized(
+    picture: np.ndarray, resolution: int, multiple_of: int | None = None, aspect: float = 1.0
+) -> np.ndarray:
+    """The middle square, or with `multiple_of` all, of `[H, W, 3]` uint8, anti-aliased."""
     height, width = picture.shape[:2]
     side = min(height, width * aspect)  # of the square, in units of a pixel's height
     if multiple_of is None:
@@ -249,7 +281,7 @@ def _to_rgb(
         Image.Resampling.BICUBIC,  # Pillow widens the filter when it reduces: anti-aliased
         box=(left, top, width - left, height - top),
     )
-    return np.ascontiguousarray(np.rot90(np.asarray(resized), turns))
+    return np.asarray(resized)
 
 
 def _enlarge(video: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from stunet import cli, pipeline
+from stunet.cli import options
 from stunet.video_io import read_video
 from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
 
@@ -170,7 +171,7 @@ def test_help_states_the_pipelines_defaults(capsys):
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     steps = ", ".join(f"{count} ({name})" for name, count in pipeline.DEFAULT_STEPS.items())
-    assert tuple(pipeline.DEFAULT_STEPS) == cli.SAMPLERS and f"default: {steps}" in text
+    assert tuple(pipeline.DEFAULT_STEPS) == options.SAMPLERS and f"default: {steps}" in text
     defaults = pipeline.Sampling()
     assert f"default: {defaults.guidance_scale}" in text
     assert f"default: {defaults.sampler}" in text

@@ -5,6 +5,7 @@ thresholding are functions to denoisers, and a sampler takes any. Order: guide -
 -> threshold once -> step.
 """
 
+from stunet.diffusion.conditioning import COND_CHANNELS, MaskMixture, draw_mask, given, paste
 from stunet.diffusion.guidance import Network, guided_denoiser
 from stunet.diffusion.losses import (
     discretised_log_likelihood,
@@ -56,12 +57,14 @@ from stunet.diffusion.time_grid import TimeGrid
 
 __all__ = [
     "AUGMENTATION_NOISE",
+    "COND_CHANNELS",
     "DDIM",
     "START_NOISE",
     "Ancestral",
     "Carry",
     "DPMSolver2M",
     "Denoiser",
+    "MaskMixture",
     "Network",
     "Prediction",
     "Sampler",
@@ -76,13 +79,16 @@ __all__ = [
     "cosine_betas",
     "discretised_log_likelihood",
     "downsampled",
+    "draw_mask",
     "eps_from_x0",
+    "given",
     "guided_denoiser",
     "in_parts",
     "keyed_noise",
     "make_sampler",
     "make_target",
     "min_snr_weight",
+    "paste",
     "respaced_betas",
     "run_steps",
     "sample_in_chunks",

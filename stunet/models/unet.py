@@ -73,6 +73,8 @@ class UNetConfig:
       dtype: compute type, "float32" or "bfloat16"; norm statistics and softmax are float32
         either way, and so are parameters that are made here (imported ones keep their type).
       temporal: None for a text-to-image network.
+      cond_channels: of what a conditional model is given beside the noisy video, known pixels and
+        which they are (`stunet.diffusion.conditioning`: 4); 0 for none.
     """
 
     channels: tuple[int, ...]
@@ -93,6 +95,7 @@ class UNetConfig:
     mid_output_scale_factor: float = 1.0
     dtype: str = "float32"
     temporal: TemporalConfig | None = None
+    cond_channels: int = 0
 
     def __post_init__(self):
         levels = len(self.channels)
@@ -105,6 +108,11 @@ class UNetConfig:
             raise UserError(
                 f"temporal.resample has {len(self.temporal.resample)} entries; "
                 f"{levels} levels have {levels - 1} resizes"
+            )
+        if self.cond_channels and self.temporal is None:
+            raise UserError(
+                f"cond_channels is {self.cond_channels}, but a network without temporal modules "
+                "makes images, for which nothing is given; leave it 0"
             )
         if self.dtype not in DTYPES:
             raise UserError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -131,7 +139,7 @@ class UNetConfig:
 
     def text_to_image(self) -> "UNetConfig":
         """The configuration of the text-to-image network inside this one."""
-        return replace(self, temporal=None)
+        return replace(self, temporal=None, cond_channels=0)
 
 
 def check_video_shape(config: UNetConfig, num_frames: int, height: int, width: int) -> None:
@@ -164,6 +172,7 @@ class UNet(nn.Module):
         t: jax.Array,
         text: jax.Array,
         noise_level: jax.Array | None = None,
+        cond: jax.Array | None = None,
     ) -> jax.Array:
         """Runs the network.
 
@@ -173,6 +182,8 @@ class UNet(nn.Module):
           text: `[B, L, text_dim]` encoder states.
           noise_level: `[B]` noise level of the conditioning input, on the scale of `t`; only
             for networks with `noise_level_embedding`.
+          cond: `[B, T, H, W, cond_channels]` what is given; None for nothing, which is what zeros
+            say too. An image (T = 1) is made without.
 
         Returns:
           `[B, T, H, W, out_channels]`, float32.
@@ -219,6 +230,14 @@ class UNet(nn.Module):
             return resampler(temporal.resampler_init, dtype, name=f"temporal_{name}")(h)
 
         h = per_frame(conv3x3(cfg.channels[0], "conv_in", dtype), x.astype(dtype))
+        if temporal is not None and cond is not None:
+            # Beside `conv_in`, and not as more columns of its kernel, which comes to the same, so
+            # that the text-to-image network's parameters stay whole. Zero at first, no bias.
+            zeros = nn.initializers.zeros
+            added = conv3x3(
+                cfg.channels[0], "cond_conv_in", dtype, use_bias=False, kernel_init=zeros
+            )
+            h = h + per_frame(added, cond.astype(dtype))
         skips = [h]
         for level, features in enumerate(cfg.channels):
             for j in range(cfg.layers_per_block[level]):
@@ -286,4 +305,5 @@ def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:
     t = jnp.zeros((1,))
     text = jnp.zeros((1, num_tokens, config.text_dim))
     level = t if config.noise_level_embedding else None
-    return UNet(config).init(key, x, t, text, level)["params"]
+    cond = jnp.zeros((*x.shape[:-1], config.cond_channels)) if config.cond_channels else None
+    return UNet(config).init(key, x, t, text, level, cond)["params"]

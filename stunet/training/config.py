@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stunet.diffusion import Schedule, SuperResolution
+from stunet.diffusion import MaskMixture, Schedule, SuperResolution
 from stunet.errors import UserError
 from stunet.models.t5 import TextEncoderConfig
 from stunet.models.temporal import TemporalConfig
@@ -71,7 +71,9 @@ class TrainConfig:
 
     Attributes:
       stage: "t2i" trains a text-to-image network and its text encoder on single frames;
-        "t2v" inflates the model in `init_from` and trains the new parameters only; "ssr" trains
+        "t2v" inflates the model in `init_from` and trains the new parameters only; "conditional"
+        teaches a model of stage "t2v" to fill in around given pixels, by its temporal parameters
+        and a convolution that shows them; "ssr" trains
         a super-resolution network on short windows of clips, of `init_from` as "t2v" does, or
         without it a new one as "t2i" does, its temporal parameters included.
       data: the fields that `data.pipeline` documents.
@@ -86,6 +88,7 @@ class TrainConfig:
         the text encoder's states that single frames do not show, which "t2v" then learns.
       temporal: what to add, for "t2v" and "ssr".
       super_resolution: for "ssr".
+      conditioning: for "conditional": which pixels are given, how often.
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
       remat: what the backward pass recomputes instead of keeping: "none"; "elementwise", all but
@@ -98,7 +101,7 @@ class TrainConfig:
       sample_videos: for "ssr", how many of the data's clips are enlarged instead.
     """
 
-    stage: Literal["t2i", "t2v", "ssr"]
+    stage: Literal["t2i", "t2v", "conditional", "ssr"]
     data: dict
     batch_size: int
     total_steps: int
@@ -109,6 +112,7 @@ class TrainConfig:
     text_denoising: float = 0.0
     temporal: TemporalConfig | None = None
     super_resolution: SuperResolution | None = None
+    conditioning: MaskMixture | None = None
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -127,12 +131,18 @@ class TrainConfig:
         needed = {
             "t2i": ("unet", "text_encoder"),
             "t2v": ("temporal", "init_from"),
+            "conditional": ("conditioning", "init_from"),
             "ssr": ("temporal", "super_resolution", *new),
         }[self.stage]
         for name in needed:
             if not getattr(self, name):
                 raise UserError(f"stage {self.stage!r} needs the field '{name}'")
-        for name, stages in (("init_from", ("t2v", "ssr")), ("super_resolution", ("ssr",))):
+        for name, stages in (
+            ("init_from", ("t2v", "conditional", "ssr")),
+            ("super_resolution", ("ssr",)),
+            ("conditioning", ("conditional",)),
+            ("temporal", ("t2v", "ssr")),
+        ):
             if getattr(self, name) and self.stage not in stages:
                 raise UserError(f"stage {self.stage!r} has no use for the field '{name}'")
         if self.data.get("crop") and self.super_resolution and self.super_resolution.align_corners:

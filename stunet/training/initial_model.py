@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from stunet.config import to_dict
-from stunet.diffusion import Threshold
+from stunet.diffusion import COND_CHANNELS, Threshold
 from stunet.errors import UserError
 from stunet.model import (
     Model,
@@ -20,7 +20,7 @@ from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
-from stunet.weights.inflation import inflate
+from stunet.weights.inflation import add_conditioning, inflate
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
 from stunet.weights.trees import compare_shapes, flatten
 
@@ -54,11 +54,15 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         start = describe(content, source)
         _check_start(config, start, source)
         unet = _in_dtype(config, start.unet)
-        _check(config, replace(unet, temporal=config.temporal), start.text_encoder)
-        unet, inflated = inflate(content.params["unet"], unet, config.temporal, key)
+        temporal = config.temporal or unet.temporal
+        _check(config, replace(unet, temporal=temporal), start.text_encoder)
+        if config.conditioning is None:
+            unet, enlarged = inflate(content.params["unet"], unet, temporal, key)
+        else:
+            unet, enlarged = add_conditioning(content.params["unet"], unet, COND_CHANNELS)
         text_encoder, tokenizer = content.config["text_encoder"], content.tokenizer
         threshold = None if start.threshold is None else to_dict(start.threshold)
-        params = {**content.params, "unet": inflated}
+        params = {**content.params, "unet": enlarged}
 
     data = config.data
     folder_config = {
@@ -87,7 +91,9 @@ def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None
     if not config.init_from:
         unet, text_encoder = _new_unet(config), config.text_encoder.t5
     else:
-        unet = _in_dtype(config, replace(model.unet, temporal=config.temporal))
+        unet = _in_dtype(config, model.unet)
+        if config.temporal is not None:
+            unet = replace(unet, temporal=config.temporal)
         text_encoder = model.text_encoder
     if (unet, text_encoder) != (model.unet, model.text_encoder):  # shapes say most of all
         compare_shapes(parameter_shapes(unet, text_encoder), model.params, str(folder))
@@ -137,8 +143,14 @@ def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
             f"init_from {source} predicts {start.prediction!r}, but diffusion.prediction is "
             f"{config.diffusion.prediction!r}"
         )
-    if start.unet.temporal is not None:
+    if config.conditioning is None and start.unet.temporal is not None:
         raise UserError(f"init_from {source} is inflated already; name a model of images")
+    if config.conditioning is not None and start.unet.temporal is None:
+        raise UserError(f"init_from {source} makes images; name a model of stage 't2v'")
+    if start.unet.cond_channels:
+        raise UserError(
+            f"init_from {source} is a conditional model already; name one of stage 't2v'"
+        )
 
 
 def _check(config: TrainConfig, unet: UNetConfig, text_encoder: T5Config | None) -> None:

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import optax
 
 from stunet.diffusion import (
+    MaskMixture,
     SuperResolution,
     add_noise,
     augmented,
     downsampled,
+    draw_mask,
+    given,
     min_snr_weight,
     sample_training_time,
     simple_loss,
@@ -28,7 +31,7 @@ from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig
 from stunet.text import UNK_ID
 from stunet.training.config import DiffusionConfig
-from stunet.weights.trees import Tree, is_temporal
+from stunet.weights.trees import Tree, is_added
 
 Batch = dict[str, jax.Array]
 
@@ -44,12 +47,14 @@ class Networks:
       text_encoder: None where batches carry text states.
       remat: what the U-Net's backward pass recomputes (`stunet.models.unet.REMAT_POLICIES`).
       super_resolution: for a U-Net that sees a low-resolution clip.
+      conditioning: for a U-Net that is given pixels: which ones.
     """
 
     unet: UNetConfig
     text_encoder: T5Config | None
     remat: str = "none"
     super_resolution: SuperResolution | None = None
+    conditioning: MaskMixture | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Stage:
     """A stage of training.
 
     Attributes:
-      name: "t2i", "t2v" or "ssr".
+      name: "t2i", "t2v", "conditional" or "ssr".
       is_trained: whether the parameter at a path such as "unet/conv_in/kernel" is trained.
       loss: `(params, batch, seed) -> [B]` losses, one an example.
     """
@@ -75,14 +80,14 @@ def make_stage(
     inflates: bool,
     text_denoising: float = 0.0,
 ) -> Stage:
-    """The stage `name` ("t2i", "t2v" or "ssr") for these networks.
+    """The stage `name` ("t2i", "t2v", "conditional" or "ssr") for these networks.
 
     Args:
-      inflates: whether a finished model was inflated, of which the new parameters alone are
-        trained; otherwise all are.
+      inflates: whether a finished model of images lies inside, of which the parameters stay as
+        they are; otherwise all are trained.
       text_denoising: weight of `text_denoising_loss`, for a stage that trains the text encoder.
     """
-    is_trained = is_temporal if inflates else lambda path: True
+    is_trained = is_added if inflates else lambda path: True
 
     def loss(params: Tree, batch: Batch, seed: int) -> jax.Array:
         total = denoising_loss(networks, diffusion, params, batch, seed)
@@ -159,8 +164,11 @@ def denoising_loss(
     if networks.super_resolution is not None:
         low, level = _low_resolution(networks.super_resolution, x0, keys)
         inputs = jnp.concatenate([x_t, low], axis=-1)
+    cond = None
+    if networks.conditioning is not None:
+        cond = given(x0, _masks(networks.conditioning, x0, keys))
     unet = UNet(networks.unet, networks.remat)
-    output = unet.apply({"params": params["unet"]}, inputs, t, states, level)
+    output = unet.apply({"params": params["unet"]}, inputs, t, states, level, cond)
     learned = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned)
     loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)
@@ -186,3 +194,8 @@ def _low_resolution(
     level, eps = jax.vmap(draw)(keys)
     low = upsampled(downsampled(x0, config.factor), config.factor, config.align_corners)
     return augmented(low, eps, level), level
+
+
+def _masks(mixture: MaskMixture, x0: jax.Array, keys: jax.Array) -> jax.Array:
+    """Which pixels of each example are known, `[B, T, H, W, 1]`."""
+    return jax.vmap(lambda key: draw_mask(mixture, jax.random.fold_in(key, 4), x0.shape[1:4]))(keys)

@@ -1,8 +1,12 @@
-"""From a text-to-image model to a text-to-video model: inflation is a merge of two trees."""
+"""From a text-to-image model to a text-to-video model, and from that to a conditional one.
+
+Both are merges of trees: what was there stays as it is.
+"""
 
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig, init_unet
@@ -35,3 +39,26 @@ def inflate(
     # Inside the jit, so that the spatial parameters, which nobody needs, are never drawn.
     new = jax.jit(lambda key: partition(init_unet(inflated, key), is_temporal)[0])(key)
     return inflated, merge(t2i_params, new)
+
+
+def add_conditioning(
+    params: Tree, config: UNetConfig, cond_channels: int
+) -> tuple[UNetConfig, Tree]:
+    """Adds the convolution that shows a text-to-video network what is given.
+
+    It is zero, so that the result computes what the network did, whatever is given.
+
+    Args:
+      params: the text-to-video U-Net's parameters; used as they are, not copied.
+      config: its architecture.
+      cond_channels: of what is given.
+
+    Returns:
+      The conditional network's config and its parameters.
+    """
+    conditional = replace(config, cond_channels=cond_channels)
+    shapes = jax.eval_shape(lambda: init_unet(conditional, jax.random.key(0)))
+    kernel = shapes["cond_conv_in"]["kernel"]
+    return conditional, merge(
+        params, {"cond_conv_in": {"kernel": jnp.zeros(kernel.shape, kernel.dtype)}}
+    )

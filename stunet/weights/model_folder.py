@@ -24,7 +24,7 @@ from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
 from stunet.files import read_bytes, read_json
 from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
-from stunet.weights.trees import Tree, flatten, is_temporal, merge, partition, unflatten
+from stunet.weights.trees import Tree, flatten, is_added, merge, partition, unflatten
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 2 * 10**9
@@ -41,7 +41,7 @@ class ModelConfig:
 
     Attributes:
       architecture: the U-Net's config, `to_dict` of its dataclass.
-      stage: what the network was trained as ("t2i", "t2v", "ssr").
+      stage: what the network was trained as ("t2i", "t2v", "conditional", "ssr").
       resolution: height and width in pixels.
       num_frames: frames of a training clip, 1 for images.
       fps: their rate in frames per second, None for images.
@@ -126,7 +126,7 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
     from_dict(ModelConfig, model.config, f"{folder}: config")
     if unknown := model.params.keys() - {"unet", "text_encoder"}:
         raise ValueError(f"unknown components {sorted(unknown)}")
-    temporal, spatial = partition(model.params["unet"], is_temporal)
+    temporal, spatial = partition(model.params["unet"], is_added)
     parts = {
         "unet_spatial": spatial,
         "unet_temporal": temporal,

@@ -64,6 +64,11 @@ def is_temporal(path: str) -> bool:
     return any(name.startswith("temporal_") for name in path.split("/"))
 
 
+def is_added(path: str) -> bool:
+    """Whether a parameter of a U-Net is none of the text-to-image network inside it."""
+    return is_temporal(path) or "cond_conv_in" in path.split("/")
+
+
 def merge(a: Mapping[str, Any], b: Mapping[str, Any]) -> Tree:
     """The tree with the leaves of both.
 

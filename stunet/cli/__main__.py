@@ -1,0 +1,7 @@
+"""`python -m stunet.cli`, where the `stunet` command is not on the path."""
+
+import sys
+
+from stunet.cli import main
+
+sys.exit(main())

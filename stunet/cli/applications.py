@@ -1,0 +1,334 @@
+"""`stunet animate`, `interpolate`, `inpaint`, `cinemagraph`, `edit`: from images and videos."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from stunet.cli.options import (
+    add_base_model,
+    add_sampling,
+    check_outputs,
+    check_prompt,
+    load_cascade,
+    number,
+    positive_float,
+    positive_int,
+    progress,
+    sampling,
+    warn_of_cut_prompt,
+    write,
+)
+from stunet.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stunet.pipeline import Model
+
+# A resolution -> the videos [1, T, R, R, 3] and masks [1, T, R, R, 1] that hold what is kept.
+Kept = Callable[[int], tuple["np.ndarray", "np.ndarray"]]
+
+ANIMATE = """\
+Makes a video that begins with an image.
+
+  stunet animate star.png "a red star moves to the left" --model runs/fill --out star.mp4
+"""
+INTERPOLATE = """\
+Makes a video from a first frame to a last.
+
+  stunet interpolate a.png b.png "a red star growing" --model runs/fill --out star.mp4
+"""
+INPAINT = """\
+Makes anew what a mask covers of a video (white is filled in), or what lies around it.
+
+  stunet inpaint clip.mp4 "a red star" --mask hole.png --model runs/fill --out mended.mp4
+  stunet inpaint clip.mp4 "a red star" --outpaint 40,40,0,0 --model runs/fill --out wide.mp4
+"""
+CINEMAGRAPH = """\
+Lets a part of an image move (where the mask is white), and nothing else.
+
+  stunet cinemagraph sea.png "waves" --mask sea_mask.png --loop --model runs/fill --out sea.gif
+"""
+EDIT = """\
+Makes a video over to a prompt, from a noisy version of itself.
+
+  stunet edit clip.mp4 "a blue star" --strength 0.7 --model runs/tiny_t2v --out blue.mp4
+"""
+SQUARE = "Of what is not square the middle is used. A video keeps its duration.\n"
+
+
+def add_commands(command: Callable) -> None:
+    """Adds these commands by `command(name, run, **texts)`."""
+
+    def one(name: str, run: Callable, short: str, text: str, *inputs: tuple[str, str]) -> Callable:
+        add = command(name, run, help=short, description=text, epilog=SQUARE)
+        for metavar, what in inputs:
+            add(metavar.lower(), metavar=metavar, help=what)
+        add_sampling(add)
+        add_base_model(add)
+        return add
+
+    still, mask = "PNG, JPEG, or a video's first frame", "an image, or a video for each frame's own"
+    add = one("animate", _animate, "a video of an image", ANIMATE, ("IMAGE", still))
+    _add_frames(add)
+    _add_pasting(add, default=False)
+    add = one(
+        "interpolate",
+        _interpolate,
+        "a video between two images",
+        INTERPOLATE,
+        ("FIRST", still),
+        ("LAST", still),
+    )
+    _add_frames(add)
+    _add_pasting(add, default=False)
+    add = one("inpaint", _inpaint, "fill in a part of a video", INPAINT, ("VIDEO", "what is kept"))
+    add("--mask", metavar="FILE", help=f"white = fill in; {mask}, of the video's size")
+    add(
+        "--outpaint",
+        metavar="LEFT,RIGHT,TOP,BOTTOM",
+        type=_margins,
+        help="pixels to add on each side of the video, in its own size",
+    )
+    _add_pasting(add, default=True)
+    add = one(
+        "cinemagraph",
+        _cinemagraph,
+        "let a part of an image move",
+        CINEMAGRAPH,
+        ("IMAGE", still),
+    )
+    add("--mask", metavar="FILE", required=True, help="white = moves; of the image's size")
+    add("--loop", action="store_true", help="lead back to the first frame, without a jump")
+    _add_frames(add)
+    _add_pasting(add, default=True)
+    add = one("edit", _edit, "make a video over", EDIT, ("VIDEO", "what to start from"))
+    add(
+        "--strength",
+        metavar="S",
+        type=number,
+        required=True,
+        help="0..1: 0 leaves the video as it is, 1 does not see it",
+    )
+
+
+def _add_frames(add: Callable) -> None:
+    add(
+        "--num-frames",
+        metavar="T",
+        type=positive_int,
+        help="of the video; default: as in the model's training",
+    )
+    add("--fps", type=positive_float, help="default: as in the model's training")
+
+
+def _add_pasting(add: Callable, default: bool) -> None:
+    add(
+        "--paste-back",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help="put what was given back into the result, to the bit",
+    )
+
+
+def _animate(args: argparse.Namespace) -> None:
+    from stunet.pipeline import given_frames
+
+    model, upscalers = _begin(args)
+    frames = args.num_frames or model.num_frames
+
+    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+        return given_frames({0: _read_still(args.image, resolution)}, frames)
+
+    _say_if_not_square(args.image)
+    _fill(args, model, upscalers, kept, args.fps or model.fps)
+
+
+def _interpolate(args: argparse.Namespace) -> None:
+    from stunet.pipeline import given_frames
+
+    model, upscalers = _begin(args)
+    frames = args.num_frames or model.num_frames
+    if frames < 3:
+        raise UserError(f"--num-frames is {frames}: there is nothing between the two images")
+
+    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+        ends = {
+            0: _read_still(args.first, resolution),
+            -1: _read_still(args.last, resolution),
+        }
+        return given_frames(ends, frames)
+
+    for path in (args.first, args.last):
+        _say_if_not_square(path)
+    _fill(args, model, upscalers, kept, args.fps or model.fps)
+
+
+def _inpaint(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from stunet.video_io import add_margins, fit_square, frame_size, read_video
+
+    if (args.mask is None) == (args.outpaint is None):
+        raise UserError("give one of --mask=FILE and --outpaint=LEFT,RIGHT,TOP,BOTTOM")
+    model, upscalers = _begin(args)
+    margins = args.outpaint or (0, 0, 0, 0)
+
+    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+        sizes = {"fps": model.fps, "resolution": resolution}
+        video, _ = read_video(args.video, margins=margins, **sizes)
+        if args.mask is None:
+            blank = np.zeros((*frame_size(args.video), 3), np.uint8)
+            mask = fit_square(add_margins(blank, margins, 255), resolution)[None]
+        else:
+            mask = read_video(args.mask, **sizes)[0]
+            if len(mask) not in (1, len(video)):
+                raise UserError(
+                    f"{args.mask}: has {len(mask)} frames at {model.fps:g} a second, "
+                    f"{args.video} {len(video)}; a mask is one image, or as long as the video"
+                )
+        return video[None], _as_mask(args.mask or "--outpaint", mask, len(video))
+
+    if args.mask is not None:
+        _check_mask_size(args.mask, args.video)
+    _say_if_not_square(args.video, margins)
+    _fill(args, model, upscalers, kept, model.fps)
+
+
+def _cinemagraph(args: argparse.Namespace) -> None:
+    from stunet.pipeline import given_still
+
+    model, upscalers = _begin(args)
+    frames = (args.num_frames or model.num_frames - args.loop) + args.loop
+    _check_mask_size(args.mask, args.image)
+
+    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+        image = _read_still(args.image, resolution)
+        mask = _as_mask(args.mask, _read_still(args.mask, resolution), 1)[:, 0]
+        return given_still(image, mask, frames, args.loop)
+
+    _say_if_not_square(args.image)
+    _fill(args, model, upscalers, kept, args.fps or model.fps, drop_last=args.loop)
+
+
+def _edit(args: argparse.Namespace) -> None:
+    from stunet import pipeline
+    from stunet.video_io import read_video
+
+    if not 0 <= args.strength <= 1:
+        raise UserError(f"--strength is {args.strength:g}; it must be within 0..1")
+    model, upscalers = _begin(args, conditional=False)
+    video, _ = read_video(args.video, fps=model.fps, resolution=model.resolution)
+    _say_if_not_square(args.video)
+    options = {"strength": args.strength, **sampling(args)}
+    with progress(pipeline.windows_of(model, len(video))) as on_chunk:
+        videos = pipeline.edit(model, video[None], [args.prompt], on_chunk=on_chunk, **options)
+    for upscaler in upscalers:
+        with progress(pipeline.windows_of(upscaler, len(video))) as on_chunk:
+            videos = pipeline.upscale(
+                upscaler, videos, [args.prompt], on_chunk=on_chunk, **sampling(args)
+            )
+    warn_of_cut_prompt(model, args.prompt)
+    write(videos, [args.out], None, model.fps)
+
+
+def _begin(args: argparse.Namespace, conditional: bool = True) -> "tuple[Model, list[Model]]":
+    """The checks and the models of every command here."""
+    check_prompt(args.prompt)
+    check_outputs([args.out], None)
+    model, upscalers = load_cascade(args)
+    if model.num_frames == 1:
+        raise UserError(f"{args.model}: makes images; name a model of videos")
+    if conditional and not model.unet.cond_channels:
+        raise UserError(
+            f"{args.model}: does not look at given pixels; name a model of stage 'conditional'"
+        )
+    return model, upscalers
+
+
+def _fill(
+    args: argparse.Namespace,
+    model: "Model",
+    upscalers: "list[Model]",
+    kept: Kept,
+    fps: float,
+    drop_last: bool = False,
+) -> None:
+    """Fills in, enlarges with the same pixels given at the larger size, and writes."""
+    from stunet import pipeline
+
+    videos, masks = kept(model.resolution)
+    frames = videos.shape[1]
+    with progress(pipeline.windows_of(model, frames)) as on_chunk:
+        videos = pipeline.fill(
+            model,
+            videos,
+            masks,
+            [args.prompt],
+            paste_back=args.paste_back,
+            on_chunk=on_chunk,
+            **sampling(args),
+        )
+    for upscaler in upscalers:
+        keep = kept(upscaler.resolution) if args.paste_back else None
+        with progress(pipeline.windows_of(upscaler, frames)) as on_chunk:
+            videos = pipeline.upscale(
+                upscaler, videos, [args.prompt], keep=keep, on_chunk=on_chunk, **sampling(args)
+            )
+    warn_of_cut_prompt(model, args.prompt)
+    write(videos[:, :-1] if drop_last else videos, [args.out], None, fps)
+
+
+def _read_still(path: str, resolution: int) -> "np.ndarray":
+    """The first frame, `[1, R, R, 3]` in [-1, 1]."""
+    from stunet.video_io import read_video
+
+    return read_video(path, resolution=resolution, max_frames=1)[0]
+
+
+def _as_mask(name: str, pictures: "np.ndarray", frames: int) -> "np.ndarray":
+    """Pictures `[T or 1, R, R, 3]` of white and black as `[1, T, R, R, 1]` of 1 and 0."""
+    import numpy as np
+
+    mask = (pictures.mean(-1, keepdims=True) > 0).astype(np.float32)
+    if mask.min() == mask.max():
+        said = (
+            ("black", "nothing is to be made") if mask.max() == 0 else ("white", "nothing is kept")
+        )
+        raise UserError(f"{name}: the mask is {said[0]} all over: {said[1]}")
+    return np.repeat(mask, frames // len(mask), axis=0)[None]
+
+
+def _check_mask_size(mask: str, picture: str) -> None:
+    from stunet.video_io import frame_size
+
+    sizes = [frame_size(path) for path in (mask, picture)]
+    if sizes[0] != sizes[1]:
+        of_mask, of_picture = (f"{width}x{height}" for height, width in sizes)
+        raise UserError(f"{mask}: is {of_mask}, but {picture} is {of_picture}; make them equal")
+
+
+def _say_if_not_square(path: str, margins: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
+    from stunet.video_io import frame_size
+
+    height, width = frame_size(path)
+    width, height = width + margins[0] + margins[1], height + margins[2] + margins[3]
+    if width != height:
+        side = min(width, height)
+        print(
+            f"stunet: {path}: {width}x{height} is cropped to its middle, {side}x{side}",
+            file=sys.stderr,
+        )
+
+
+def _margins(text: str) -> tuple[int, ...]:
+    sides = text.split(",")
+    if len(sides) != 4 or not all(side.strip().isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not four whole numbers of pixels, LEFT,RIGHT,TOP,BOTTOM"
+        )
+    margins = tuple(map(int, sides))
+    if not any(margins):
+        raise argparse.ArgumentTypeError("all four are 0: there is nothing to make")
+    return margins
