@@ -40,7 +40,6 @@ from stunet.training.step import init_state, make_optimizer, make_train_step
 from stunet.training.text_cache import check_text_states
 from stunet.video_io import contact_sheet, to_uint8, write_image
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
-from stunet.weights.trees import merge, partition
 
 PREEMPTED = 75  # EX_TEMPFAIL: a launcher starts the command again
 BAR = (
@@ -84,8 +83,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
         config.diffusion,
         inflates=bool(config.init_from),
         text_denoising=config.text_denoising,
+        adapter_rank=config.adapter_rank,
     )
-    trained, frozen = partition(initial.params, stage.is_trained)
+    trained, frozen = stage.split(initial.params, config.seed)
     optimizer = make_optimizer(config.optimizer)
     frozen = jax.device_put(frozen, parameter_shardings(mesh, frozen))
     state = init_state(jax.device_put(trained, parameter_shardings(mesh, trained)), optimizer)
@@ -125,7 +125,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
     def save_and_export() -> None:
         checkpoints.save(state, int(state.step) * config.batch_size)
-        params = merge(jax.device_get(state.ema), jax.device_get(frozen))
+        params = stage.join(jax.device_get(state.ema), jax.device_get(frozen))
         save_model(workdir / "model", ModelFolder(initial.config, params, initial.tokenizer))
 
     progress = tqdm(

@@ -1,4 +1,7 @@
-"""TFDS builder of a folder of videos, captioned by `captions.csv` or side-car `.txt` files."""
+"""TFDS builder of a folder of videos, captioned by `captions.csv` or side-car `.txt` files.
+
+Where single frames are asked for, pictures count too.
+"""
 
 import csv
 import functools
@@ -9,6 +12,7 @@ from data.stored_clips import Clip, StoredClips, stored_config
 from stunet.errors import UserError
 
 ENDINGS = (".mp4", ".mov", ".webm", ".avi", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = "captions.csv"
 
 
@@ -17,11 +21,12 @@ class VideoFolder(StoredClips):
 
     def clips(self) -> list[Clip]:
         """The videos, sub-folders included, and what `captions.csv` names besides."""
-        return find_clips(Path(self.builder_config.source))
+        config = self.builder_config
+        return find_clips(Path(config.source), config.num_frames)
 
 
-def find_clips(folder: Path) -> list[Clip]:
-    """All videos under `folder`, each with its caption or None.
+def find_clips(folder: Path, num_frames: int) -> list[Clip]:
+    """All videos under `folder`, and pictures for `num_frames` 1, each with its caption or None.
 
     Captions come from `captions.csv` in the folder (columns `file`, relative to the
     folder, and `caption`); a video that it does not name from a text file beside it
@@ -31,7 +36,7 @@ def find_clips(folder: Path) -> list[Clip]:
       UserError: no such folder, no video in it, a CSV without those columns, or no
         caption at all.
     """
-    videos = _videos(folder)
+    videos = _videos(folder, num_frames)
     captions = _read_csv(folder / CAPTIONS)
     names = sorted({*(str(path.relative_to(folder)) for path in videos), *captions})
     clips = [
@@ -56,7 +61,7 @@ def make_builder(
     """The builder whose records lie (or will lie) under `data_dir`."""
     folder = Path(source)
     config = stored_config(
-        _videos(folder) + _texts(folder),
+        _videos(folder, num_frames) + _texts(folder),
         source=source,
         resolution=resolution,
         fps=fps,
@@ -66,12 +71,13 @@ def make_builder(
         return VideoFolder(config=config, data_dir=data_dir, file_format="array_record")
 
 
-def _videos(folder: Path) -> list[Path]:
+def _videos(folder: Path, num_frames: int) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of videos")
-    videos = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS]
+    endings = ENDINGS + (PICTURES if num_frames == 1 else ())
+    videos = [path for path in folder.rglob("*") if path.suffix.lower() in endings]
     if not videos:
-        raise UserError(f"{folder}: holds no videos ({', '.join(ENDINGS)})")
+        raise UserError(f"{folder}: holds no videos ({', '.join(endings)})")
     return videos
 
 

@@ -70,7 +70,8 @@ class TrainConfig:
     """One stage of training.
 
     Attributes:
-      stage: "t2i" trains a text-to-image network and its text encoder on single frames;
+      stage: "t2i" trains a text-to-image network and its text encoder on single frames; "style"
+        tunes the network of such a model, `init_from`, to a handful of pictures;
         "t2v" inflates the model in `init_from` and trains the new parameters only; "conditional"
         teaches a model of stage "t2v" to fill in around given pixels, by its temporal parameters
         and a convolution that shows them; "ssr" trains
@@ -88,6 +89,8 @@ class TrainConfig:
         the text encoder's states that single frames do not show, which "t2v" then learns.
       temporal: what to add, for "t2v" and "ssr".
       super_resolution: for "ssr".
+      adapter_rank: for "style": the rank of adapters to train in place of the whole network, which
+        are part of the saved model's weights; 0 for none.
       conditioning: for "conditional": which pixels are given, how often.
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
@@ -101,7 +104,7 @@ class TrainConfig:
       sample_videos: for "ssr", how many of the data's clips are enlarged instead.
     """
 
-    stage: Literal["t2i", "t2v", "conditional", "ssr"]
+    stage: Literal["t2i", "style", "t2v", "conditional", "ssr"]
     data: dict
     batch_size: int
     total_steps: int
@@ -112,6 +115,7 @@ class TrainConfig:
     text_denoising: float = 0.0
     temporal: TemporalConfig | None = None
     super_resolution: SuperResolution | None = None
+    adapter_rank: int = 0
     conditioning: MaskMixture | None = None
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -130,6 +134,7 @@ class TrainConfig:
         new = () if self.init_from else ("unet", "text_encoder")
         needed = {
             "t2i": ("unet", "text_encoder"),
+            "style": ("init_from",),
             "t2v": ("temporal", "init_from"),
             "conditional": ("conditioning", "init_from"),
             "ssr": ("temporal", "super_resolution", *new),
@@ -138,7 +143,8 @@ class TrainConfig:
             if not getattr(self, name):
                 raise UserError(f"stage {self.stage!r} needs the field '{name}'")
         for name, stages in (
-            ("init_from", ("t2v", "conditional", "ssr")),
+            ("init_from", ("style", "t2v", "conditional", "ssr")),
+            ("adapter_rank", ("style",)),
             ("super_resolution", ("ssr",)),
             ("conditioning", ("conditional",)),
             ("temporal", ("t2v", "ssr")),

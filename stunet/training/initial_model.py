@@ -56,10 +56,12 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         unet = _in_dtype(config, start.unet)
         temporal = config.temporal or unet.temporal
         _check(config, replace(unet, temporal=temporal), start.text_encoder)
-        if config.conditioning is None:
-            unet, enlarged = inflate(content.params["unet"], unet, temporal, key)
-        else:
+        if config.stage == "style":
+            enlarged = content.params["unet"]
+        elif config.stage == "conditional":
             unet, enlarged = add_conditioning(content.params["unet"], unet, COND_CHANNELS)
+        else:
+            unet, enlarged = inflate(content.params["unet"], unet, temporal, key)
         text_encoder, tokenizer = content.config["text_encoder"], content.tokenizer
         threshold = None if start.threshold is None else to_dict(start.threshold)
         params = {**content.params, "unet": enlarged}
@@ -143,9 +145,10 @@ def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
             f"init_from {source} predicts {start.prediction!r}, but diffusion.prediction is "
             f"{config.diffusion.prediction!r}"
         )
-    if config.conditioning is None and start.unet.temporal is not None:
+    of_videos = config.stage == "conditional"
+    if not of_videos and start.unet.temporal is not None:
         raise UserError(f"init_from {source} is inflated already; name a model of images")
-    if config.conditioning is not None and start.unet.temporal is None:
+    if of_videos and start.unet.temporal is None:
         raise UserError(f"init_from {source} makes images; name a model of stage 't2v'")
     if start.unet.cond_channels:
         raise UserError(

@@ -31,7 +31,8 @@ from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig
 from stunet.text import UNK_ID
 from stunet.training.config import DiffusionConfig
-from stunet.weights.trees import Tree, is_added
+from stunet.weights.low_rank import add_adapters, make_adapters
+from stunet.weights.trees import Tree, is_added, merge, partition
 
 Batch = dict[str, jax.Array]
 
@@ -62,14 +63,26 @@ class Stage:
     """A stage of training.
 
     Attributes:
-      name: "t2i", "t2v", "conditional" or "ssr".
+      name: "t2i", "style", "t2v", "conditional" or "ssr".
       is_trained: whether the parameter at a path such as "unet/conv_in/kernel" is trained.
       loss: `(params, batch, seed) -> [B]` losses, one an example.
+      rank: of the adapters that are trained in place of those parameters; 0 for none.
     """
 
     name: str
     is_trained: Callable[[str], bool]
     loss: Callable[[Tree, Batch, int], jax.Array]
+    rank: int = 0
+
+    def split(self, params: Tree, seed: int) -> tuple[Tree, Tree]:
+        """What is trained, and what stays as it is."""
+        if not self.rank:
+            return partition(params, self.is_trained)
+        return make_adapters(params, self.is_trained, self.rank, jax.random.key(seed)), params
+
+    def join(self, trained: Tree, frozen: Tree) -> Tree:
+        """The networks' parameters, from `split`'s two."""
+        return add_adapters(frozen, trained) if self.rank else merge(trained, frozen)
 
 
 def make_stage(
@@ -79,15 +92,17 @@ def make_stage(
     *,
     inflates: bool,
     text_denoising: float = 0.0,
+    adapter_rank: int = 0,
 ) -> Stage:
-    """The stage `name` ("t2i", "t2v", "conditional" or "ssr") for these networks.
+    """The stage `name` ("t2i", "style", "t2v", "conditional" or "ssr") for these networks.
 
     Args:
       inflates: whether a finished model of images lies inside, of which the parameters stay as
         they are; otherwise all are trained.
       text_denoising: weight of `text_denoising_loss`, for a stage that trains the text encoder.
+      adapter_rank: for "style", of adapters to train; 0 trains the U-Net itself.
     """
-    is_trained = is_added if inflates else lambda path: True
+    chosen = {"style": _is_unet}.get(name, is_added if inflates else _is_any)
 
     def loss(params: Tree, batch: Batch, seed: int) -> jax.Array:
         total = denoising_loss(networks, diffusion, params, batch, seed)
@@ -97,7 +112,15 @@ def make_stage(
             )
         return total
 
-    return Stage(name, is_trained, loss)
+    return Stage(name, chosen, loss, adapter_rank)
+
+
+def _is_unet(path: str) -> bool:
+    return path.startswith("unet/")
+
+
+def _is_any(path: str) -> bool:
+    return True
 
 
 def text_states(networks: Networks, params: Tree, batch: Batch) -> jax.Array:

@@ -9,7 +9,7 @@ import optax
 
 from stunet.training.config import OptimizerConfig
 from stunet.training.stages import Batch, Stage
-from stunet.weights.trees import Tree, merge
+from stunet.weights.trees import Tree
 
 
 class TrainState(NamedTuple):
@@ -72,7 +72,7 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch):
         def mean_loss(params, part):
-            return stage.loss(merge(params, frozen), part, seed).mean()
+            return stage.loss(stage.join(params, frozen), part, seed).mean()
 
         loss, grads = _mean_gradient(mean_loss, state.params, batch, gradient_accumulation)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -41,7 +41,7 @@ class ModelConfig:
 
     Attributes:
       architecture: the U-Net's config, `to_dict` of its dataclass.
-      stage: what the network was trained as ("t2i", "t2v", "conditional", "ssr").
+      stage: what the network was trained as ("t2i", "style", "t2v", "conditional", "ssr").
       resolution: height and width in pixels.
       num_frames: frames of a training clip, 1 for images.
       fps: their rate in frames per second, None for images.

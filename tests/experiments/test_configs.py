@@ -37,5 +37,5 @@ def test_config(path):
     if config.unet is not None:
         size = config.data["resolution"]
         check_video_shape(config.unet, config.data["num_frames"], size, size)
-    else:
+    elif config.temporal is not None:
         assert config.data["num_frames"] % config.temporal.stride == 0

@@ -1,0 +1,42 @@
+"""A style for the moving-shapes world: `tiny_t2i.py`'s model, tuned to a handful of pictures.
+
+    python -m data.moving_shapes.duotone --out=datasets/duotone
+    python -m experiments.train --config=experiments/configs/tiny_style.py --workdir=runs/duotone
+    stunet generate "a red star" --model runs/tiny_t2v --style runs/duotone --out star.mp4
+
+`--config.adapter_rank=4` trains low-rank adapters in place of the whole network. Pictures of your
+own: a folder of them with captions, as `--config.data.source=FOLDER`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import tiny_t2i
+
+
+def get_config() -> ConfigDict:
+    """The U-Net of images; the text encoder stays."""
+    t2i = tiny_t2i.get_config()
+    return ConfigDict(
+        {
+            "stage": "style",
+            "init_from": "runs/tiny_t2i",
+            "adapter_rank": 0,
+            "data": {
+                "name": "video_folder",
+                "source": "datasets/duotone",
+                "data_dir": "datasets",
+                "split": "train",
+                "num_frames": 1,
+                "resolution": 16,
+                "fps": 4.0,
+                "seed": 0,
+                "caption_dropout": 0.1,
+                "text_states": False,
+            },
+            "diffusion": t2i.diffusion,
+            "optimizer": {"learning_rate": 3e-4, "warmup_steps": 20, "ema_decay": 0.99},
+            "batch_size": 8,
+            "total_steps": 300,
+            "checkpoint_every": 100,
+        }
+    )

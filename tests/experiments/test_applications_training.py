@@ -1,0 +1,111 @@
+"""The stages `style` and `conditional`, each a whole run of a few steps."""
+
+import numpy as np
+import pytest
+
+from data.moving_shapes.duotone import DARK, LIGHT, duotone, write_pictures
+from stunet.errors import UserError
+from stunet.pipeline import load, stylised
+from stunet.weights.model_folder import load_model
+from stunet.weights.trees import flatten, is_added
+from tests.experiments.runs import changed, train_here
+
+
+@pytest.fixture(scope="module")
+def style(root, config, whole):
+    write_pictures(root / "duotone", 6)
+    config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
+        "stage": "style",
+        "init_from": str(whole[0]),
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+        "batch_size": 2,
+        "total_steps": 2,
+    }
+    return changed(
+        config,
+        data__name="video_folder",
+        data__source=str(root / "duotone"),
+        data__num_examples=None,
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(root, style, rank):
+    workdir = root / f"style_{rank}"
+    assert train_here(changed(style, adapter_rank=rank), workdir) == 0
+    before, after = (flatten(load_model(workdir / name).params) for name in ("initial", "model"))
+    assert before.keys() == after.keys()
+    same = {path for path, leaf in after.items() if np.array_equal(leaf, before[path])}
+    text = {path for path in after if path.startswith("text_encoder/")}
+    assert text and text <= same
+    kernels = {path for path, leaf in after.items() if leaf.ndim > 1} - text
+    for path in kernels - same:
+        change = after[path] - before[path]
+        matrix = change.reshape(-1, change.shape[-1])
+        if rank:
+            assert np.linalg.matrix_rank(matrix, tol=1e-3 * np.abs(matrix).max()) <= rank
+    moved = {path for path in after if path.startswith("unet/")} - same
+    assert len(moved) > 0.8 * len(kernels) and (rank == 0 or moved <= kernels)
+
+
+def test_a_style_goes_into_a_model_of_videos(root, style, config, whole):
+    video = train_video_model(root, config, whole)
+    base, look = load(video), load(root / "style_0")
+    mixed = flatten(stylised(base, look, 0.5).params["unet"])
+    for path, leaf in flatten(base.params["unet"]).items():
+        other = flatten(look.params["unet"])
+        expected = leaf if is_added(path) else (leaf + other[path]) / 2
+        np.testing.assert_allclose(mixed[path], expected, atol=1e-6)
+
+
+def train_video_model(root, config, whole):
+    workdir = root / "video"
+    video = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
+        "stage": "t2v",
+        "init_from": str(whole[0]),
+        "temporal": {"resample": (True,), "attention_layers": 1, "head_dim": 8},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+        "batch_size": 2,
+        "total_steps": 1,
+    }
+    assert train_here(changed(video, data__num_frames=4), workdir) == 0
+    return workdir
+
+
+def test_conditional_trains_what_was_added_and_starts_as_the_video_model(root, config, whole):
+    source = root / "video"
+    if not source.exists():
+        train_video_model(root, config, whole)
+    conditional = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
+        "stage": "conditional",
+        "init_from": str(source),
+        "conditioning": {"none": 0.5},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+        "batch_size": 2,
+        "total_steps": 2,
+    }
+    conditional = changed(conditional, data__num_frames=4)
+    assert train_here(conditional, root / "fill") == 0
+    video = flatten(load_model(source / "model").params)
+    before, after = (
+        flatten(load_model(root / "fill" / name).params) for name in ("initial", "model")
+    )
+    new = "unet/cond_conv_in/kernel"
+    assert before.keys() - video.keys() == {new} and not before[new].any()
+    assert all(np.array_equal(leaf, before[path]) for path, leaf in video.items())
+    for path, leaf in after.items():
+        changed_here = not np.array_equal(leaf, before[path])
+        # Softmax does not see what is added to all of its logits.
+        assert changed_here == is_added(path) or path.endswith("k/bias"), path
+    with pytest.raises(UserError, match=r"whole.* makes images; name a model of stage 't2v'"):
+        train_here(changed(conditional, init_from=str(whole[0])), root / "wrong")
+    with pytest.raises(UserError, match=r"fill.* is a conditional model already"):
+        train_here(changed(conditional, init_from=str(root / "fill")), root / "wrong")
+
+
+def test_duotone_pictures_lie_between_two_inks():
+    black, white = -np.ones(3, np.float32), np.ones(3, np.float32)
+    np.testing.assert_allclose((duotone(black) + 1) / 2, DARK, atol=1e-6)
+    np.testing.assert_allclose((duotone(white) + 1) / 2, LIGHT, atol=1e-6)
+    middle = duotone(0 * black)
+    np.testing.assert_allclose((middle + 1) / 2, np.add(DARK, LIGHT) / 2, atol=1e-6)

@@ -1,0 +1,44 @@
+import jax
+import numpy as np
+
+from stunet.weights.low_rank import add_adapters, make_adapters
+from stunet.weights.trees import flatten
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "unet": {
+        "conv": {"kernel": RNG.normal(size=(3, 3, 4, 6)).astype(np.float32), "bias": np.zeros(6)},
+        "thin": {"kernel": RNG.normal(size=(8, 2)).astype(np.float32)},
+        "dense": {"kernel": RNG.normal(size=(8, 5)).astype(np.float16)},
+    },
+    "text_encoder": {"kernel": RNG.normal(size=(8, 8)).astype(np.float32)},
+}
+
+
+def adapters():
+    return make_adapters(PARAMS, lambda path: path.startswith("unet/"), 2, jax.random.key(0))
+
+
+def test_adapters_are_of_the_chosen_kernels_and_change_nothing_at_first():
+    shapes = {path: leaf.shape for path, leaf in flatten(adapters()).items()}
+    assert shapes == {
+        "unet/conv/kernel/down": (36, 2),
+        "unet/conv/kernel/up": (2, 6),
+        "unet/dense/kernel/down": (8, 2),
+        "unet/dense/kernel/up": (2, 5),
+    }
+    after, before = flatten(add_adapters(PARAMS, adapters())), flatten(PARAMS)
+    assert after.keys() == before.keys()
+    for path, leaf in after.items():
+        np.testing.assert_array_equal(leaf, before[path])
+        assert leaf.dtype == before[path].dtype
+
+
+def test_a_change_is_the_product_and_of_the_rank():
+    trained = jax.tree.map(lambda a: RNG.normal(size=a.shape).astype(np.float32), adapters())
+    after = add_adapters(PARAMS, trained)["unet"]
+    change = (after["conv"]["kernel"] - PARAMS["unet"]["conv"]["kernel"]).reshape(36, 6)
+    pair = trained["unet"]["conv"]["kernel"]
+    np.testing.assert_allclose(change, pair["down"] @ pair["up"], atol=1e-5)
+    assert np.linalg.matrix_rank(change, tol=1e-3) == 2
+    np.testing.assert_array_equal(after["thin"]["kernel"], PARAMS["unet"]["thin"]["kernel"])
