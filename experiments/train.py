@@ -71,7 +71,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     model = read(initial, workdir / "initial")
     if config.data.get("text_states"):
         check_text_states(data.text_states_path(config.data), model)
-    check_initial_model(config, model, workdir / "initial")
+    check_initial_model(config, initial.config["stage"], model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
     networks = Networks(
@@ -86,7 +86,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         adapter_rank=config.adapter_rank,
     )
     trained, frozen = stage.split(initial.params, config.seed)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
     frozen = jax.device_put(frozen, parameter_shardings(mesh, frozen))
     state = init_state(jax.device_put(trained, parameter_shardings(mesh, trained)), optimizer)
     state = jax.device_put(state, parameter_shardings(mesh, state))

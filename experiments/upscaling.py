@@ -2,10 +2,10 @@
 
     python -m experiments.upscaling --model=runs/tiny_ssr --out=runs/tiny_ssr/upscaling
 
-Clips of the model's own data at full resolution are made small, enlarged, and compared, once with
-MultiDiffusion (overlapping windows, averaged at every step) and once without (windows end to end,
-each sampled for itself). Writes OUT.json, OUT.png (difference of consecutive frames, as the paper's
-figure) and OUT_sheet.png (the clip given, the result without and with, and the truth).
+Moving-shapes clips of the tiny config are made small, enlarged, and compared with what they were,
+once with MultiDiffusion (overlapping windows, averaged at every step) and once without (windows end
+to end, each sampled for itself). Writes OUT.json, OUT.png (difference of consecutive frames, as the
+paper's figure) and OUT_sheet.png (the clip given, the result without and with, and the truth).
 """
 
 import json
@@ -50,12 +50,18 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{_MODEL.value}: no super-resolution model")
     truth, prompts = _clips(model.resolution)
     factor = model.super_resolution.factor
+    cuts = {overlap: windows_of(model, truth.shape[1], overlap=overlap) for overlap in (0, 2)}
+    if len(cuts[0].starts) == 1:
+        raise UserError(
+            f"{_MODEL.value}: one window of {model.num_frames} frames holds the whole clip of "
+            f"{truth.shape[1]}; there is no seam to measure"
+        )
     given = np.asarray(downsampled(truth, factor))
     bicubic = np.asarray(jax.image.resize(given, truth.shape, "bicubic"))
 
     results, report = {}, {}
     for name, overlap in (("without", 0), ("with", 2)):
-        windows = windows_of(model, truth.shape[1], overlap=overlap)
+        windows = cuts[overlap]
         with tqdm(desc=f"{name} MultiDiffusion", unit="step") as bar:
 
             def progress(done: int, total: int, _, bar: tqdm = bar) -> None:
@@ -87,6 +93,7 @@ def main(argv: list[str]) -> None:
         }
         for field, value in report[name].items():
             print(f"{name:8} {field:24} {np.round(value, 3)}")
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _SPLIT, _STEPS, _SCALE, _SEED)}
     paths[0].write_text(json.dumps({**report, "settings": settings}, indent=2) + "\n")
     _plot(model, truth, results, paths[1])

@@ -246,7 +246,9 @@ def edit(
     _check_videos("videos", videos, len(prompts))
     if not 0 <= strength <= 1:
         raise UserError(f"strength is {strength}; it must be within 0..1")
-    return _sample(model, prompts, videos.shape[1:], Sampling(**sampling), begin=(videos, strength))
+    whole = _whole_strides(model, videos)
+    made = _sample(model, prompts, whole.shape[1:], Sampling(**sampling), begin=(whole, strength))
+    return made[:, : videos.shape[1]]
 
 
 def fill(
@@ -283,6 +285,8 @@ def fill(
         raise UserError("the model does not look at given pixels; name one of stage 'conditional'")
     _check_videos("videos", videos, len(prompts))
     _check_masked(videos, masks, videos.shape)
+    if videos.shape[1] == 1:
+        raise UserError("a single frame cannot be filled in: the model is given pixels of videos")
     whole, known = _whole_strides(model, videos), 1 - (_whole_strides(model, masks) > 0.5)
 
     def shown(key: jax.Array, rows: np.ndarray) -> dict[str, jax.Array]:
@@ -402,7 +406,7 @@ def upscale(
     prompts: Sequence[str],
     *,
     noise_level: float | None = None,
-    keep: tuple[np.ndarray, np.ndarray] | None = None,
+    filled: tuple[np.ndarray, np.ndarray] | None = None,
     feather: float = FEATHER,
     **sampling: Any,
 ) -> np.ndarray:
@@ -414,6 +418,9 @@ def upscale(
       prompts: N texts, what each video shows.
       noise_level: of the augmentation, on IF's timestep scale; by default the model's own. More
         makes up more detail and follows the video less.
+      filled: videos and masks as for `fill`, of the result's size: what the masks do not cover
+        comes back to the bit.
+      feather: of that, as for `fill`.
       **sampling: fields of `Sampling`. `windows_at_once` bounds the network's memory.
 
     Returns:
@@ -435,23 +442,25 @@ def upscale(
     _, frames, height, width, _ = videos.shape
     videos = _whole_strides(model, videos)
     shape = (videos.shape[1], config.factor * height, config.factor * width, 3)
-    if keep is not None:
-        _check_masked(*keep, (len(prompts), frames, *shape[1:]))
+    if filled is not None:
+        _check_masked(*filled, (len(prompts), frames, *shape[1:]))
 
     def low(key: jax.Array, rows: np.ndarray) -> dict[str, jax.Array]:
         return _augmented(config, shape, key, rows, videos[rows], noise_level)
 
     result = _sample(model, prompts, shape, Sampling(**sampling), low)[:, :frames]
-    return result if keep is None else _paste(result, *keep, feather)
+    return result if filled is None else _paste(result, *filled, feather)
 
 
 def windows_of(model: Model, num_frames: int, **sampling: Any) -> Windows:
     """The windows that a clip of `num_frames` is sampled in, with these fields of `Sampling`.
 
+    They cover what a given video is filled up with to a multiple of the temporal stride.
+
     Raises:
       UserError: there are none such.
     """
-    return _windows(model, num_frames, Sampling(**sampling))
+    return _windows(model, num_frames + _missing(model, num_frames), Sampling(**sampling))
 
 
 def _sample(
@@ -638,9 +647,12 @@ def _windows(model: Model, num_frames: int, sampling: Sampling) -> Windows:
 
 def _whole_strides(model: Model, videos: np.ndarray) -> np.ndarray:
     """Clips of any length made a multiple of the temporal stride, by more of the last frame."""
-    frames = videos.shape[1]
-    missing = -frames % model.unet.temporal_stride if frames > 1 else 0
+    missing = _missing(model, videos.shape[1])
     return np.pad(videos, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+
+
+def _missing(model: Model, num_frames: int) -> int:
+    return -num_frames % model.unet.temporal_stride if num_frames > 1 else 0
 
 
 def _paste(made: np.ndarray, videos: np.ndarray, masks: np.ndarray, feather: float) -> np.ndarray:

@@ -68,22 +68,18 @@ def decode_frames(
 
 
 def frame_size(source: str | Path | BinaryIO) -> tuple[int, int]:
-    """Height and width of a video or an image, in pixels as they are shown."""
-    return read_video(source, max_frames=1)[0].shape[1:3]
+    """Height and width that a video or an image is shown at, in pixels of its height."""
+    picture, aspect = next(_pictures(source, None))[:2]
+    return picture.shape[0], round(picture.shape[1] * aspect)
 
 
-def add_margins(
-    picture: np.ndarray, margins: tuple[int, int, int, int], value: int = 0
+def margin_mask(
+    source: str | Path | BinaryIO, margins: tuple[int, int, int, int], resolution: int
 ) -> np.ndarray:
-    """`[H, W, 3]` with pixels of `value` at the left, right, top and bottom."""
-    left, right, top, bottom = margins
-    sides = ((top, bottom), (left, right), (0, 0))
-    return np.pad(picture, sides, constant_values=value) if any(margins) else picture
-
-
-def fit_square(picture: np.ndarray, resolution: int) -> np.ndarray:
-    """What `read_video` makes of a picture `[H, W, 3]` uint8, `[R, R, 3]` in [-1, 1]."""
-    return to_float(_resized(picture, resolution))
+    """Where the margins of `read_video` are, `[1, R, R, 3]`: 1, and -1 in the video itself."""
+    picture, aspect = next(_pictures(source, None))[:2]
+    picture = _with_margins(np.zeros_like(picture), margins, 255)
+    return to_float(_resized(picture, resolution, aspect=aspect))[None]
 
 
 def write_video(path: str | Path, video: np.ndarray, fps: float) -> None:
@@ -181,6 +177,19 @@ def _decode(
     margins: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Frames `[H, W, 3]` uint8, each with the rate of them all."""
+    previous, result = None, None
+    for picture, aspect, rate in _pictures(source, fps):
+        if picture is not previous:  # a frame shown twice is resized once
+            previous, result = picture, _with_margins(picture, margins)
+            if resolution is not None:
+                result = _resized(result, resolution, multiple_of, aspect)
+        yield result, rate
+
+
+def _pictures(
+    source: str | Path | BinaryIO, fps: float | None
+) -> Iterator[tuple[np.ndarray, float, float]]:
+    """Frames `[H, W, 3]` uint8 of the source's size, their pixels' width over height, the rate."""
     name = _name(source)
     try:
         with av.open(str(source) if isinstance(source, str | Path) else source) as container:
@@ -190,21 +199,28 @@ def _decode(
             stream.thread_type = "AUTO"
             rate = float(stream.average_rate or 0) or 25.0
             timed = _time_stamped(_whole(container.decode(stream), stream.frames, name), rate)
-            chosen = (frame for _, frame, _ in timed) if fps is None else retime(timed, fps)
+            # A picture lasts no time: what its format says of it would be rounded to 0 or 2 frames.
+            as_it_is = fps is None or container.format.name.endswith(("_pipe", "image2"))
+            chosen = (frame for _, frame, _ in timed) if as_it_is else retime(timed, fps)
             aspect = float(stream.sample_aspect_ratio or 1)
             previous, picture = None, None
             for frame in chosen:
                 if frame is not previous:  # a frame shown twice is converted once
-                    previous = frame
-                    picture, shown = _upright(frame, aspect)
-                    picture = add_margins(picture, margins)
-                    if resolution is not None:
-                        picture = _resized(picture, resolution, multiple_of, shown)
-                yield picture, float(fps or rate)
+                    previous, picture = frame, _upright(frame, aspect)
+                yield *picture, float(fps or rate)
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"{name}: not a readable video ({error.strerror})") from error
+
+
+def _with_margins(
+    picture: np.ndarray, margins: tuple[int, int, int, int], value: int = 0
+) -> np.ndarray:
+    """`[H, W, 3]` with pixels of `value` at the left, right, top and bottom."""
+    left, right, top, bottom = margins
+    sides = ((top, bottom), (left, right), (0, 0))
+    return np.pad(picture, sides, constant_values=value) if any(margins) else picture
 
 
 def _whole(frames: Iterable, promised: int, name: str) -> Iterator[av.VideoFrame]:

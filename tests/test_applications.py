@@ -130,6 +130,11 @@ def test_editing_goes_from_the_video_itself_to_plain_generation(base, sampler):
     done.clear()
     distance = [np.abs(edited(s) - videos).mean() for s in (0.25, 0.5, 0.75, 1)]
     assert done[:3] == [(0, 2), (2, 2), (0, 4)]
+    odd = edit(base, videos[:, :3], CAPTIONS[:2], strength=1, **options)
+    assert odd.shape == videos[:, :3].shape  # the stride of 2 is filled up
+    np.testing.assert_array_equal(
+        edit(base, videos[:, :3], CAPTIONS[:2], strength=0, **options), videos[:, :3]
+    )
     assert distance[0] > 0 and all(np.diff(distance) > 0)
 
 
@@ -162,6 +167,9 @@ def inputs(root):
     Image.fromarray(np.tile(pixels, (1, 2, 1))).save(folder / "wide.png")
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(mask[:12]).save(folder / "half.png")
+    large = np.zeros((256, 256), np.uint8)
+    large[64:128, 64:128] = 255
+    Image.fromarray(large).save(folder / "large_mask.png")
     Image.fromarray(0 * mask).save(folder / "black.png")
     Image.fromarray(0 * mask + 255).save(folder / "white.png")
     for name, frames in (("clip", 12), ("mask", 12), ("short", 5)):
@@ -187,6 +195,8 @@ def run(name, model, out, *arguments):
         ("cinemagraph", ("image.png", "a star", "--mask", "mask.png", "--loop"), NUM_FRAMES - 1),
         ("inpaint", ("clip.mp4", "a red star", "--mask", "mask.mp4"), 6),
         ("inpaint", ("clip.mp4", "a red star", "--outpaint", "256,256,0,512"), 6),
+        ("edit", ("short.mp4", "a red star", "--strength", "0.7"), 3),
+        ("inpaint", ("clip.mp4", "a red star", "--mask", "large_mask.png"), 6),
         ("edit", ("clip.mp4", "a red star", "--strength", "0.7"), 6),
     ],
 )
@@ -351,5 +361,7 @@ def test_arrays_that_do_not_fit(model, base):
         animate(base, CLIP[:, 0], CAPTIONS[:1])
     with pytest.raises(UserError, match=r"strength is -0.1; it must be within 0..1"):
         edit(base, CLIP, CAPTIONS[:1], strength=-0.1)
+    with pytest.raises(UserError, match="a single frame cannot be filled in"):
+        animate(model, CLIP[:, 0], CAPTIONS[:1], num_frames=1)
     with pytest.raises(UserError, match="the first frame has shape"):
         interpolate(model, CLIP[:, 0], CLIP[:, 0, :4], CAPTIONS[:1])

@@ -81,7 +81,7 @@ def test_resizes_undo_each_other_on_what_is_flat_and_a_crop_is_a_crop():
 
 
 def test_an_augmented_clip_has_the_level_s_noise():
-    video, eps = jnp.full((2, 1, 64, 64, 3), 0.5), jax.random.normal(jax.random.key(0), (1, 1))
+    video = jnp.full((2, 1, 64, 64, 3), 0.5)
     eps = jax.random.normal(jax.random.key(0), video.shape)
     noised = augmented(video, eps, jnp.array([0.0, 500.0]))
     # The cosine schedule's alpha_bar after its first step, and at the middle.

@@ -33,6 +33,7 @@ def duotone(frames: np.ndarray) -> np.ndarray:
 
 def write_pictures(out: Path, count: int, seed: int = 0) -> None:
     """Draws `count` scenes into the folder `out`, with their captions."""
+    out.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(seed), []
     for number in range(count):
         attributes, scene_seed = draw_attributes("train", rng), int(rng.integers(2**31))

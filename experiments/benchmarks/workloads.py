@@ -99,7 +99,7 @@ def train_step(
     """The training loop's own step of stage t2v, and parameters -> (its state, frozen ones)."""
     networks, diffusion = Networks(config, None, remat), DiffusionConfig(prediction="v")
     stage = make_stage("t2v", networks, diffusion, inflates=True)
-    optimizer = make_optimizer(OptimizerConfig())
+    optimizer = make_optimizer(OptimizerConfig(), 10**6)
 
     def init(params: Tree) -> tuple[TrainState, Tree]:
         trained, frozen = partition({"unet": params}, stage.is_trained)

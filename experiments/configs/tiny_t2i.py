@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
                 "learning_rate": 2e-3,
                 "warmup_steps": 100,
                 "ema_decay": 0.999,
+                "cooldown_steps": 0,
             },
             "batch_size": 16,
             "total_steps": 500,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from stunet.cli.options import (
     add_base_model,
     add_sampling,
+    check_length,
     check_outputs,
     check_prompt,
+    enlarge,
     load_cascade,
     number,
     positive_float,
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
     from stunet.pipeline import Model
 
-# A resolution -> the videos [1, T, R, R, 3] and masks [1, T, R, R, 1] that hold what is kept.
-Kept = Callable[[int], tuple["np.ndarray", "np.ndarray"]]
+# A resolution -> `pipeline.fill`'s videos [1, T, R, R, 3] and masks [1, T, R, R, 1].
+Filled = Callable[[int], tuple["np.ndarray", "np.ndarray"]]
 
 ANIMATE = """\
 Makes a video that begins with an image.
@@ -43,7 +45,7 @@ INPAINT = """\
 Makes anew what a mask covers of a video (white is filled in), or what lies around it.
 
   stunet inpaint clip.mp4 "a red star" --mask hole.png --model runs/fill --out mended.mp4
-  stunet inpaint clip.mp4 "a red star" --outpaint 40,40,0,0 --model runs/fill --out wide.mp4
+  stunet inpaint clip.mp4 "a red star" --outpaint 40,40,40,40 --model runs/fill --out wide.mp4
 """
 CINEMAGRAPH = """\
 Lets a part of an image move (where the mask is white), and nothing else.
@@ -89,7 +91,8 @@ def add_commands(command: Callable) -> None:
         "--outpaint",
         metavar="LEFT,RIGHT,TOP,BOTTOM",
         type=_margins,
-        help="pixels to add on each side of the video, in its own size",
+        help="pixels to add on each side of the video, in its own size; of the whole, as of any "
+        "video, the middle square is used",
     )
     _add_pasting(add, default=True)
     add = one(
@@ -128,7 +131,7 @@ def _add_pasting(add: Callable, default: bool) -> None:
         "--paste-back",
         action=argparse.BooleanOptionalAction,
         default=default,
-        help="put what was given back into the result, to the bit",
+        help="put the pixels that were given back into the result before it is written",
     )
 
 
@@ -138,11 +141,11 @@ def _animate(args: argparse.Namespace) -> None:
     model, upscalers = _begin(args)
     frames = args.num_frames or model.num_frames
 
-    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
         return given_frames({0: _read_still(args.image, resolution)}, frames)
 
     _say_if_not_square(args.image)
-    _fill(args, model, upscalers, kept, args.fps or model.fps)
+    _fill(args, model, upscalers, filled, args.fps or model.fps)
 
 
 def _interpolate(args: argparse.Namespace) -> None:
@@ -153,7 +156,7 @@ def _interpolate(args: argparse.Namespace) -> None:
     if frames < 3:
         raise UserError(f"--num-frames is {frames}: there is nothing between the two images")
 
-    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
         ends = {
             0: _read_still(args.first, resolution),
             -1: _read_still(args.last, resolution),
@@ -162,25 +165,27 @@ def _interpolate(args: argparse.Namespace) -> None:
 
     for path in (args.first, args.last):
         _say_if_not_square(path)
-    _fill(args, model, upscalers, kept, args.fps or model.fps)
+    _fill(args, model, upscalers, filled, args.fps or model.fps)
 
 
 def _inpaint(args: argparse.Namespace) -> None:
-    import numpy as np
-
-    from stunet.video_io import add_margins, fit_square, frame_size, read_video
+    from stunet.video_io import margin_mask, read_video
 
     if (args.mask is None) == (args.outpaint is None):
         raise UserError("give one of --mask=FILE and --outpaint=LEFT,RIGHT,TOP,BOTTOM")
     model, upscalers = _begin(args)
     margins = args.outpaint or (0, 0, 0, 0)
 
-    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
         sizes = {"fps": model.fps, "resolution": resolution}
         video, _ = read_video(args.video, margins=margins, **sizes)
         if args.mask is None:
-            blank = np.zeros((*frame_size(args.video), 3), np.uint8)
-            mask = fit_square(add_margins(blank, margins, 255), resolution)[None]
+            mask = margin_mask(args.video, margins, resolution)
+            if mask.max() < 0:
+                raise UserError(
+                    "--outpaint: all that is added is cropped away again, as the middle square is "
+                    "used; add to the other sides too"
+                )
         else:
             mask = read_video(args.mask, **sizes)[0]
             if len(mask) not in (1, len(video)):
@@ -193,7 +198,7 @@ def _inpaint(args: argparse.Namespace) -> None:
     if args.mask is not None:
         _check_mask_size(args.mask, args.video)
     _say_if_not_square(args.video, margins)
-    _fill(args, model, upscalers, kept, model.fps)
+    _fill(args, model, upscalers, filled, model.fps)
 
 
 def _cinemagraph(args: argparse.Namespace) -> None:
@@ -203,13 +208,13 @@ def _cinemagraph(args: argparse.Namespace) -> None:
     frames = (args.num_frames or model.num_frames - args.loop) + args.loop
     _check_mask_size(args.mask, args.image)
 
-    def kept(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
+    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
         image = _read_still(args.image, resolution)
         mask = _as_mask(args.mask, _read_still(args.mask, resolution), 1)[:, 0]
         return given_still(image, mask, frames, args.loop)
 
     _say_if_not_square(args.image)
-    _fill(args, model, upscalers, kept, args.fps or model.fps, drop_last=args.loop)
+    _fill(args, model, upscalers, filled, args.fps or model.fps, drop_last=args.loop)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -221,14 +226,11 @@ def _edit(args: argparse.Namespace) -> None:
     model, upscalers = _begin(args, conditional=False)
     video, _ = read_video(args.video, fps=model.fps, resolution=model.resolution)
     _say_if_not_square(args.video)
+    check_length(model, upscalers, len(video), given=False)
     options = {"strength": args.strength, **sampling(args)}
     with progress(pipeline.windows_of(model, len(video))) as on_chunk:
         videos = pipeline.edit(model, video[None], [args.prompt], on_chunk=on_chunk, **options)
-    for upscaler in upscalers:
-        with progress(pipeline.windows_of(upscaler, len(video))) as on_chunk:
-            videos = pipeline.upscale(
-                upscaler, videos, [args.prompt], on_chunk=on_chunk, **sampling(args)
-            )
+    videos = enlarge(args, upscalers, videos)
     warn_of_cut_prompt(model, args.prompt)
     write(videos, [args.out], None, model.fps)
 
@@ -251,16 +253,16 @@ def _fill(
     args: argparse.Namespace,
     model: "Model",
     upscalers: "list[Model]",
-    kept: Kept,
+    filled: Filled,
     fps: float,
     drop_last: bool = False,
 ) -> None:
     """Fills in, enlarges with the same pixels given at the larger size, and writes."""
     from stunet import pipeline
 
-    videos, masks = kept(model.resolution)
-    frames = videos.shape[1]
-    with progress(pipeline.windows_of(model, frames)) as on_chunk:
+    videos, masks = filled(model.resolution)
+    check_length(model, upscalers, videos.shape[1], given=True)
+    with progress(pipeline.windows_of(model, videos.shape[1])) as on_chunk:
         videos = pipeline.fill(
             model,
             videos,
@@ -270,12 +272,7 @@ def _fill(
             on_chunk=on_chunk,
             **sampling(args),
         )
-    for upscaler in upscalers:
-        keep = kept(upscaler.resolution) if args.paste_back else None
-        with progress(pipeline.windows_of(upscaler, frames)) as on_chunk:
-            videos = pipeline.upscale(
-                upscaler, videos, [args.prompt], keep=keep, on_chunk=on_chunk, **sampling(args)
-            )
+    videos = enlarge(args, upscalers, videos, *([filled] if args.paste_back else []))
     warn_of_cut_prompt(model, args.prompt)
     write(videos[:, :-1] if drop_last else videos, [args.out], None, fps)
 

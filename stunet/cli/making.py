@@ -8,8 +8,10 @@ from pathlib import Path
 from stunet.cli.options import (
     add_base_model,
     add_sampling,
+    check_length,
     check_outputs,
     check_prompt,
+    enlarge,
     load_cascade,
     number,
     output_paths,
@@ -103,15 +105,12 @@ def _generate(args: argparse.Namespace) -> None:
     if args.xt_slice and num_frames == 1:
         raise UserError(f"{args.xt_slice}: an X-T slice needs more than one frame")
     prompts = [args.prompt] * args.num_videos
+    check_length(model, upscalers, num_frames, given=False)
     with progress(pipeline.windows_of(model, num_frames)) as on_chunk:
         videos = pipeline.generate(
             model, prompts, num_frames=num_frames, on_chunk=on_chunk, **sampling(args)
         )
-    for upscaler in upscalers:
-        with progress(pipeline.windows_of(upscaler, num_frames)) as on_chunk:
-            videos = pipeline.upscale(
-                upscaler, videos, prompts, on_chunk=on_chunk, **sampling(args)
-            )
+    videos = enlarge(args, upscalers, videos)
     warn_of_cut_prompt(model, args.prompt)
     # A model of images has no rate; one frame needs some.
     write(videos, outputs, args.xt_slice, args.fps or model.fps or 1.0)

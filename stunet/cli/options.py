@@ -116,8 +116,53 @@ def check_prompt(prompt: str) -> None:
         raise UserError("the prompt is empty; say what the video shows")
 
 
+def enlarge(
+    args: argparse.Namespace,
+    upscalers: "list[Model]",
+    videos: "np.ndarray",
+    filled: "Callable[[int], tuple[np.ndarray, np.ndarray] | None]" = lambda resolution: None,
+) -> "np.ndarray":
+    """Enlarges the videos by each model; `filled` gives `upscale`'s argument at a resolution."""
+    from stunet import pipeline
+
+    for upscaler in upscalers:
+        with progress(pipeline.windows_of(upscaler, videos.shape[1])) as on_chunk:
+            videos = pipeline.upscale(
+                upscaler,
+                videos,
+                [args.prompt] * len(videos),
+                filled=filled(upscaler.resolution),
+                on_chunk=on_chunk,
+                **sampling(args),
+            )
+    return videos
+
+
+def check_length(model: "Model", upscalers: "list[Model]", num_frames: int, given: bool) -> None:
+    """Refuses a number of frames that one of the models has no windows for, before any begins.
+
+    Says where windows cost more than a seam: `given` is whether pixels are given to the first.
+    """
+    from stunet.pipeline import windows_of
+
+    windows, *_ = [windows_of(one, num_frames) for one in (model, *upscalers)]
+    if len(windows.starts) == 1:
+        return
+    length = f"{num_frames} frames go through windows of {windows.length}"
+    if given:
+        print(f"stunet: {length}, each of which sees only what is given in it", file=sys.stderr)
+    elif model.unet.temporal.frame_modulation:
+        print(f"stunet: {length}, each of which the model takes for a whole clip", file=sys.stderr)
+
+
 def check_cascade(model: "Model", names: list[str], upscalers: "list[Model]") -> None:
-    """That each model takes what the one before it makes, before any of them has begun."""
+    """That each model has a text encoder and takes the size that the one before it makes."""
+    for name, one in zip(names, (model, *upscalers), strict=True):
+        if one.text_encoder is None:
+            raise UserError(
+                f"{name}: the model has no text encoder, which prompts need; "
+                f"`stunet import-t5 T5_FOLDER {name}` adds one"
+            )
     if model.super_resolution is not None:
         raise UserError(f"{names[0]}: a super-resolution model; name it by --upscale")
     made = model.resolution

@@ -1,7 +1,8 @@
 """The text-to-image U-Net of DeepFloyd IF (Imagen), and its inflation to a Space-Time U-Net.
 
 One module class is both: without `UNetConfig.temporal` it is the text-to-image network, with
-it the STUNet, whose extra parameters all live under names that start with `temporal_`.
+it the STUNet, whose extra parameters live under names that start with `temporal_` (and, in a
+conditional model, under `cond_conv_in`).
 """
 
 from dataclasses import dataclass, replace

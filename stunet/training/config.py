@@ -42,8 +42,9 @@ class OptimizerConfig:
 
     Attributes:
       name: "adamw", or "adafactor" as the paper's.
-      learning_rate: reached after `warmup_steps`, constant from there.
+      learning_rate: reached after `warmup_steps`, constant from there to `cooldown_steps`.
       warmup_steps: steps of linear warm-up.
+      cooldown_steps: of the run's last steps, over which the rate falls linearly to 0.
       weight_decay: decoupled, on matrices and kernels only.
       clip_norm: global norm that gradients are clipped to.
       ema_decay: of the parameters' moving average, which is what is sampled from and saved.
@@ -52,6 +53,7 @@ class OptimizerConfig:
     name: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 100
+    cooldown_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
@@ -173,6 +175,8 @@ class TrainConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.adapter_rank < 0:
+            raise UserError(f"adapter_rank is {self.adapter_rank}; it must be at least 0")
         if self.batch_size % self.gradient_accumulation:
             raise UserError(
                 f"batch_size is {self.batch_size}; gradient_accumulation "

@@ -28,12 +28,12 @@ from stunet.weights.trees import compare_shapes, flatten
 def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -> ModelFolder:
     """The model before the first update.
 
-    With `config.init_from` that model, inflated; otherwise a random network and text encoder,
-    with a tokenizer trained on `captions()`.
+    With `config.init_from` that model, with what the stage adds to it; otherwise a random network
+    and text encoder, with a tokenizer trained on `captions()`.
 
     Raises:
-      UserError: `init_from` is no model of images, or not of the stage's kind, or the networks
-        fit neither each other nor the data's frames.
+      UserError: `init_from` is no model that the stage starts from, or the networks fit neither
+        each other nor the data's frames.
     """
     key = jax.random.key(config.seed)
     super_resolution = config.super_resolution and to_dict(config.super_resolution)
@@ -83,13 +83,18 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
     return ModelFolder(folder_config, params, tokenizer)
 
 
-def check_initial_model(config: TrainConfig, model: Model, folder: Path) -> None:
-    """Checks that a run that was started from `model`, read from `folder`, is `config`'s.
+def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: Path) -> None:
+    """Checks that a run that `stage` started from `model`, read from `folder`, is `config`'s.
 
     Raises:
       UserError: the configured networks have parameters of another shape (the first differing
         names, both shapes), or something else that the run was started with is another now.
     """
+    if stage != config.stage:
+        raise UserError(
+            f"{folder}: the run was started with stage {stage!r}, but the config says "
+            f"{config.stage!r}; choose another workdir"
+        )
     if not config.init_from:
         unet, text_encoder = _new_unet(config), config.text_encoder.t5
     else:

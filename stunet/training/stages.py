@@ -27,6 +27,7 @@ from stunet.diffusion import (
     upsampled,
     variational_loss,
 )
+from stunet.errors import UserError
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig
 from stunet.text import UNK_ID
@@ -75,10 +76,17 @@ class Stage:
     rank: int = 0
 
     def split(self, params: Tree, seed: int) -> tuple[Tree, Tree]:
-        """What is trained, and what stays as it is."""
+        """What is trained, and what stays as it is.
+
+        Raises:
+          UserError: no kernel is larger than the rank.
+        """
         if not self.rank:
             return partition(params, self.is_trained)
-        return make_adapters(params, self.is_trained, self.rank, jax.random.key(seed)), params
+        adapters = make_adapters(params, self.is_trained, self.rank, jax.random.key(seed))
+        if not adapters:
+            raise UserError(f"adapter_rank is {self.rank}; no kernel of the network is larger")
+        return adapters, params
 
     def join(self, trained: Tree, frozen: Tree) -> Tree:
         """The networks' parameters, from `split`'s two."""

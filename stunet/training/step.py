@@ -28,11 +28,13 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Adafactor with linear warm-up."""
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Adafactor with linear warm-up and, at the end, cool-down."""
 
     def rate(count):
-        return config.learning_rate * jnp.minimum(1.0, (count + 1) / max(1, config.warmup_steps))
+        rise = (count + 1) / max(1, config.warmup_steps)
+        fall = (total_steps - count) / max(1, config.cooldown_steps)
+        return config.learning_rate * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
 
     def matrices(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -32,7 +32,8 @@ def make_adapters(params: Tree, chosen: Callable[[str], bool], rank: int, key: j
 def add_adapters(params: Tree, adapters: Tree) -> Tree:
     """The parameters with their adapters' products added, in the parameters' types."""
     flat, added = dict(flatten(params)), flatten(adapters)
-    for path in {path.rpartition("/")[0] for path in added}:
+    # Sorted: a set's order differs between processes, which have to trace one program.
+    for path in sorted({path.rpartition("/")[0] for path in added}):
         change = added[f"{path}/down"] @ added[f"{path}/up"]
         kernel = jnp.asarray(flat[path])
         changed = kernel.astype(jnp.float32) + change.reshape(kernel.shape)

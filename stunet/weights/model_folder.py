@@ -2,7 +2,7 @@
 
     config.json               what `ModelConfig` holds, and the list of the files below
     unet_spatial.safetensors  the T2I parameters, named by path ("mid_block/conv/kernel")
-    unet_temporal.safetensors the parameters that inflation added, where there are any
+    unet_temporal.safetensors what inflation (and conditioning) added, where there is any
     text_encoder.safetensors  where the text encoder travels with the model
     tokenizer.json            likewise
 

@@ -29,10 +29,18 @@ def style(root, config, whole):
     )
 
 
+@pytest.fixture(scope="module")
+def styles(root, style):
+    """Workdirs by the rank of adapters; 0 is the whole network."""
+    workdirs = {rank: root / f"style_{rank}" for rank in (0, 2)}
+    for rank, workdir in workdirs.items():
+        assert train_here(changed(style, adapter_rank=rank), workdir) == 0
+    return workdirs
+
+
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(root, style, rank):
-    workdir = root / f"style_{rank}"
-    assert train_here(changed(style, adapter_rank=rank), workdir) == 0
+def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(styles, rank):
+    workdir = styles[rank]
     before, after = (flatten(load_model(workdir / name).params) for name in ("initial", "model"))
     assert before.keys() == after.keys()
     same = {path for path, leaf in after.items() if np.array_equal(leaf, before[path])}
@@ -48,9 +56,8 @@ def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(root, st
     assert len(moved) > 0.8 * len(kernels) and (rank == 0 or moved <= kernels)
 
 
-def test_a_style_goes_into_a_model_of_videos(root, style, config, whole):
-    video = train_video_model(root, config, whole)
-    base, look = load(video), load(root / "style_0")
+def test_a_style_goes_into_a_model_of_videos(styles, video):
+    base, look = load(video), load(styles[0])
     mixed = flatten(stylised(base, look, 0.5).params["unet"])
     for path, leaf in flatten(base.params["unet"]).items():
         other = flatten(look.params["unet"])
@@ -58,9 +65,10 @@ def test_a_style_goes_into_a_model_of_videos(root, style, config, whole):
         np.testing.assert_allclose(mixed[path], expected, atol=1e-6)
 
 
-def train_video_model(root, config, whole):
+@pytest.fixture(scope="module")
+def video(root, config, whole):
     workdir = root / "video"
-    video = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
+    start = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "t2v",
         "init_from": str(whole[0]),
         "temporal": {"resample": (True,), "attention_layers": 1, "head_dim": 8},
@@ -68,17 +76,16 @@ def train_video_model(root, config, whole):
         "batch_size": 2,
         "total_steps": 1,
     }
-    assert train_here(changed(video, data__num_frames=4), workdir) == 0
+    assert train_here(changed(start, data__num_frames=4), workdir) == 0
     return workdir
 
 
-def test_conditional_trains_what_was_added_and_starts_as_the_video_model(root, config, whole):
-    source = root / "video"
-    if not source.exists():
-        train_video_model(root, config, whole)
+def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
+    root, config, whole, video
+):
     conditional = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "conditional",
-        "init_from": str(source),
+        "init_from": str(video),
         "conditioning": {"none": 0.5},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
         "batch_size": 2,
@@ -86,19 +93,25 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(root, c
     }
     conditional = changed(conditional, data__num_frames=4)
     assert train_here(conditional, root / "fill") == 0
-    video = flatten(load_model(source / "model").params)
+    source = flatten(load_model(video / "model").params)
     before, after = (
         flatten(load_model(root / "fill" / name).params) for name in ("initial", "model")
     )
     new = "unet/cond_conv_in/kernel"
-    assert before.keys() - video.keys() == {new} and not before[new].any()
-    assert all(np.array_equal(leaf, before[path]) for path, leaf in video.items())
+    assert before.keys() - source.keys() == {new} and not before[new].any()
+    assert all(np.array_equal(leaf, before[path]) for path, leaf in source.items())
     for path, leaf in after.items():
         changed_here = not np.array_equal(leaf, before[path])
         # Softmax does not see what is added to all of its logits.
         assert changed_here == is_added(path) or path.endswith("k/bias"), path
     with pytest.raises(UserError, match=r"whole.* makes images; name a model of stage 't2v'"):
         train_here(changed(conditional, init_from=str(whole[0])), root / "wrong")
+    (root / "fill" / "DONE").unlink()
+    with pytest.raises(UserError, match=r"started with stage 'conditional', but .* 't2v'"):
+        unlike = {name: value for name, value in conditional.items() if name != "conditioning"}
+        temporal = {"resample": (True,), "attention_layers": 1, "head_dim": 8}
+        unlike |= {"stage": "t2v", "init_from": str(whole[0]), "temporal": temporal}
+        train_here(unlike, root / "fill")
     with pytest.raises(UserError, match=r"fill.* is a conditional model already"):
         train_here(changed(conditional, init_from=str(root / "fill")), root / "wrong")
 

@@ -15,7 +15,7 @@ def make_state(step=0, width=4, **optimizer):
     params = {
         "unet": {"conv": {"kernel": jnp.full((3, width), step + 0.1), "bias": jnp.ones(width)}}
     }
-    state = init_state(params, make_optimizer(OptimizerConfig(**optimizer)))
+    state = init_state(params, make_optimizer(OptimizerConfig(**optimizer), 10**6))
     return state._replace(step=jnp.int32(step))
 
 

@@ -104,7 +104,7 @@ batches = [
     }
     for i in range(3)
 ]
-optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2))
+optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2), 10**6)
 train_step = make_train_step(Stage("toy", lambda path: True, loss), optimizer, 0.9, seed=3)
 
 def run(mesh):

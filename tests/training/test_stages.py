@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.diffusion import Schedule, SuperResolution, variational_loss
+from stunet.diffusion import (
+    MaskMixture,
+    Schedule,
+    SuperResolution,
+    draw_mask,
+    variational_loss,
+)
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import init_unet
 from stunet.training import stages
@@ -71,8 +77,8 @@ class Oracle:
     def __call__(self, config, remat):
         return self
 
-    def apply(self, variables, x, t, text, noise_level):
-        self.asked, self.noise_level = (x, t, text), noise_level
+    def apply(self, variables, x, t, text, noise_level, cond):
+        self.asked, self.noise_level, self.cond = (x, t, text), noise_level, cond
         return jnp.broadcast_to(
             jnp.asarray(self.answer, jnp.float32), (*x.shape[:-1], len(self.answer))
         )
@@ -239,12 +245,30 @@ def test_real_networks_take_the_batch_in_any_order(networks):
     assert np.abs(told_otherwise - whole).max() > 1e-3
 
 
+def test_a_conditional_network_is_given_the_clean_pixels_of_a_mask_drawn_for_each_example(
+    monkeypatch,
+):
+    oracle, mixture, batch = Oracle([0.0, 0.0, 0.0]), MaskMixture(), make_batch(num_frames=4)
+    monkeypatch.setattr(stages, "UNet", oracle)
+    networks = Networks(UNET, None, conditioning=mixture)
+    denoising_loss(networks, DiffusionConfig(prediction="v"), {"unet": {}}, batch, SEED)
+    shapes = batch["video"].shape[1:4]
+    for position, video, cond in zip(batch["position"], batch["video"], oracle.cond, strict=True):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), position), 4)
+        mask = np.asarray(draw_mask(mixture, key, shapes))
+        np.testing.assert_array_equal(cond, np.concatenate([np.where(mask, video, 0), mask], -1))
+    assert 0 < np.mean(oracle.cond[..., 3]) < 1
+    denoising_loss(Networks(UNET, None), DiffusionConfig(), {"unet": {}}, batch, SEED)
+    assert oracle.cond is None
+
+
 def test_which_parameters_a_stage_trains(networks):
     networks, params = networks
     everything = flatten(params).keys()
     new = {path for path in everything if "/temporal_" in path}
     for name, inflates, expected in (
         ("t2i", False, everything),
+        ("style", True, {path for path in everything if path.startswith("unet/")}),
         ("t2v", True, new),
         ("ssr", False, everything),
         ("ssr", True, new),

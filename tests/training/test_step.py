@@ -14,9 +14,9 @@ def constant_gradient(value):
     return jax.tree.map(lambda p: jnp.full_like(p, value), PARAMS)
 
 
-def updates(config, grads, steps):
+def updates(config, grads, steps, total_steps=10**6):
     """The update of each of `steps` steps with the same gradient, parameters held."""
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, total_steps)
     state, result = optimizer.init(PARAMS), []
     for _ in range(steps):
         update, state = optimizer.update(grads, state, PARAMS)
@@ -39,6 +39,14 @@ def test_warm_up(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_cool_down(name):
+    config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=2, cooldown_steps=4)
+    rates = [-update["bias"][0] for update in updates(config, constant_gradient(1.0), 8, 8)]
+    expected = [0.05, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_weight_decay_is_decoupled_and_spares_biases(name):
     config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     plain = OptimizerConfig(name, learning_rate=0.1, warmup_steps=0)
@@ -49,7 +57,7 @@ def test_weight_decay_is_decoupled_and_spares_biases(name):
 
 def test_gradients_are_clipped_by_their_global_norm():
     # Through Adam's second moment, which is (1 - b2) of the clipped gradient's square.
-    optimizer = make_optimizer(OptimizerConfig(clip_norm=0.6))
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=0.6), 10**6)
     _, state = optimizer.update(constant_gradient(10.0), optimizer.init(PARAMS), PARAMS)
     (moment,) = (
         leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 3) and leaf.max() < 1e-2
@@ -66,7 +74,7 @@ def test_adafactor_keeps_less():
     params = {"kernel": jnp.ones((256, 512)), "bias": jnp.ones(512)}
     sizes = {}
     for name in ("adamw", "adafactor"):
-        state = jax.eval_shape(make_optimizer(OptimizerConfig(name)).init, params)
+        state = jax.eval_shape(make_optimizer(OptimizerConfig(name), 10**6).init, params)
         sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert sizes["adamw"] >= 2 * 512 * 257
     assert sizes["adafactor"] < 2 * (256 + 512 + 512)
@@ -81,7 +89,7 @@ def quadratic(params, batch, seed):
 def test_training_step(name):
     """Loss, gradient norm, descent and the moving average; frozen parameters are only read."""
     config = OptimizerConfig(name, learning_rate=0.05, warmup_steps=0, ema_decay=0.15)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, 10**6)
     stage = Stage("toy", lambda path: True, quadratic)
     step = jax.jit(make_train_step(stage, optimizer, config.ema_decay, seed=3))
     frozen = {"frozen": {"kernel": jnp.full((2, 2), 3.0)}}
@@ -110,7 +118,7 @@ def test_accumulated_gradients_are_the_whole_batch_s(parts):
         return jnp.sin(batch["x"] @ kernel).sum(-1) + seed * params["conv"]["bias"].sum()
 
     stage = Stage("toy", lambda path: True, loss)
-    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0))
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 10**6)
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)}
 
     def run(parts):
@@ -133,7 +141,7 @@ def test_accumulation_holds_one_part_s_activations():
             x = jnp.tanh(x @ params["conv"]["kernel"])
         return x.sum((1, 2))
 
-    optimizer = make_optimizer(OptimizerConfig())
+    optimizer = make_optimizer(OptimizerConfig(), 10**6)
     batch = {"x": jnp.ones((8, 1024, 64)), "tokens": jnp.ones((8, 3), jnp.int32)}
     held = {}
     for parts in (1, 4):
@@ -146,7 +154,7 @@ def test_accumulation_holds_one_part_s_activations():
 
 def test_a_fresh_average_is_a_copy():
     """Of its own memory: the first update takes over both."""
-    state = init_state(PARAMS, make_optimizer(OptimizerConfig()))
+    state = init_state(PARAMS, make_optimizer(OptimizerConfig(), 10**6))
     for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
         assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()
         np.testing.assert_array_equal(one, other)

@@ -1,0 +1,230 @@
+"""What a conditional model and a style make of known clips: each application, measured.
+
+    python -m experiments.applications --model=runs/fill --base=runs/t2v --style=runs/duotone \\
+        --out=runs/applications
+
+Clips of the moving-shapes world at the model's size. Writes OUT.json and, for each application, a
+contact sheet OUT_NAME.png: what is given above what is made of it.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from data.moving_shapes.duotone import duotone
+from data.moving_shapes.render import render
+from experiments.flag_reading import read_flags
+from stunet.compiling import prepare_compiler
+from stunet.errors import UserError, run_command
+from stunet.evaluation.moving_shapes import Attributes, Prompt, caption, draw_attributes
+from stunet.evaluation.seams import frame_differences, psnr
+from stunet.evaluation.shapes_judge import agreement, judge
+from stunet.pipeline import Model, animate, cinemagraph, edit, generate, inpaint, load, stylised
+from stunet.video_io import check_writable, contact_sheet, write_image
+
+STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a style, the paper's range
+EDIT_STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+IN_PLACE = ("spinning", "growing", "shrinking")  # motions that a cinemagraph's mask can hold
+SHEET_CLIPS = 4
+
+_MODEL = flags.DEFINE_string("model", None, "a conditional model")
+_BASE = flags.DEFINE_string("base", None, "a text-to-video model; default: the conditional one")
+_STYLE = flags.DEFINE_string("style", None, "a model tuned to data.moving_shapes.duotone's style")
+_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT_*.png are written")
+_CLIPS = flags.DEFINE_integer("num_clips", 64, "clips of each", lower_bound=8)
+_STEPS = flags.DEFINE_integer("steps", None, "sampling steps; default: the sampler's own")
+_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance")
+_SEED = flags.DEFINE_integer("seed", 0, "of clips and noise")
+
+
+class Clips(NamedTuple):
+    """True clips `[N, T, H, W, 3]` with their prompts."""
+
+    videos: np.ndarray
+    prompts: list[Prompt]
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts' words."""
+        return [prompt.text for prompt in self.prompts]
+
+
+def main(argv: list[str]) -> None:
+    """Makes, measures, prints and writes."""
+    read_flags(argv)
+    if not _MODEL.value or not _OUT.value:
+        raise UserError("both --model=DIR and --out=NAME are needed")
+    check_writable(Path(f"{_OUT.value}.png"))
+    prepare_compiler()
+    model = load(_MODEL.value)
+    base = load(_BASE.value) if _BASE.value else model
+    clips = draw_clips(model, _CLIPS.value, _SEED.value)
+    work: dict[str, Callable[[], tuple[dict[str, Any], np.ndarray]]] = {
+        "image_to_video": lambda: image_to_video(model, clips),
+        "inpainting": lambda: inpainting(model, clips),
+        "cinemagraph": lambda: cinemagraphs(model, _CLIPS.value, _SEED.value),
+        "editing": lambda: editing(base, clips),
+    }
+    if _STYLE.value:
+        work["style"] = lambda: style(base, load(_STYLE.value), clips)
+    names = (_MODEL, _BASE, _STYLE, _CLIPS, _STEPS, _SCALE, _SEED)
+    report: dict[str, Any] = {"settings": {flag.name: flag.value for flag in names}}
+    for name, measure in tqdm(work.items(), unit="application"):
+        report[name], sheet = measure()
+        write_image(Path(f"{_OUT.value}_{name}.png"), sheet)
+        Path(f"{_OUT.value}.json").write_text(json.dumps(report, indent=2) + "\n")
+        for figure, value in report[name].items():
+            tqdm.write(f"{name:15} {figure:32} {np.round(value, 3)}")
+
+
+def draw_clips(model: Model, count: int, seed: int, motions: tuple[str, ...] = ()) -> Clips:
+    """Rendered clips of seen combinations, of these motions only where some are named."""
+    rng, videos, prompts = np.random.default_rng(seed + 1), [], []
+    while len(videos) < count:
+        attributes, clip_seed = draw_attributes("train", rng), int(rng.integers(2**31))
+        if motions and attributes.motion not in motions:
+            continue
+        form = (model.num_frames, model.resolution, model.fps)
+        videos.append(render(attributes, clip_seed, *form))
+        prompts.append(_prompt(attributes, clip_seed))
+    return Clips(np.stack(videos), prompts)
+
+
+def _prompt(attributes: Attributes, seed: int) -> Prompt:
+    words = (attributes.shape, attributes.colour, attributes.motion)
+    return Prompt(caption(attributes, seed), *words)
+
+
+def _options() -> dict[str, Any]:
+    return {"steps": _STEPS.value, "guidance_scale": _SCALE.value, "seed": _SEED.value}
+
+
+def image_to_video(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+    """The first frame against the image, and what the judge reads to the end."""
+    images = clips.videos[:, 0]
+    made = animate(model, images, clips.texts, **_options())
+    late = [judge(video[video.shape[0] // 2 :]) for video in made]
+    kept = [
+        one["colour"] == prompt.colour and one["shape"] == prompt.shape
+        for one, prompt in zip(late, clips.prompts, strict=True)
+    ]
+    match = psnr(made[:, :1], clips.videos[:, :1])
+    return {
+        "first_frame_psnr": float(match.mean()),
+        "first_frame_psnr_worst": float(match.min()),
+        "colour_and_shape_in_second_half": float(np.mean(kept)),
+        **agreement(made, clips.prompts),
+        "true_clips": agreement(clips.videos, clips.prompts),
+    }, _sheet(np.repeat(images[:, None], made.shape[1], 1), made)
+
+
+def inpainting(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+    """A box in each clip's middle, filled in."""
+    size = model.resolution
+    mask = np.zeros((len(clips.videos), size, size, 1), np.float32)
+    mask[:, size // 4 : -size // 4, size // 4 : -size // 4] = 1
+    made = inpaint(model, clips.videos, mask, clips.texts, paste_back=False, **_options())
+    pasted = inpaint(model, clips.videos, mask, clips.texts, **_options())
+    outside = np.broadcast_to(mask[:, None] == 0, made.shape)
+    error = np.square(made - clips.videos)[outside].reshape(len(made), -1).mean(1)
+    step, true_step = (_step_across(videos, mask) for videos in (pasted, clips.videos))
+    return {
+        "known_psnr": float((10 * np.log10(4 / error)).mean()),
+        "known_psnr_worst": float((10 * np.log10(4 / error)).min()),
+        "known_pixels_equal_after_pasting": bool((pasted == clips.videos)[outside].all()),
+        "step_across_edge": step,
+        "step_across_edge_of_true_clips": true_step,
+        "step_ratio": step / true_step,
+    }, _sheet(np.where(outside, clips.videos, 0), pasted)
+
+
+def _step_across(videos: np.ndarray, mask: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels of which the mask covers one."""
+    steps = []
+    for axis in (1, 2):
+        edge = np.abs(np.diff(mask, axis=axis))[:, None] > 0.5
+        difference = np.abs(np.diff(videos, axis=axis + 1))
+        steps.append(difference[np.broadcast_to(edge, difference.shape)])
+    return float(np.concatenate(steps).mean())
+
+
+def cinemagraphs(model: Model, count: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Objects that stay in place move inside a mask around them, and nothing else."""
+    clips = draw_clips(model, count, seed, IN_PLACE)
+    images, size = clips.videos[:, 0], model.resolution
+    # The object: what differs from the frame's edge, row by row as backgrounds do.
+    distance = np.linalg.norm(images - np.median(images, axis=2, keepdims=True), axis=-1)
+    mask = np.zeros((count, size, size, 1), np.float32)
+    for one, frame in zip(mask, distance, strict=True):
+        rows, columns = np.nonzero(frame > 0.5)
+        top, left = max(0, rows.min() - 2), max(0, columns.min() - 2)
+        one[top : rows.max() + 3, left : columns.max() + 3] = 1
+    loose = cinemagraph(model, images, mask, clips.texts, paste_back=False, **_options())
+    tight = cinemagraph(model, images, mask, clips.texts, feather=0, **_options())
+    inside = np.broadcast_to(mask > 0, loose.std(1).shape)
+    moving, still = loose.std(1)[inside].mean(), loose.std(1)[~inside].mean()
+    return {
+        "std_inside": float(moving),
+        "std_outside": float(still),
+        "std_ratio": float(still / moving),
+        "std_outside_after_pasting": float(tight.std(1)[~inside].max()),
+    }, _sheet(np.repeat(images[:, None], tight.shape[1], 1), tight)
+
+
+def editing(base: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+    """Each clip made over to the next one's prompt, by degrees."""
+    texts = clips.texts[1:] + clips.texts[:1]
+    wanted = clips.prompts[1:] + clips.prompts[:1]
+    distances, colours, rows = [], [], []
+    for strength in EDIT_STRENGTHS:
+        made = edit(base, clips.videos, texts, strength=strength, **_options())
+        distances.append(float(np.abs(made - clips.videos).mean()))
+        colours.append(agreement(made, wanted)["colour"])
+        rows.append(made[0])
+    sheet = contact_sheet(np.concatenate(rows), columns=rows[0].shape[0])
+    return {
+        "strength": EDIT_STRENGTHS,
+        "distance_to_the_clip": distances,
+        "new_prompt_s_colour": colours,
+    }, sheet
+
+
+def style(base: Model, look: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+    """How far colours go to the style's, and how much motion is left."""
+    inks = duotone(np.stack([-np.ones(3, np.float32), np.ones(3, np.float32)]))
+    distances, energies, rows = [], [], []
+    for strength in (0.0, *STRENGTHS):
+        made = generate(stylised(base, look, strength), clips.texts, **_options())
+        distances.append(_distance_to_line(made, *inks))
+        energies.append(float(frame_differences(made).mean()))
+        rows.append(made[0])
+    return {
+        "strength": (0.0, *STRENGTHS),
+        "distance_to_the_inks": distances,
+        "motion_energy": energies,
+        "motion_energy_share": [energy / energies[0] for energy in energies],
+    }, contact_sheet(np.concatenate(rows), columns=rows[0].shape[0])
+
+
+def _distance_to_line(videos: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
+    """Mean distance of pixels' colours from the line between two."""
+    along = (end - start) / np.linalg.norm(end - start)
+    off = videos - start
+    off = off - (off @ along)[..., None] * along
+    return float(np.linalg.norm(off, axis=-1).mean())
+
+
+def _sheet(given: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Of the first clips, what is given above what was made."""
+    pairs = np.stack([given, made], axis=1)[:SHEET_CLIPS]
+    return contact_sheet(pairs.reshape(-1, *made.shape[2:]), columns=made.shape[1])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.applications"))
