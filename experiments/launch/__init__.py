@@ -1,0 +1,1 @@
+"""Starting experiments on Cloud TPU pods, by xpk or by queued resources: `docs/pods.md`."""

@@ -1,0 +1,1 @@
+"""What to launch where, an example for each launcher."""

@@ -1,0 +1,10 @@
+import importlib
+
+from experiments.launch.config import Launch
+from stunet.config import from_dict
+
+
+def example(name, /, **changes):
+    """The example config of this name, with some fields changed."""
+    module = importlib.import_module(f"experiments.launch.configs.{name}")
+    return from_dict(Launch, {**module.get_config().to_dict(), **changes}, "config")

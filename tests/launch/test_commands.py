@@ -1,0 +1,207 @@
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments.launch import commands
+from stunet.errors import UserError
+from tests.launch.examples import example
+
+CHECKOUT = {"repository": "https://example.org/me/stunet.git", "revision": "4f2a"}
+TRAIN = [
+    *("python", "-m", "experiments.train", "--config=experiments/configs/tiny_t2i.py"),
+    "--workdir=/mnt/my-bucket/runs/tiny_t2i",
+    "--config.total_steps=7500",
+    '--config.sample_prompts=("a red circle", "a blue star")',
+]
+WHERE = ["--project=my-project", "--zone=us-west4-a"]
+QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
+SSH = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "tiny-t2i", *WHERE, "--worker=all"]
+
+
+def test_preempted_is_what_training_exits_with():
+    train = Path(__file__).parents[2] / "experiments" / "train.py"
+    assert f"\nPREEMPTED = {commands.PREEMPTED} " in train.read_text()
+
+
+def test_xpk():
+    config = example("xpk")
+    where = ["--cluster=my-cluster", "--project=my-project", "--zone=us-east5-a"]
+    assert commands.xpk_create(config) == [
+        *("xpk", "workload", "create", "--workload=tiny-t2i", *where),
+        *("--tpu-type=v6e-4", "--num-slices=1"),
+        "--docker-image=us-east5-docker.pkg.dev/my-project/stunet/stunet:1",
+        "--storage=my-bucket",
+        *("--max-restarts=100", "--restart-on-exit-codes=75"),
+        "--termination-grace-period-seconds=300",
+        f"--command=exec {shlex.join(TRAIN)}",
+    ]
+    wait = "--wait-for-job-completion=tiny-t2i"
+    assert commands.xpk_wait(config) == ["xpk", "workload", "list", wait, *where]
+
+
+def test_xpk_takes_a_checkout_too():
+    argv = commands.xpk_create(example("xpk", image="", checkout=CHECKOUT, num_slices=2))
+    assert "--docker-image=python:3.12" in argv
+    assert "--num-slices=2" in argv
+    assert argv[-1].startswith("--command=git clone --quiet https://example.org/me/stunet.git stu")
+
+
+def test_queued_resources():
+    config = example("queued_resources")
+    assert commands.state(config) == [
+        *(*QUEUED, "list", *WHERE, "--filter=name~/tiny-t2i$", "--format=value(state.state)")
+    ]
+    assert commands.create(config) == [
+        *(*QUEUED, "create", "tiny-t2i", *WHERE, "--node-id=tiny-t2i"),
+        *("--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"),
+    ]
+    assert commands.delete(config) == [*QUEUED, "delete", "tiny-t2i", *WHERE, "--force", "--quiet"]
+    assert commands.follow(config) == [
+        *SSH,
+        "--command=sudo docker logs --follow --tail=1000 tiny-t2i; "
+        "code=$(sudo docker wait tiny-t2i) && exit $code",
+    ]
+
+
+def test_disk():
+    config = example("queued_resources", workdir="disk://my-disk/runs/x", spot=False)
+    assert commands.create(config)[-2:] == [
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--data-disk=source=projects/my-project/zones/us-west4-a/disks/my-disk,mode=read-write",
+    ]
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host of which only its shell is real: `run(script, ...)` gives what it would have run."""
+    calls = tmp_path / "calls"
+
+    def run(script, mounted=True, running="", **fails):
+        programs = {
+            "mountpoint": f"exit {int(not mounted)}",
+            # One call a line, its arguments apart by tabs; `ps` names what is running.
+            "sudo": f"(IFS='\t'; echo \"$*\" >> {calls})\n"
+            f'[ "$2" = ps ] && echo "{running}"\n'
+            + "".join(f'[ "$1" = {name} ] && exit {code}\n' for name, code in fails.items())
+            + "exit 0",
+            "gcsfuse": "exit 0",
+        }
+        for name, lines in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+            (tmp_path / name).chmod(0o755)
+        calls.write_text("")
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        # As ssh hands it over: the words joined by spaces again.
+        code = subprocess.run(["bash", "-c", " ".join(script.split(" "))], env=env).returncode
+        return code, [line.split("\t") for line in calls.read_text().splitlines()]
+
+    return run
+
+
+def script_of(argv):
+    assert argv[:-1] == SSH
+    return argv[-1].removeprefix("--command=")
+
+
+def test_start_mounts_and_runs_the_container(host):
+    config = example("queued_resources", image="eu-docker.pkg.dev/p/r/stunet:1", checkout=None)
+    code, calls = host(script_of(commands.start(config)), mounted=False)
+    assert code == 0
+    assert calls == [
+        ["mkdir", "-p", "/mnt/my-bucket"],
+        ["gcsfuse", "--implicit-dirs", "my-bucket", "/mnt/my-bucket"],
+        ["gcloud", "auth", "configure-docker", "eu-docker.pkg.dev", "--quiet"],
+        ["docker", "ps", "--format={{.Names}}"],
+        ["docker", "rm", "tiny-t2i"],
+        [
+            *("docker", "run", "--detach", "--name=tiny-t2i", "--privileged", "--net=host"),
+            *("--shm-size=16g", "--stop-timeout=300", "--env=PYTHONUNBUFFERED=1"),
+            "--volume=/mnt/my-bucket:/mnt/my-bucket",
+            *("eu-docker.pkg.dev/p/r/stunet:1", "bash", "-c", f"exec {shlex.join(TRAIN)}"),
+        ],
+    ]
+
+
+def test_start_mounts_a_disk(host):
+    script = script_of(commands.start(example("queued_resources", workdir="disk://my-disk/x")))
+    assert host(script, mounted=False)[1][:2] == [
+        ["mkdir", "-p", "/mnt/my-disk"],
+        ["mount", "-o", "discard,defaults", "/dev/sdb", "/mnt/my-disk"],
+    ]
+
+
+def test_start_does_not_train_where_nothing_is_mounted(host):
+    code, calls = host(
+        script_of(commands.start(example("queued_resources"))), mounted=False, gcsfuse=1
+    )
+    assert code == 1
+    assert calls[-1][0] == "gcsfuse"
+
+
+def test_start_leaves_a_running_container_alone(host):
+    script = script_of(commands.start(example("queued_resources")))
+    assert host(script, running="tiny-t2i") == (0, [["docker", "ps", "--format={{.Names}}"]])
+    assert host(script, running="tiny-t2i-2")[1][-1][:2] == ["docker", "run"]
+
+
+@pytest.mark.parametrize("fails", ["nothing", "clone", "checkout", "install"])
+def test_training_in_a_checkout(tmp_path, fails):
+    """With programs that stand in: git and pip fail at one word; python shows what it was given."""
+    step = f'[ "$1" = clone ] && mkdir stunet\n[ "$1" != {fails} ] || exit 128'
+    programs = {"git": step, "pip": step, "python": 'pwd; printf "%s\\n" "$@"; exit 75'}
+    for name, lines in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    override = "sample_prompts=('it\\'s a $HOME star',)"
+    config = example("queued_resources", checkout=CHECKOUT, overrides=(override,))
+    ran = subprocess.run(
+        ["bash", "-c", commands.training(config)],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    if fails == "nothing":
+        assert ran.returncode == 75
+        expected = [str(tmp_path / "stunet"), *TRAIN[1:5], f"--config.{override}"]
+        assert ran.stdout.splitlines() == expected
+    else:
+        assert (ran.returncode, ran.stdout) == (1, "")  # git's 128 would be started again by xpk
+
+
+BAD = [
+    ({"launcher": "slurm"}, "field 'launcher' must be one of 'xpk', 'queued_resources'"),
+    ({"zones": "z"}, "unknown field 'zones'; did you mean 'zone'?"),
+    ({"project": ""}, "launcher 'queued_resources' needs the field 'project'"),
+    ({"runtime_version": ""}, "launcher 'queued_resources' needs the field 'runtime_version'"),
+    ({"cluster": "c"}, "launcher 'queued_resources' has no use for the field 'cluster'"),
+    ({"num_slices": 2}, "launcher 'queued_resources' has no use for the field 'num_slices'"),
+    ({"image": "stunet:1"}, "give either 'image' or 'checkout'"),
+    ({"checkout": None}, "give either 'image' or 'checkout'"),
+    ({"checkout": {"repository": "r"}}, "config: checkout: missing field revision"),
+    ({"name": "Tiny_T2I"}, "name is 'Tiny_T2I'; it must be at most 40 small letters"),
+    ({"name": "a" * 41}, "it must be at most 40 small letters"),
+    ({"workdir": "runs/tiny"}, "workdir is 'runs/tiny'; it must be gs://BUCKET/FOLDER or disk:"),
+    ({"workdir": "gs://bucket"}, "it must be gs://BUCKET/FOLDER"),
+    ({"overrides": ["total_steps"]}, "an override is 'total_steps'; it must be a line 'name=val"),
+    ({"overrides": ["a='\n'"]}, "it must be a line 'name=value'"),
+    ({"max_failures": 0}, "max_failures is 0; it must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_config(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        example("queued_resources", **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_config_of_xpk():
+    with pytest.raises(UserError, match="'xpk' needs the field 'cluster'"):
+        example("xpk", cluster="")
+    with pytest.raises(UserError, match="'xpk' has no use for the field 'spot'"):
+        example("xpk", spot=True)
