@@ -1,11 +1,15 @@
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.configs import inflate_if, inflate_if_ii
+from stunet.config import from_dict
 from stunet.errors import UserError
-from stunet.models.unet import UNetConfig, init_unet
+from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.training.config import TrainConfig
 from stunet.weights.deepfloyd_if import renamed, resolution, unet_config
 from stunet.weights.trees import count
 from tests.parity import cases
@@ -42,6 +46,16 @@ def test_stage_two():
     assert not config.self_attention and config.activate_embedding_once
     assert config.noise_level_embedding and config.time_embedding_dim == 320
     assert config.output_scale_factor == config.mid_output_scale_factor == 1.4142
+
+
+@pytest.mark.parametrize(
+    ("experiment", "fields"), [(inflate_if, STAGE_ONE), (inflate_if_ii, STAGE_TWO)]
+)
+def test_the_experiments_inflate_networks_of_that_many_levels(experiment, fields):
+    config = from_dict(TrainConfig, experiment.get_config().to_dict(), "config")
+    unet = dataclasses.replace(unet_config(fields, "c"), temporal=config.temporal)
+    size = config.data["resolution"]
+    check_video_shape(unet, config.data["num_frames"], size, size)
 
 
 @pytest.mark.parametrize("fields", [STAGE_ONE, STAGE_TWO])
