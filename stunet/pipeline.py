@@ -70,6 +70,7 @@ __all__ = [
     "run_chunk",
     "stylised",
     "upscale",
+    "whole_strides",
     "windows_of",
 ]
 
@@ -455,12 +456,15 @@ def upscale(
 def windows_of(model: Model, num_frames: int, **sampling: Any) -> Windows:
     """The windows that a clip of `num_frames` is sampled in, with these fields of `Sampling`.
 
-    They cover what a given video is filled up with to a multiple of the temporal stride.
-
     Raises:
       UserError: there are none such.
     """
-    return _windows(model, num_frames + _missing(model, num_frames), Sampling(**sampling))
+    return _windows(model, num_frames, Sampling(**sampling))
+
+
+def whole_strides(model: Model, num_frames: int) -> int:
+    """The frames that a given video of `num_frames` is filled up to: whole temporal strides."""
+    return num_frames + (-num_frames % model.unet.temporal_stride if num_frames > 1 else 0)
 
 
 def _sample(
@@ -647,12 +651,8 @@ def _windows(model: Model, num_frames: int, sampling: Sampling) -> Windows:
 
 def _whole_strides(model: Model, videos: np.ndarray) -> np.ndarray:
     """Clips of any length made a multiple of the temporal stride, by more of the last frame."""
-    missing = _missing(model, videos.shape[1])
+    missing = whole_strides(model, videos.shape[1]) - videos.shape[1]
     return np.pad(videos, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-
-
-def _missing(model: Model, num_frames: int) -> int:
-    return -num_frames % model.unet.temporal_stride if num_frames > 1 else 0
 
 
 def _paste(made: np.ndarray, videos: np.ndarray, masks: np.ndarray, feather: float) -> np.ndarray:

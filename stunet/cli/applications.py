@@ -226,9 +226,10 @@ def _edit(args: argparse.Namespace) -> None:
     model, upscalers = _begin(args, conditional=False)
     video, _ = read_video(args.video, fps=model.fps, resolution=model.resolution)
     _say_if_not_square(args.video)
-    check_length(model, upscalers, len(video), given=False)
+    frames = pipeline.whole_strides(model, len(video))
+    check_length(model, upscalers, frames, given=False)
     options = {"strength": args.strength, **sampling(args)}
-    with progress(pipeline.windows_of(model, len(video))) as on_chunk:
+    with progress(pipeline.windows_of(model, frames)) as on_chunk:
         videos = pipeline.edit(model, video[None], [args.prompt], on_chunk=on_chunk, **options)
     videos = enlarge(args, upscalers, videos)
     warn_of_cut_prompt(model, args.prompt)
@@ -261,8 +262,9 @@ def _fill(
     from stunet import pipeline
 
     videos, masks = filled(model.resolution)
-    check_length(model, upscalers, videos.shape[1], given=True)
-    with progress(pipeline.windows_of(model, videos.shape[1])) as on_chunk:
+    frames = pipeline.whole_strides(model, videos.shape[1])
+    check_length(model, upscalers, frames, given=True)
+    with progress(pipeline.windows_of(model, frames)) as on_chunk:
         videos = pipeline.fill(
             model,
             videos,

@@ -135,7 +135,8 @@ def _upscale(args: argparse.Namespace) -> None:
         resolution=model.resolution // factor,
         multiple_of=stride // math.gcd(stride, factor),
     )
-    with progress(pipeline.windows_of(model, len(video))) as on_chunk:
+    frames = pipeline.whole_strides(model, len(video))
+    with progress(pipeline.windows_of(model, frames)) as on_chunk:
         videos = pipeline.upscale(
             model,
             video[None],

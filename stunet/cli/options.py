@@ -126,7 +126,8 @@ def enlarge(
     from stunet import pipeline
 
     for upscaler in upscalers:
-        with progress(pipeline.windows_of(upscaler, videos.shape[1])) as on_chunk:
+        frames = pipeline.whole_strides(upscaler, videos.shape[1])
+        with progress(pipeline.windows_of(upscaler, frames)) as on_chunk:
             videos = pipeline.upscale(
                 upscaler,
                 videos,
@@ -143,9 +144,11 @@ def check_length(model: "Model", upscalers: "list[Model]", num_frames: int, give
 
     Says where windows cost more than a seam: `given` is whether pixels are given to the first.
     """
-    from stunet.pipeline import windows_of
+    from stunet.pipeline import whole_strides, windows_of
 
-    windows, *_ = [windows_of(one, num_frames) for one in (model, *upscalers)]
+    for one in upscalers:
+        windows_of(one, whole_strides(one, num_frames))
+    windows = windows_of(model, num_frames)
     if len(windows.starts) == 1:
         return
     length = f"{num_frames} frames go through windows of {windows.length}"
@@ -157,12 +160,6 @@ def check_length(model: "Model", upscalers: "list[Model]", num_frames: int, give
 
 def check_cascade(model: "Model", names: list[str], upscalers: "list[Model]") -> None:
     """That each model has a text encoder and takes the size that the one before it makes."""
-    for name, one in zip(names, (model, *upscalers), strict=True):
-        if one.text_encoder is None:
-            raise UserError(
-                f"{name}: the model has no text encoder, which prompts need; "
-                f"`stunet import-t5 T5_FOLDER {name}` adds one"
-            )
     if model.super_resolution is not None:
         raise UserError(f"{names[0]}: a super-resolution model; name it by --upscale")
     made = model.resolution
@@ -175,6 +172,12 @@ def check_cascade(model: "Model", names: list[str], upscalers: "list[Model]") ->
                 f"pixels, but is given {made}"
             )
         made = upscaler.resolution
+    for name, one in zip(names, (model, *upscalers), strict=True):
+        if one.text_encoder is None:
+            raise UserError(
+                f"{name}: the model has no text encoder, which prompts need; "
+                f"`stunet import-t5 T5_FOLDER {name}` adds one"
+            )
 
 
 def warn_of_cut_prompt(model: "Model", prompt: str) -> None:
