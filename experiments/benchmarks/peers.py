@@ -13,6 +13,7 @@ own, in turns, on one CPU and on all. With --device=gpu: bf16, lumiere-pytorch c
 import sys
 
 from absl import flags
+from tqdm import tqdm
 
 from experiments.benchmarks.timing import (
     Worker,
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
     rows, results = [], []
     for threads in thread_counts(_DEVICE.value):
         for what in ("forward", "train"):
-            for batch in _BATCHES.value:
+            for batch in tqdm(_BATCHES.value, desc=f"{what}, {threads} threads", unit="batch"):
                 args = (what, batch, _DEVICE.value)
                 workers = [Worker(threads, work, *args) for work in (stunet_work, lumiere_work)]
                 ours, theirs = take_turns(workers, _REPEATS.value)
