@@ -122,6 +122,26 @@ def test_upscaling_equals_the_steps_written_out(model, clip):
     np.testing.assert_allclose(got, expected[:, :7], atol=1e-3)
 
 
+def test_a_residual_model_adds_to_the_enlarged_clip(folder, model, clip):
+    """Frames that are `scale` times what a model of `large + scale * x` draws, before bounding."""
+    config = dataclasses.replace(model.super_resolution, residual_scale=0.25)
+    residual = dataclasses.replace(model, super_resolution=config, threshold=None)
+    whole = dataclasses.replace(model, threshold=None)
+    options = {"steps": STEPS, "seed": 7}
+    drawn = upscale(whole, clip, CAPTIONS[:1], **options)
+    large = np.asarray(upsampled(clip, FACTOR))
+    seen = []
+    got = upscale(residual, clip, CAPTIONS[:1], on_chunk=lambda *call: seen.append(call), **options)
+    np.testing.assert_allclose(got, large + 0.25 * drawn, atol=1e-4)
+    assert np.abs(got - large).std() > 0.02
+    # The estimates on the way are frames too, and the last one is the result.
+    np.testing.assert_allclose(seen[-1][2][:, :7], got, atol=1e-4)
+    # The threshold bounds the frames, not what is added to them.
+    bounded = dataclasses.replace(residual, threshold=Threshold(max_value=1.0))
+    bounded = upscale(bounded, 0.9 * np.sign(clip), CAPTIONS[:1], **options)
+    assert np.abs(bounded).max() <= 1 + 1e-5 and np.mean(np.abs(bounded) > 0.999) > 0.01
+
+
 def test_windows_at_once_change_nothing(model, clip):
     one = upscale(model, clip, CAPTIONS[:1], steps=STEPS)
     every = upscale(model, clip, CAPTIONS[:1], steps=STEPS, windows_at_once=None)

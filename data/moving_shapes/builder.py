@@ -27,7 +27,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     `heldout` has the (shape, colour, motion) combinations that `train` never shows.
     """
 
-    VERSION = tfds.core.Version("1.1.0")  # 1.1: captions name the background nine times in ten
+    VERSION = tfds.core.Version("1.2.0")  # 1.2: each motion keeps one word in all its wordings
 
     def _info(self) -> tfds.core.DatasetInfo:
         texts = {name: tfds.features.Text() for name in (*ATTRIBUTES, "caption")}

@@ -85,6 +85,7 @@ def measure(config: TrainConfig, windows: Windows, size: int, at_once: int) -> d
         sampler="ancestral",
         steps=STEPS,
         threshold=Threshold(),
+        super_resolution=config.super_resolution,
         guided=True,
         shape=shape,
         windows=windows,
@@ -98,6 +99,8 @@ def measure(config: TrainConfig, windows: Windows, size: int, at_once: int) -> d
         video = jnp.zeros((1, *shape))
         text = jnp.zeros((1, config.text_encoder.max_tokens, unet.text_dim))
         cond = {"low": video, "noise_level": jnp.zeros(1), "text": text}
+        if config.super_resolution.residual_scale:
+            cond["large"] = video
         key, position = jax.random.key(0), jnp.zeros(1, jnp.int32)
         return params, cond, cond, jnp.float32(4), key, position, sampler.init(video), jnp.int32(0)
 

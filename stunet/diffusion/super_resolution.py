@@ -30,17 +30,21 @@ class SuperResolution:
       max_noise_level: augmentation levels are trained uniformly from 0 to here, on IF's timestep
         scale 0..999.
       noise_level: the level to sample with; IF's own is 250.
+      residual_scale: where not 0, what is diffused is not the frames but how they differ from the
+        enlarged clip, in units of this: colours and all that is coarse are then the clip's, and
+        the network has only detail to make. As it is for IF, 0 diffuses frames.
       align_corners: whether the outer pixels' centres, instead of their edges, stay in place as
         the clip is resized. IF's stage II was trained so; it does not go with crops, in which
         what lies where then differs from whole frames.
 
     Raises:
-      UserError: a factor below 2, or levels out of order.
+      UserError: a factor below 2, levels out of order, or a negative scale.
     """
 
     factor: int = 4
     max_noise_level: float = MAX_NOISE_LEVEL
     noise_level: float = 250.0
+    residual_scale: float = 0.0
     align_corners: bool = False
 
     def __post_init__(self):
@@ -52,6 +56,18 @@ class SuperResolution:
                 f"{self.max_noise_level}; expected 0 <= noise_level <= max_noise_level <= "
                 f"{MAX_NOISE_LEVEL}"
             )
+        if not self.residual_scale >= 0:
+            raise UserError(
+                f"super_resolution.residual_scale is {self.residual_scale}; it must be at least 0"
+            )
+
+    def diffused(self, frames: jax.Array, large: jax.Array) -> jax.Array:
+        """What is diffused for `frames`, of which `large` is the enlarged clip."""
+        return (frames - large) / self.residual_scale if self.residual_scale else frames
+
+    def frames(self, diffused: jax.Array, large: jax.Array) -> jax.Array:
+        """The inverse of `diffused`."""
+        return large + self.residual_scale * diffused if self.residual_scale else diffused
 
 
 def downsampled(video: jax.Array, factor: int) -> jax.Array:

@@ -5,6 +5,7 @@ not linear, so it comes after everything that mixes predictions.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +56,10 @@ class Threshold:
         return jnp.clip(x0, -s, s) / s
 
 
-def thresholded(denoiser: Denoiser, schedule: Schedule, threshold: Threshold) -> Denoiser:
-    """The same denoiser with its x0 bounded and eps made to agree with it."""
+def thresholded(
+    denoiser: Denoiser, schedule: Schedule, threshold: Callable[[jax.Array], jax.Array]
+) -> Denoiser:
+    """The same denoiser with its x0 bounded (by a `Threshold`) and eps made to agree with it."""
 
     def bounded(x_t: jax.Array, t: jax.Array) -> Prediction:
         prediction = denoiser(x_t, t)

@@ -184,20 +184,21 @@ def denoising_loss(
     Noise level and noise of an example depend on (seed, its global position) alone, so any
     number of devices and hosts, and a resumed run, draw the same.
     """
-    x0 = batch["video"]
+    video = x0 = batch["video"]
     keys = _example_keys(batch, seed)
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys)
     t, log_snr = sample_training_time(diffusion.schedule, spread_uniform(batch["position"], seed))
-    x_t = add_noise(x0, eps, log_snr)
 
     states = text_states(networks, params, batch)
-    inputs, level = x_t, None
+    low, level = [], None
     if networks.super_resolution is not None:
-        low, level = _low_resolution(networks.super_resolution, x0, keys)
-        inputs = jnp.concatenate([x_t, low], axis=-1)
+        x0, augmented_low, level = _super_resolution(networks.super_resolution, video, keys)
+        low = [augmented_low]
+    x_t = add_noise(x0, eps, log_snr)
+    inputs = jnp.concatenate([x_t, *low], axis=-1)
     cond = None
     if networks.conditioning is not None:
-        cond = given(x0, _masks(networks.conditioning, x0, keys))
+        cond = given(video, _masks(networks.conditioning, video, keys))
     unet = UNet(networks.unet, networks.remat)
     output = unet.apply({"params": params["unet"]}, inputs, t, states, level, cond)
     learned = diffusion.variance == "learned_range"
@@ -213,18 +214,20 @@ def denoising_loss(
     return loss
 
 
-def _low_resolution(
-    config: SuperResolution, x0: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """What a super-resolution network sees of `x0`, of its size, and the levels `[B]` of noise."""
+def _super_resolution(
+    config: SuperResolution, video: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is diffused for a video, what the network sees beside it, and the levels `[B]` of
+    noise in that.
+    """
 
     def draw(key):
         level = jax.random.uniform(jax.random.fold_in(key, 2), (), maxval=config.max_noise_level)
-        return level, jax.random.normal(jax.random.fold_in(key, 3), x0.shape[1:])
+        return level, jax.random.normal(jax.random.fold_in(key, 3), video.shape[1:])
 
     level, eps = jax.vmap(draw)(keys)
-    low = upsampled(downsampled(x0, config.factor), config.factor, config.align_corners)
-    return augmented(low, eps, level), level
+    large = upsampled(downsampled(video, config.factor), config.factor, config.align_corners)
+    return config.diffused(video, large), augmented(large, eps, level), level
 
 
 def _masks(mixture: MaskMixture, x0: jax.Array, keys: jax.Array) -> jax.Array:

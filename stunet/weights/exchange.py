@@ -132,6 +132,11 @@ def export_if(
     folder, target = find_model(source), target.resolve()
     content = open_model(folder)
     model = describe(content, folder)
+    if model.super_resolution is not None and model.super_resolution.residual_scale:
+        raise UserError(
+            f"{folder}: makes what an enlarged clip lacks (super_resolution.residual_scale), which "
+            "diffusers cannot describe"
+        )
     diffusion = deepfloyd_if.Diffusion(
         model.schedule, model.prediction, model.variance, model.threshold
     )

@@ -59,7 +59,7 @@ def test_captions_parse_back():
     [
         ("A red CIRCLE, bouncing up and down", ("circle", "red", "bouncing")),
         ("an orange star drifting to the left", ("star", "orange", "left")),
-        ("the ring is turning in place", ("ring", None, "spinning")),
+        ("the ring is spinning in place", ("ring", None, "spinning")),
     ],
 )
 def test_parse_by_hand(text, expected):

@@ -135,6 +135,18 @@ def test_what_a_super_resolution_network_is_asked(monkeypatch):
     expected = (large * np.exp(log_snr / 2) + eps) / np.sqrt(1 + np.exp(log_snr))
     np.testing.assert_allclose(low, expected, atol=1e-4)
 
+    # A residual model is asked for what the enlarged mean lacks, and sees the same clip.
+    residual = SuperResolution(4, 300.0, 100.0, residual_scale=0.25)
+    networks = Networks(UNET, None, super_resolution=residual)
+    monkeypatch.setattr(stages, "UNet", oracle)
+    details = {**batch, "video": (batch["video"] - large) / 0.25}
+    loss = denoising_loss(networks, DiffusionConfig(), {"unet": {}}, batch, SEED)
+    noisy, low = np.split(np.asarray(oracle.asked[0]), 2, axis=-1)
+    details_loss, (x_t, *_) = loss_of(monkeypatch, details)
+    np.testing.assert_allclose(noisy, x_t, atol=1e-4)
+    np.testing.assert_allclose(loss, details_loss, rtol=1e-4)
+    np.testing.assert_allclose(low, expected, atol=1e-4)
+
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_a_network_of_zeros_loses_its_targets_square(monkeypatch, prediction):

@@ -16,6 +16,7 @@ from stunet import cli
 from stunet.config import to_dict
 from stunet.diffusion import (
     Schedule,
+    SuperResolution,
     Threshold,
     guided_denoiser,
     make_sampler,
@@ -341,6 +342,14 @@ def test_what_cannot_be_exported(model, tmp_path, capsys):
     tiny = save_tiny_model(tmp_path / "tiny", UNET.text_to_image(), num_frames=1)
     error = error_of(capsys, "export-if", tiny, tmp_path / "out")
     assert "norm_groups is 4; diffusers' attention always has 32" in error
+    residual = {
+        "stage": "ssr",
+        "super_resolution": to_dict(SuperResolution(2, residual_scale=0.2)),
+    }
+    unet = replace(UNET.text_to_image(), in_channels=6, noise_level_embedding=True)
+    ssr = save_tiny_model(tmp_path / "ssr", unet, num_frames=1, **residual)
+    error = error_of(capsys, "export-if", ssr, tmp_path / "out")
+    assert "super_resolution.residual_scale), which diffusers cannot describe" in error
     assert not (tmp_path / "out").exists()
 
 
