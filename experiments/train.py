@@ -5,15 +5,15 @@
 The same command again resumes, exactly. Exit codes: 0 finished, 2 a mistake or a diverged
 loss (one line says which), 75 stopped by SIGTERM after saving: start the command again.
 
+On a TPU pod start it on every host with `--cluster=auto`; all hosts need to see the workdir.
+
 The workdir holds `initial/` (the model before training, frozen parameters included),
 `checkpoints/`, `model/` (a model folder, made at every checkpoint), `metrics.csv`,
 `tensorboard/`, `samples/`, `loss.png` at the end and then the marker `DONE`.
 """
 
 import contextlib
-import signal
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -28,18 +28,25 @@ from stunet.compiling import prepare_compiler
 from stunet.config import from_dict
 from stunet.diffusion import downsampled, upsampled
 from stunet.errors import UserError, run_command
-from stunet.model import load, read
+from stunet.model import describe, load
 from stunet.pipeline import generate, upscale
 from stunet.training.checkpoints import Checkpoints, abstract_state
+from stunet.training.cluster import (
+    first_alone,
+    gathered,
+    is_first,
+    join_cluster,
+    watch_for_sigterm,
+)
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import check_initial_model, make_initial_model
-from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
+from stunet.training.mesh import make_mesh, put_batch, put_parameters
 from stunet.training.metrics import MetricsLog, plot_loss
 from stunet.training.stages import Networks, make_stage
-from stunet.training.step import init_state, make_optimizer, make_train_step
+from stunet.training.step import make_optimizer, make_train_step, place_state
 from stunet.training.text_cache import check_text_states
 from stunet.video_io import contact_sheet, to_uint8, write_image
-from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.model_folder import ModelFolder, open_model, save_model
 
 PREEMPTED = 75  # EX_TEMPFAIL: a launcher starts the command again
 BAR = (
@@ -48,27 +55,36 @@ BAR = (
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
+_CLUSTER = flags.DEFINE_string(
+    "cluster",
+    None,
+    "join other processes that train the same: 'auto' on a TPU pod, else 'HOST:PORT,COUNT,NUMBER'",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything about the run is kept")
 
 
 def train(config: TrainConfig, workdir: Path) -> int:
     """Trains a stage to its end, or until SIGTERM; returns the exit code."""
-    if (workdir / "DONE").exists():
-        print(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
-        return 0
     prepare_compiler()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if (workdir / "DONE").exists():
+        if is_first():
+            print(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
+        return 0
+    stop_after = watch_for_sigterm()
     mesh = make_mesh(config.mesh.fsdp, config.mesh.frames)
-    data.prepare(config.data)
+    first_alone(lambda: data.prepare(config.data))
+    if not is_first():  # where the datasets are on a disk of its own
+        data.prepare(config.data)
 
     # The model before training, kept in the workdir so that resuming needs nothing else.
-    if not (workdir / "initial").exists():
-        save_model(
-            workdir / "initial", make_initial_model(config, lambda: data.captions(config.data))
-        )
-    initial = load_model(workdir / "initial")
-    model = read(initial, workdir / "initial")
+    def begin() -> None:
+        if not (workdir / "initial").exists():
+            content = make_initial_model(config, lambda: data.captions(config.data))
+            save_model(workdir / "initial", content)
+
+    first_alone(begin)
+    initial = open_model(workdir / "initial")
+    model = describe(initial, workdir / "initial")
     if config.data.get("text_states"):
         check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
@@ -87,9 +103,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
     )
     trained, frozen = stage.split(initial.params, config.seed)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
-    frozen = jax.device_put(frozen, parameter_shardings(mesh, frozen))
-    state = init_state(jax.device_put(trained, parameter_shardings(mesh, trained)), optimizer)
-    state = jax.device_put(state, parameter_shardings(mesh, state))
+    state = place_state(mesh, trained, optimizer)
+    frozen_on_mesh = put_parameters(mesh, frozen)
     step_fn = make_train_step(
         stage,
         optimizer,
@@ -102,7 +117,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     # Where the last run stopped.
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     restored = checkpoints.restore(
-        abstract_state(state), report=lambda text: print(text, file=sys.stderr)
+        abstract_state(state), lambda text: is_first() and print(text, file=sys.stderr)
     )
     position = 0
     if restored is not None:
@@ -113,7 +128,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
             f"{workdir} stopped after {position} examples, which is not {start} steps of "
             f"batch_size {config.batch_size}; resume with the batch size it was started with"
         )
-    log = MetricsLog(workdir, start)
+    log = MetricsLog(workdir, start, writes=is_first())
     batches = data.make_batches(
         config.data,
         model.tokenizer,
@@ -125,8 +140,10 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
     def save_and_export() -> None:
         checkpoints.save(state, int(state.step) * config.batch_size)
-        params = stage.join(jax.device_get(state.ema), jax.device_get(frozen))
-        save_model(workdir / "model", ModelFolder(initial.config, params, initial.tokenizer))
+        ema = gathered(state.ema)
+        if is_first():
+            content = ModelFolder(initial.config, stage.join(ema, frozen), initial.tokenizer)
+            save_model(workdir / "model", content)
 
     progress = tqdm(
         total=config.total_steps,
@@ -135,6 +152,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         desc=config.stage,
         bar_format=BAR,
         postfix="compiling",
+        disable=not is_first(),
     )
     # Closed whatever happens: a checkpoint may still be on its way to the disk.
     with contextlib.closing(checkpoints), contextlib.closing(log), progress:
@@ -144,9 +162,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
         for step in range(start + 1, config.total_steps + 1):
             batch = next(batches)
             batch["position"] = batch["position"].astype(np.uint32)  # JAX has no int64 by default
-            state, metrics = step_fn(state, frozen, put_batch(mesh, batch))
+            state, metrics = step_fn(state, frozen_on_mesh, put_batch(mesh, batch))
             log.add(step, metrics)
-            last, stopping = step == config.total_steps, stop.is_set()
+            last, stopping = step == config.total_steps, stop_after(step)
             checkpoint_due = last or stopping or step % config.checkpoint_every == 0
             if checkpoint_due or step % config.log_every == 0:
                 loss = log.write()
@@ -159,13 +177,16 @@ def train(config: TrainConfig, workdir: Path) -> int:
                 break
             if last or (config.sample_every and step % config.sample_every == 0):
                 write_samples(config, workdir, log, step)
-    plot_loss(workdir)
-    if int(state.step) < config.total_steps:
-        print(f"stopped by SIGTERM after step {int(state.step)}, saved; run the command again")
-        return PREEMPTED
-    (workdir / "DONE").write_text(f"{config.total_steps} steps of stage {config.stage}\n")
-    print(f"finished: model in {workdir / 'model'}")
-    return 0
+    finished = int(state.step) == config.total_steps
+    if is_first():
+        plot_loss(workdir)
+        if finished:
+            done = f"{config.total_steps} steps of stage {config.stage}\n"
+            (workdir / "DONE").write_text(done)
+            print(f"finished: model in {workdir / 'model'}")
+        else:
+            print(f"stopped by SIGTERM after step {int(state.step)}, saved; run the command again")
+    return 0 if finished else PREEMPTED
 
 
 def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int) -> None:
@@ -173,6 +194,8 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
 
     Files and TensorBoard; for super-resolution the clip given, enlarged bilinearly, comes first.
     """
+    if not is_first():
+        return
     count = config.sample_videos if config.super_resolution else len(config.sample_prompts)
     if not count:
         return
@@ -200,6 +223,8 @@ def main(argv: list[str]) -> int:
     values = read_flags(argv, _CONFIG)
     if values is None or not _WORKDIR.value:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
+    if _CLUSTER.value:
+        join_cluster(_CLUSTER.value)
     workdir = Path(_WORKDIR.value)
     config = from_dict(TrainConfig, values, "config")
     try:

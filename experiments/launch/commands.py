@@ -35,6 +35,7 @@ def training(config: Launch) -> str:
         *("python", "-m", "experiments.train"),
         f"--config={config.experiment}",
         f"--workdir={config.mounted_workdir}",
+        "--cluster=auto",
         *(f"--config.{override}" for override in config.overrides),
     ]
     if config.checkout is None:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from stunet.errors import UserError
+from stunet.training.cluster import first_alone, on_every_process
 from stunet.training.step import TrainState
 from stunet.weights.trees import compare_shapes
 
@@ -76,6 +77,7 @@ class Checkpoints:
             report(f"checkpoint {self.folder / str(step)} is incomplete")
         damaged = []
         for step in steps:
+            reason = "by another process"
             try:
                 with _quiet_failure():
                     self._check_fit(step, abstract)
@@ -84,6 +86,8 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever the storage layers raise on damaged files
                 reason = textwrap.shorten(str(error) or repr(error), 120, placeholder=" ...")
+                state = None
+            if not on_every_process(state is not None):
                 report(f"checkpoint {self.folder / str(step)} cannot be read ({reason})")
                 damaged.append(step)
                 continue
@@ -129,9 +133,12 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         # Renamed, not deleted: it may still be of use to someone, but no later save at this
         # step, nor a later start, should meet it.
-        damaged = self.folder / f"damaged-{step}"
-        shutil.rmtree(damaged, ignore_errors=True)
-        (self.folder / str(step)).rename(damaged)
+        def rename() -> None:
+            damaged = self.folder / f"damaged-{step}"
+            shutil.rmtree(damaged, ignore_errors=True)
+            (self.folder / str(step)).rename(damaged)
+
+        first_alone(rename)
         self._manager.reload()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.errors import UserError
+from stunet.weights.trees import Tree
 
 AXES = ("data", "fsdp", "frames")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -55,6 +56,19 @@ def parameter_shardings(mesh: Mesh, tree):
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
     return jax.tree.map(sharding, tree)
+
+
+def put_parameters(mesh: Mesh, tree: Tree) -> Tree:
+    """Lays arrays over the mesh, or tensors that are still in their files, one at a time.
+
+    In a cluster all processes give the same, and each keeps what its own devices hold.
+    """
+
+    def put(leaf, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, parameter_shardings(mesh, tree))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

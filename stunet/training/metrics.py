@@ -21,10 +21,15 @@ class MetricsLog:
     """Metrics of every step, gathered on the device and written in groups.
 
     `metrics.csv` has a row a step; a resumed run drops the rows after its checkpoint, so the
-    file is what an uninterrupted run would have written.
+    file is what an uninterrupted run would have written. In a cluster every process has a log,
+    and those of which `writes` is false only watch for what is not finite.
     """
 
-    def __init__(self, workdir: Path, start_step: int):
+    def __init__(self, workdir: Path, start_step: int, writes: bool = True):
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._writes = writes
+        if not writes:
+            return
         self.path = Path(workdir) / "metrics.csv"
         rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
         # Renamed into place: a run killed here must not have lost the rows before.
@@ -32,7 +37,6 @@ class MetricsLog:
         with new.open("w", newline="") as file:
             csv.writer(file).writerows([FIELDS, *map(_texts, rows)])
         new.replace(self.path)
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.board = tensorboardX.SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=start_step + 1
         )
@@ -55,8 +59,9 @@ class MetricsLog:
         # A gradient that is not finite makes parameters that are not, at a loss that still is.
         finite = [all(math.isfinite(row[field]) for field in FIELDS[1:]) for row in rows]
         good = finite.index(False) if False in finite else len(rows)
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(map(_texts, rows[:good]))
+        if self._writes:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerows(map(_texts, rows[:good]))
         if good < len(rows):
             step = steps[good]
             raise UserError(
@@ -65,8 +70,9 @@ class MetricsLog:
                 "last good checkpoint is kept (lower optimizer.learning_rate or "
                 "optimizer.clip_norm and start again)"
             )
-        for field in FIELDS[1:]:
-            self.board.add_scalar(field, np.mean([row[field] for row in rows]), steps[-1])
+        if self._writes:
+            for field in FIELDS[1:]:
+                self.board.add_scalar(field, np.mean([row[field] for row in rows]), steps[-1])
         return float(np.mean([row["loss"] for row in rows]))
 
     def add_video(self, name: str, video: np.ndarray, fps: float, step: int) -> None:
@@ -86,7 +92,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes TensorBoard's file."""
-        self.board.close()
+        if self._writes:
+            self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,13 +1,16 @@
 """Training state and the update step."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from stunet.training.config import OptimizerConfig
+from stunet.training.mesh import parameter_shardings, put_parameters
 from stunet.training.stages import Batch, Stage
 from stunet.weights.trees import Tree
 
@@ -56,6 +59,13 @@ def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainSt
     """The state before the first update; `ema` starts as a copy of `params`."""
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def place_state(mesh: Mesh, params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
+    """`init_state` on the mesh: all of it is made where it stays."""
+    init = functools.partial(init_state, optimizer=optimizer)
+    shardings = parameter_shardings(mesh, jax.eval_shape(init, params))
+    return jax.jit(init, out_shardings=shardings)(put_parameters(mesh, params))
 
 
 def make_train_step(

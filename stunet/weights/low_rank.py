@@ -22,7 +22,7 @@ def make_adapters(params: Tree, chosen: Callable[[str], bool], rank: int, key: j
     adapters = {}
     for number, (path, leaf) in enumerate(sorted(flatten(params).items())):
         rows, columns = math.prod(leaf.shape[:-1]), leaf.shape[-1]
-        if not chosen(path) or leaf.ndim < 2 or min(rows, columns) <= rank:
+        if not chosen(path) or len(leaf.shape) < 2 or min(rows, columns) <= rank:
             continue
         down = jax.random.normal(jax.random.fold_in(key, number), (rows, rank)) / math.sqrt(rows)
         adapters |= {f"{path}/down": down, f"{path}/up": jnp.zeros((rank, columns))}

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ T2I = {
     },
     "diffusion": {"prediction": "v", "loss": "min_snr"},
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 5},
+    "mesh": {"fsdp": 1, "frames": 1},
     "batch_size": 4,
     "total_steps": 20,
     "checkpoint_every": 4,
@@ -82,12 +84,15 @@ def train_here(config: dict, workdir: Path) -> int:
     return train.train(from_dict(TrainConfig, config, "config"), workdir)
 
 
-def start(config: Path, workdir: Path, compile_cache: Path, *options: str) -> subprocess.Popen:
+def start(
+    config: Path, workdir: Path, compile_cache: Path, *options: str, devices: int = 1
+) -> subprocess.Popen:
     """Starts the command as a user does, with quick compiles that later ones share."""
     environment = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, "-m", "experiments.train", f"--config={config}"]
     return subprocess.Popen(
@@ -98,6 +103,26 @@ def start(config: Path, workdir: Path, compile_cache: Path, *options: str) -> su
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start_cluster(
+    config: Path, workdir: Path, compile_cache: Path, *options: str
+) -> list[subprocess.Popen]:
+    """Two processes of two devices each, that train as one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            config,
+            workdir,
+            compile_cache,
+            f"--cluster=localhost:{port},2,{number}",
+            *options,
+            devices=2,
+        )
+        for number in range(2)
+    ]
 
 
 def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ CHECKOUT = {"repository": "https://example.org/me/stunet.git", "revision": "4f2a
 TRAIN = [
     *("python", "-m", "experiments.train", "--config=experiments/configs/tiny_t2i.py"),
     "--workdir=/mnt/my-bucket/runs/tiny_t2i",
+    "--cluster=auto",
     "--config.total_steps=7500",
     '--config.sample_prompts=("a red circle", "a blue star")',
 ]

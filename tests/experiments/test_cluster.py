@@ -1,0 +1,109 @@
+"""Several devices, and several processes, train as one device does."""
+
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from stunet.training.metrics import read_metrics
+from tests.experiments.runs import signal_at, start, start_cluster
+
+pytestmark = pytest.mark.cluster
+
+MESHES = {"data": (1, 1), "data and fsdp": (2, 1), "fsdp": (4, 1), "fsdp and frames": (2, 2)}
+
+
+def losses(workdir):
+    return [row["loss"] for row in read_metrics(workdir / "metrics.csv")]
+
+
+def finish(*processes):
+    said = [process.communicate(timeout=300) for process in processes]
+    for process, (_, err) in zip(processes, said, strict=True):
+        assert process.returncode == 0, err
+    return said
+
+
+def said(out):
+    return [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+
+
+@pytest.fixture(scope="module")
+def cluster(root, whole):
+    """An uninterrupted run of two processes: its workdir, and what they printed."""
+    workdir = root / "cluster"
+    processes = start_cluster(
+        root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2"
+    )
+    return workdir, finish(*processes)
+
+
+@pytest.fixture(scope="module")
+def interrupted(root, cluster):
+    """The same, of which one process is told to stop, then one killed, then run to its end."""
+    workdir = root / "cluster_interrupted"
+
+    def launch():
+        options = root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2"
+        return start_cluster(*options)
+
+    first, second = launch()
+    second_said = signal_at(second, workdir, 3, signal.SIGTERM)
+    stopped = [
+        (*first.communicate(timeout=60), first.returncode),
+        (*second_said, second.returncode),
+    ]
+    saved = sorted(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
+    rows = len(losses(workdir))
+    first, second = launch()
+    signal_at(second, workdir, rows + 3, signal.SIGKILL)
+    first.communicate(timeout=200)
+    survivor = first.returncode, (workdir / "DONE").exists()
+    finish(*launch())
+    return workdir, stopped, (saved, rows), survivor
+
+
+def test_all_processes_stop_after_the_step_that_they_save(interrupted):
+    _, stopped, (saved, rows), _ = interrupted
+    (out, _, code), (quiet_out, _, quiet_code) = stopped
+    assert (code, quiet_code) == (75, 75)
+    assert said(out) == [f"stopped by SIGTERM after step {rows}, saved; run the command again"]
+    assert said(quiet_out) == [] and 3 <= rows < 20 and saved[-1] == rows
+
+
+def test_without_one_the_others_end_and_all_resume_exactly(cluster, interrupted):
+    workdir, *_, (code, done) = interrupted
+    assert code not in (0, 2, 75) and not done
+    assert losses(workdir) == losses(cluster[0])
+    for folder in ("initial", "model"):
+        for path in (cluster[0] / folder).iterdir():
+            assert path.read_bytes() == (workdir / folder / path.name).read_bytes()
+
+
+def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
+    workdir = root / "one_of_two"
+    shutil.copytree(cluster[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    (workdir / "DONE").unlink()
+    finish(start(root / "t2i.py", workdir, root / "cache"))
+    assert losses(workdir)[:16] == losses(cluster[0])[:16]
+    np.testing.assert_allclose(losses(workdir)[16:], losses(whole[0])[16:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_four_devices_train_as_one(root, whole, mesh):
+    fsdp, frames = MESHES[mesh]
+    workdir = root / f"four_{fsdp}_{frames}"
+    options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
+    finish(start(root / "t2i.py", workdir, root / "cache", *options, devices=4))
+    np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
+
+
+def test_two_processes_train_as_one(cluster, whole):
+    workdir, ((out, err), (quiet_out, quiet_err)) = cluster
+    np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
+    assert said(out) == [f"finished: model in {workdir / 'model'}"] and "20/20" in err
+    assert said(quiet_out) == [] and "steps/s" not in quiet_err
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {path.name for path in whole[0].iterdir()}
