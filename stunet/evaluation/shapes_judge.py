@@ -6,6 +6,7 @@ silhouette by unmixing each pixel into background, colour and mark, then recogni
 (`shape_matching`) and the law of its path (`motion_reading`).
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,6 +60,16 @@ def agreement(videos: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> dict[s
     )
     shares = dict(zip(names, hits.mean(0).tolist(), strict=True))
     return {**shares, "all": float(hits.all(1).mean())}
+
+
+def confusion(
+    videos: Sequence[np.ndarray], prompts: Sequence[Prompt], attribute: str
+) -> dict[str, dict[str, int]]:
+    """How often clips that were asked for one value of an attribute show each: asked -> seen."""
+    table: dict[str, Counter] = defaultdict(Counter)
+    for video, prompt in zip(videos, prompts, strict=True):
+        table[getattr(prompt, attribute)][judge(video)[attribute]] += 1
+    return {asked: dict(seen.most_common()) for asked, seen in sorted(table.items())}
 
 
 def _read_background(frames: np.ndarray) -> tuple[str, np.ndarray]:

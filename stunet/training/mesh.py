@@ -5,6 +5,7 @@ splitting the time axis of a video. One device is a mesh of shape (1, 1, 1).
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,7 +24,11 @@ def make_mesh(fsdp: int = 1, frames: int = 1) -> Mesh:
     Raises:
       UserError: the axes are not positive, or do not divide the number of devices.
     """
-    devices = jax.devices()
+    return mesh_over(jax.devices(), fsdp, frames)
+
+
+def mesh_over(devices: Sequence, fsdp: int, frames: int) -> Mesh:
+    """`make_mesh` over these devices, such as those of a TPU that is not there."""
     if min(fsdp, frames) < 1:
         raise UserError(f"mesh.fsdp is {fsdp} and mesh.frames {frames}; both must be at least 1")
     if len(devices) % (fsdp * frames):

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from data.moving_shapes.render import render
 from stunet.evaluation.moving_shapes import Attributes, Prompt, draw_attributes
-from stunet.evaluation.shapes_judge import agreement, judge
+from stunet.evaluation.shapes_judge import agreement, confusion, judge
 
 NAMES = ("colour", "shape", "motion", "background")
 
@@ -65,3 +65,8 @@ def test_agreement_counts():
     ]
     shares = agreement([video] * 4, prompts)
     assert shares == {"colour": 0.75, "shape": 0.5, "motion": 0.75, "all": 0.25}
+    tables = [confusion([video] * 4, prompts, name) for name in ("shape", "motion")]
+    assert tables == [
+        {"heart": {"ring": 2}, "ring": {"ring": 2}},
+        {"down": {"up": 1}, "up": {"up": 3}},
+    ]

@@ -1,0 +1,357 @@
+"""Compiles an experiment for a TPU that is not there, and says what it would take.
+
+    pip install -r requirements-tpu.txt
+    python -m experiments.compile --config=experiments/configs/base_128.py --topology=v5p:4x4x4
+
+The real TPU compiler runs on any Linux machine. A program that does not fit the chip's memory is
+refused as it would be on the chip. Seconds are the compiler's own estimate, never a measurement;
+FLOPs of the model count matrix products and convolutions once, without what is recomputed.
+
+--what=train is the training step of the config's stage. --what=sample is one guided step of the
+ancestral sampler, of a video for each device; for stage "ssr" of one window of a clip.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import config_flags
+
+from experiments.benchmarks.flops import model_flops
+from experiments.benchmarks.timing import write_json
+from experiments.flag_reading import read_flags
+from stunet.config import from_dict
+from stunet.diffusion import COND_CHANNELS, Threshold, Windows, make_sampler
+from stunet.errors import UserError, run_command
+from stunet.model import parameter_shapes
+from stunet.models.t5 import T5Config
+from stunet.models.unet import UNetConfig, check_video_shape
+from stunet.pipeline import ChunkSettings, run_chunk
+from stunet.training.config import TrainConfig
+from stunet.training.mesh import batch_sharding, mesh_over, parameter_shardings, replicated
+from stunet.training.stages import Networks, make_stage
+from stunet.training.step import init_state, make_optimizer, make_train_step
+from stunet.weights.model_folder import find_model
+from stunet.weights.trees import Tree, flatten
+
+GIB = 2**30
+STEPS = 100
+
+# Per chip: bfloat16 FLOP/s and bytes of memory, of cloud.google.com/tpu/docs.
+CHIPS = {
+    "v4": (275e12, 32 * GIB),
+    "v5e": (197e12, 16 * GIB),
+    "v5p": (459e12, 95 * GIB),
+    "v6e": (918e12, 32 * GIB),
+}
+
+# DeepFloyd IF's first stages, and what they are at 128 pixels: the same four levels, each of twice
+# the width in pixels. Attention stays where it is cheap, at 32 and 16 pixels: at 64 the softmax of
+# 4096 x 4096 of each frame and head would be most of the memory.
+_IF_M = UNetConfig(
+    channels=(192, 384, 576, 768),
+    layers_per_block=(3, 3, 3, 3),
+    attention_levels=(False, True, True, True),
+)
+_AT_128 = {"attention_levels": (False, False, True, True)}
+ARCHITECTURES = {
+    "if_i_m": _IF_M,
+    "if_i_xl": dataclasses.replace(_IF_M, channels=(704, 1408, 2112, 2816)),
+}
+ARCHITECTURES |= {
+    f"{name}_128": dataclasses.replace(unet, **_AT_128) for name, unet in ARCHITECTURES.items()
+}
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "CHIP:AxB or CHIP:AxBxC")
+_WHAT = flags.DEFINE_enum("what", "train", ("train", "sample"), "which program")
+_BACKBONE = flags.DEFINE_enum(
+    "backbone", None, tuple(ARCHITECTURES), "instead of init_from's model, which need not be there"
+)
+_EFFORT = flags.DEFINE_float(
+    "effort", -1.0, "the compiler's, for a faster program: -1 to 1", lower_bound=-1, upper_bound=1
+)
+_OUT = flags.DEFINE_string("out", None, "a JSON file for the figures")
+
+
+def main(argv: list[str]) -> None:
+    """Compiles and prints a table."""
+    values = read_flags(argv, _CONFIG)
+    if values is None:
+        raise UserError("--config=FILE is needed")
+    config = from_dict(TrainConfig, values, "config")
+    jax.config.update("jax_platforms", "cpu")  # no TPU is looked for: only its compiler is used
+    chip, devices = describe_topology(_TOPOLOGY.value)
+    mesh = mesh_over(devices, config.mesh.fsdp, config.mesh.frames)
+    unet, t5, tokens = networks_of(config)
+    program = {"train": train_program, "sample": sample_program}[_WHAT.value]
+    function, arguments, plain = program(config, mesh, unet, t5, tokens)
+    print(f"compiling for {_TOPOLOGY.value}, {len(devices)} chips ...", flush=True)
+    start = time.perf_counter()
+    lowered = function.lower(*arguments)
+    try:
+        compiled = lowered.compile({"exec_time_optimization_effort": _EFFORT.value})
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)
+        raise UserError(f"it does not fit: {line.strip()[:300]}") from error
+    report = {
+        "topology": _TOPOLOGY.value,
+        "chips": len(devices),
+        "mesh": dict(mesh.shape),
+        "what": f"{_WHAT.value} {config.stage}",
+        "compile_s": time.perf_counter() - start,
+        **count_parameters(parameter_shapes(unet, t5)),
+        **measures(compiled, chip),
+    }
+    report["model_flops"] = sum(model_flops(plain, *arguments).values()) / len(devices)
+    seconds, peak = report["estimated_s"], CHIPS[chip][0]
+    report["estimated_share_of_peak"] = report["model_flops"] / (seconds * peak)
+    report["estimated_hardware_share"] = report["hardware_flops"] / (seconds * peak)
+    print("\n".join(lines(report)))
+    if _OUT.value:
+        write_json(_OUT.value, report)
+
+
+def describe_topology(name: str) -> tuple[str, list]:
+    """The chip's name and the devices of a topology such as "v5p:4x4x4".
+
+    Raises:
+      UserError: there is no such topology, or no TPU compiler.
+    """
+    chip = name.partition(":")[0]
+    if chip not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
+        known = ", ".join(CHIPS)
+        raise UserError(f"--topology={name}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {known}")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to wait for
+    try:
+        return chip, list(topologies.get_topology_desc(name, platform="tpu").devices)
+    except Exception as error:  # whatever the plugin raises
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--topology={name}: {reason} (requirements-tpu.txt brings the compiler)"
+        ) from error
+
+
+def networks_of(config: TrainConfig) -> tuple[UNetConfig, T5Config | None, int]:
+    """The U-Net that the stage trains, the text encoder or None, and tokens of a caption.
+
+    Raises:
+      UserError: the model that the stage starts from is not there and --backbone does not say
+        what it is, or the frames do not suit the network.
+    """
+    if config.unet is not None:
+        unet, text = config.unet, config.text_encoder
+        t5, tokens = text.t5, text.max_tokens
+    elif _BACKBONE.value is not None:
+        unet, t5, tokens = ARCHITECTURES[_BACKBONE.value], None, 77
+    else:
+        try:
+            path = find_model(config.init_from) / "config.json"
+        except UserError as error:
+            raise UserError(f"{error}; or say what it is by --backbone") from error
+        content = json.loads(path.read_text())
+        unet = from_dict(UNetConfig, content["architecture"], str(path))
+        t5, tokens = None, (content["text_encoder"] or {"max_tokens": 77})["max_tokens"]
+    unet = dataclasses.replace(
+        unet,
+        temporal=config.temporal or unet.temporal,
+        dtype=config.dtype or unet.dtype,
+        cond_channels=COND_CHANNELS if config.stage == "conditional" else unet.cond_channels,
+    )
+    size = config.data.get("crop") or config.data["resolution"]
+    check_video_shape(unet, config.data["num_frames"], size, size)
+    return unet, t5, tokens
+
+
+def train_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Config | None, tokens):
+    """The jitted training step, its arguments' shapes, and a step that recomputes nothing."""
+
+    def step(remat: str):
+        networks = Networks(unet, t5, remat, config.super_resolution, config.conditioning)
+        stage = make_stage(
+            config.stage,
+            networks,
+            config.diffusion,
+            inflates=bool(config.init_from),
+            text_denoising=config.text_denoising,
+            adapter_rank=config.adapter_rank,
+        )
+        update = make_train_step(
+            stage,
+            optimizer,
+            config.optimizer.ema_decay,
+            config.seed,
+            gradient_accumulation=config.gradient_accumulation,
+        )
+        return stage, update
+
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
+    stage, update = step(config.remat)
+    trained, frozen = stage.split(parameter_shapes(unet, t5), config.seed)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
+    size = config.data.get("crop") or config.data["resolution"]
+    rows, data = config.batch_size, config.data
+    batch: dict[str, Any] = {
+        "video": _struct((rows, data["num_frames"], size, size, 3), jnp.float32),
+        "position": _struct((rows,), jnp.uint32),
+    }
+    if t5 is None:
+        batch["text_states"] = _struct((rows, tokens, unet.text_dim), jnp.float16)
+    else:
+        batch["tokens"] = _struct((rows, tokens), jnp.int32)
+        batch["token_mask"] = _struct((rows, tokens), jnp.bool_)
+    arguments = (
+        _lying(state, parameter_shardings(mesh, state)),
+        _lying(frozen, parameter_shardings(mesh, frozen)),
+        {k: _lying(v, batch_sharding(mesh)) for k, v in batch.items()},
+    )
+    # Where the state lies it stays, as `experiments.train` finds it again after each step.
+    outputs = (parameter_shardings(mesh, state), None)
+    return jax.jit(update, donate_argnums=0, out_shardings=outputs), arguments, step("none")[1]
+
+
+def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Config | None, tokens):
+    """A jitted sampler's step, its arguments' shapes, and the same again."""
+    enlarging = config.super_resolution
+    frames, size = config.data["num_frames"], config.data["resolution"]
+    shape = (frames, size, size, 3)
+    settings = ChunkSettings(
+        unet=unet,
+        schedule=config.diffusion.schedule,
+        prediction=config.diffusion.prediction,
+        variance="fixed_small",
+        sampler="ancestral",
+        steps=STEPS,
+        threshold=Threshold(),
+        super_resolution=enlarging,
+        guided=True,
+        shape=shape,
+        windows=Windows.over(frames, frames, overlap=0),
+        windows_at_once=None,
+        chunk=1,
+    )
+    sampler = make_sampler("ancestral", settings.schedule, STEPS, variance="fixed_small")
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    params = parameter_shapes(unet, None)["unet"]
+    if unet.dtype == "bfloat16":  # as a model for sampling may lie in memory
+        params = jax.tree.map(lambda leaf: _struct(leaf.shape, jnp.bfloat16), params)
+
+    def inputs():
+        video = jnp.zeros((rows, *shape))
+        cond = {"text": jnp.zeros((rows, tokens, unet.text_dim))}
+        if enlarging is not None:
+            cond |= {"low": video, "noise_level": jnp.zeros(rows)}
+            cond |= {"large": video} if enlarging.residual_scale else {}
+        if unet.cond_channels:
+            cond["given"] = jnp.zeros((*video.shape[:-1], unet.cond_channels))
+        key, positions = jax.random.key(0), jnp.zeros(rows, jnp.int32)
+        return cond, cond, jnp.float32(4), key, positions, sampler.init(video), jnp.int32(0)
+
+    def lie(leaf):
+        rowwise = leaf.ndim and leaf.shape[0] == rows
+        return _lying(leaf, batch_sharding(mesh) if rowwise else replicated(mesh))
+
+    arguments = (
+        _lying(params, parameter_shardings(mesh, params)),
+        *jax.tree.map(lie, jax.eval_shape(inputs)),
+    )
+
+    def step(*arguments):
+        return run_chunk(settings, *arguments)
+
+    return jax.jit(step), arguments, step
+
+
+def measures(compiled: jax.stages.Compiled, chip: str) -> dict[str, Any]:
+    """What the compiler says of its program, for one device."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "hbm_bytes": CHIPS[chip][1],
+        "hardware_flops": cost["flops"],
+        "estimated_s": cost["optimal_seconds"],
+        "collective_bytes": collective_bytes(compiled.as_text()),
+    }
+
+
+def collective_bytes(hlo: str) -> dict[str, int]:
+    """Bytes that collectives of each kind put out on one device, each counted once."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    found: Counter[str] = Counter()
+    for line in hlo.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(-start)?\(", line)
+        if match is None:
+            continue
+        shapes = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", match[1])
+        if match[3] and len(shapes) > 1:  # a start's shape is (operands, results)
+            shapes = shapes[len(shapes) // 2 :]
+        for kind, extent in shapes:
+            bits = int(re.search(r"\d+", kind)[0])
+            found[match[2]] += math.prod(map(int, filter(None, extent.split(",")))) * bits // 8
+    return dict(found)
+
+
+def count_parameters(params: dict[str, Tree]) -> dict[str, int]:
+    """How many parameters the networks have together."""
+    return {"parameters": sum(math.prod(leaf.shape) for leaf in flatten(params).values())}
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report, a line a figure."""
+    memory = report["argument_bytes"] + report["temporary_bytes"]
+    collectives = ", ".join(
+        f"{kind} {count / GIB:.2f}" for kind, count in sorted(report["collective_bytes"].items())
+    )
+    rows = {
+        "program": f"{report['what']}, mesh {report['mesh']}",
+        "parameters": f"{report['parameters']:,}",
+        "memory a chip": (
+            f"arguments {report['argument_bytes'] / GIB:.2f} GiB, temporaries "
+            f"{report['temporary_bytes'] / GIB:.2f} GiB, together {memory / GIB:.2f} of "
+            f"{report['hbm_bytes'] / GIB:.0f} GiB"
+        ),
+        "FLOPs a chip": (
+            f"model {report['model_flops'] / 1e12:.3g} T, "
+            f"hardware {report['hardware_flops'] / 1e12:.3g} T"
+        ),
+        "collectives a chip": f"{collectives or 'none'} GiB",
+        "estimated by the compiler": (
+            f"{report['estimated_s']:.3f} s, {report['estimated_share_of_peak']:.2f} of peak from "
+            f"model FLOPs, {report['estimated_hardware_share']:.2f} counting recomputation"
+        ),
+        "compiled in": f"{report['compile_s']:.0f} s",
+    }
+    return [f"{name:26} {value}" for name, value in rows.items()]
+
+
+def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _lying(tree: Any, shardings: Any) -> Any:
+    """Shapes with where their arrays lie; one sharding for all, or a tree of them."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.compile"))
