@@ -14,20 +14,17 @@ ancestral sampler, of a video for each device; for stage "ssr" of one window of 
 import dataclasses
 import json
 import math
-import os
-import re
 import sys
 import time
-from collections import Counter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
+from experiments.absent_tpus import CHIPS, GIB, describe_topology, measures
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.timing import write_json
 from experiments.flag_reading import read_flags
@@ -45,16 +42,7 @@ from stunet.training.step import init_state, make_optimizer, make_train_step
 from stunet.weights.model_folder import find_model
 from stunet.weights.trees import Tree, flatten
 
-GIB = 2**30
 STEPS = 100
-
-# Per chip: bfloat16 FLOP/s and bytes of memory, of cloud.google.com/tpu/docs.
-CHIPS = {
-    "v4": (275e12, 32 * GIB),
-    "v5e": (197e12, 16 * GIB),
-    "v5p": (459e12, 95 * GIB),
-    "v6e": (918e12, 32 * GIB),
-}
 
 # DeepFloyd IF's first stages, and what they are at 128 pixels: the same four levels, each of twice
 # the width in pixels. Attention stays where it is cheap, at 32 and 16 pixels: at 64 the softmax of
@@ -123,26 +111,6 @@ def main(argv: list[str]) -> None:
     print("\n".join(lines(report)))
     if _OUT.value:
         write_json(_OUT.value, report)
-
-
-def describe_topology(name: str) -> tuple[str, list]:
-    """The chip's name and the devices of a topology such as "v5p:4x4x4".
-
-    Raises:
-      UserError: there is no such topology, or no TPU compiler.
-    """
-    chip = name.partition(":")[0]
-    if chip not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
-        known = ", ".join(CHIPS)
-        raise UserError(f"--topology={name}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {known}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to wait for
-    try:
-        return chip, list(topologies.get_topology_desc(name, platform="tpu").devices)
-    except Exception as error:  # whatever the plugin raises
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--topology={name}: {reason} (requirements-tpu.txt brings the compiler)"
-        ) from error
 
 
 def networks_of(config: TrainConfig) -> tuple[UNetConfig, T5Config | None, int]:
@@ -273,36 +241,6 @@ def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Conf
         return run_chunk(settings, *arguments)
 
     return jax.jit(step), arguments, step
-
-
-def measures(compiled: jax.stages.Compiled, chip: str) -> dict[str, Any]:
-    """What the compiler says of its program, for one device."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return {
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "hbm_bytes": CHIPS[chip][1],
-        "hardware_flops": cost["flops"],
-        "estimated_s": cost["optimal_seconds"],
-        "collective_bytes": collective_bytes(compiled.as_text()),
-    }
-
-
-def collective_bytes(hlo: str) -> dict[str, int]:
-    """Bytes that collectives of each kind put out on one device, each counted once."""
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    found: Counter[str] = Counter()
-    for line in hlo.splitlines():
-        match = re.search(rf"= (.*?) ({kinds})(-start)?\(", line)
-        if match is None:
-            continue
-        shapes = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", match[1])
-        if match[3] and len(shapes) > 1:  # a start's shape is (operands, results)
-            shapes = shapes[len(shapes) // 2 :]
-        for kind, extent in shapes:
-            bits = int(re.search(r"\d+", kind)[0])
-            found[match[2]] += math.prod(map(int, filter(None, extent.split(",")))) * bits // 8
-    return dict(found)
 
 
 def count_parameters(params: dict[str, Tree]) -> dict[str, int]:

@@ -1,0 +1,28 @@
+"""What `experiments.compile` says, where there is no TPU compiler to ask."""
+
+import pytest
+
+from experiments import absent_tpus
+from stunet.errors import UserError
+
+HLO = """
+  %all-gather.1 = bf16[8,16]{1,0:T(8,128)} all-gather(bf16[2,16]{1,0} %p), dimensions={0}
+  %start = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %q), dimensions={0}
+  %done = f32[16]{0} all-gather-done((f32[4]{0}, f32[16]{0}) %start)
+  %sum = (f32[10]{0}, bf16[6]{0}) all-reduce(f32[10]{0} %a, bf16[6]{0} %b), to_apply=%add
+  %norm = f32[] all-reduce(f32[] %c), to_apply=%add
+  %dot = f32[128,128]{1,0} dot(f32[128,64]{1,0} %x, f32[64,128]{1,0} %y)
+"""
+
+
+def test_collectives_are_counted_once_and_by_their_results():
+    assert absent_tpus.collective_bytes(HLO) == {
+        "all-gather": 8 * 16 * 2 + 16 * 4,
+        "all-reduce": 10 * 4 + 6 * 2 + 4,
+    }
+
+
+@pytest.mark.parametrize("name", ["v5p", "v5p:4", "v9:4x4", "v5p:4x4x"])
+def test_a_topology_that_cannot_be(name):
+    with pytest.raises(UserError, match="expected CHIP:AxB or CHIP:AxBxC, CHIP of v4, v5e, v5p"):
+        absent_tpus.describe_topology(name)
