@@ -173,7 +173,7 @@ def cinemagraphs(model: Model, count: int, seed: int) -> tuple[dict[str, Any], n
         "std_inside": float(moving),
         "std_outside": float(still),
         "std_ratio": float(still / moving),
-        "std_outside_after_pasting": float(tight.std(1)[~inside].max()),
+        "range_outside_after_pasting": float(np.ptp(tight, axis=1)[~inside].max()),
     }, _sheet(np.repeat(images[:, None], tight.shape[1], 1), tight)
 
 
