@@ -168,7 +168,7 @@ def test_training_in_a_checkout(tmp_path, fails):
     )
     if fails == "nothing":
         assert ran.returncode == 75
-        expected = [str(tmp_path / "stunet"), *TRAIN[1:5], f"--config.{override}"]
+        expected = [str(tmp_path / "stunet"), *TRAIN[1:6], f"--config.{override}"]
         assert ran.stdout.splitlines() == expected
     else:
         assert (ran.returncode, ran.stdout) == (1, "")  # git's 128 would be started again by xpk
