@@ -1,7 +1,7 @@
 """Compiles an experiment for a TPU that is not there, and says what it would take.
 
     pip install -r requirements-tpu.txt
-    python -m experiments.compile --config=experiments/configs/base_128.py --topology=v5p:4x4x4
+    python -m experiments.compile --config=experiments/configs/ssr_1024.py --topology=v5p:4x4x4
 
 The real TPU compiler runs on any Linux machine. A program that does not fit the chip's memory is
 refused as it would be on the chip. Seconds are the compiler's own estimate, never a measurement;
@@ -27,6 +27,7 @@ from ml_collections import config_flags
 from experiments.absent_tpus import CHIPS, GIB, describe_topology, measures
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.timing import write_json
+from experiments.benchmarks.workloads import IF_M, IF_XL
 from experiments.flag_reading import read_flags
 from stunet.config import from_dict
 from stunet.diffusion import COND_CHANNELS, Threshold, Windows, make_sampler
@@ -40,35 +41,19 @@ from stunet.training.mesh import batch_sharding, mesh_over, parameter_shardings,
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import init_state, make_optimizer, make_train_step
 from stunet.weights.model_folder import find_model
-from stunet.weights.trees import Tree, flatten
 
 STEPS = 100
+# The compiler's least: a step of 0.3 B parameters took a quarter of the time to compile.
+EFFORT = -1.0
 
-# DeepFloyd IF's first stages, and what they are at 128 pixels: the same four levels, each of twice
-# the width in pixels. Attention stays where it is cheap, at 32 and 16 pixels: at 64 the softmax of
-# 4096 x 4096 of each frame and head would be most of the memory.
-_IF_M = UNetConfig(
-    channels=(192, 384, 576, 768),
-    layers_per_block=(3, 3, 3, 3),
-    attention_levels=(False, True, True, True),
-)
-_AT_128 = {"attention_levels": (False, False, True, True)}
-ARCHITECTURES = {
-    "if_i_m": _IF_M,
-    "if_i_xl": dataclasses.replace(_IF_M, channels=(704, 1408, 2112, 2816)),
-}
-ARCHITECTURES |= {
-    f"{name}_128": dataclasses.replace(unet, **_AT_128) for name, unet in ARCHITECTURES.items()
-}
+# Models that a stage may start from, by name, where they are not there.
+ARCHITECTURES = {"if_i_m": IF_M, "if_i_xl": IF_XL}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "CHIP:AxB or CHIP:AxBxC")
 _WHAT = flags.DEFINE_enum("what", "train", ("train", "sample"), "which program")
 _BACKBONE = flags.DEFINE_enum(
     "backbone", None, tuple(ARCHITECTURES), "instead of init_from's model, which need not be there"
-)
-_EFFORT = flags.DEFINE_float(
-    "effort", -1.0, "the compiler's, for a faster program: -1 to 1", lower_bound=-1, upper_bound=1
 )
 _OUT = flags.DEFINE_string("out", None, "a JSON file for the figures")
 
@@ -89,7 +74,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     try:
-        compiled = lowered.compile({"exec_time_optimization_effort": _EFFORT.value})
+        compiled = lowered.compile({"exec_time_optimization_effort": EFFORT})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -101,7 +86,7 @@ def main(argv: list[str]) -> None:
         "mesh": dict(mesh.shape),
         "what": f"{_WHAT.value} {config.stage}",
         "compile_s": time.perf_counter() - start,
-        **count_parameters(parameter_shapes(unet, t5)),
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(parameter_shapes(unet, t5))),
         **measures(compiled, chip),
     }
     report["model_flops"] = sum(model_flops(plain, *arguments).values()) / len(devices)
@@ -241,11 +226,6 @@ def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Conf
         return run_chunk(settings, *arguments)
 
     return jax.jit(step), arguments, step
-
-
-def count_parameters(params: dict[str, Tree]) -> dict[str, int]:
-    """How many parameters the networks have together."""
-    return {"parameters": sum(math.prod(leaf.shape) for leaf in flatten(params).values())}
 
 
 def lines(report: dict[str, Any]) -> list[str]:

@@ -36,7 +36,8 @@ MARK_TONES: Mapping[str, tuple[float, float, float]] = {
 # The first phrase of a motion is its plain wording; phrases share no ambiguity, because
 # `parse` prefers the longest that matches. A motion that is not a direction keeps one word in
 # all its wordings: with three words that had nothing in common ("growing", "getting bigger",
-# "expanding") a tiny model saw each a thirtieth of the time and had learnt none in 8000 steps.
+# "expanding") a tiny model saw each a thirtieth of the time, and had not learnt to grow in 8000
+# steps.
 MOTIONS: Mapping[str, tuple[str, ...]] = {
     "left": ("moving left", "moving to the left", "sliding left", "drifting to the left"),
     "right": ("moving right", "moving to the right", "sliding right", "drifting to the right"),
