@@ -40,7 +40,7 @@ from stunet.training.cluster import (
 )
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import check_initial_model, make_initial_model
-from stunet.training.mesh import make_mesh, put_batch, put_parameters
+from stunet.training.mesh import batch_slice, make_mesh, put_batch, put_parameters
 from stunet.training.metrics import MetricsLog, plot_loss
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import make_optimizer, make_train_step, place_state
@@ -91,7 +91,12 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
     # Networks, what of them is trained, and the update step.
     networks = Networks(
-        model.unet, model.text_encoder, config.remat, model.super_resolution, config.conditioning
+        model.unet,
+        model.text_encoder,
+        config.remat,
+        model.super_resolution,
+        config.conditioning,
+        mesh,
     )
     stage = make_stage(
         config.stage,
@@ -129,13 +134,14 @@ def train(config: TrainConfig, workdir: Path) -> int:
             f"batch_size {config.batch_size}; resume with the batch size it was started with"
         )
     log = MetricsLog(workdir, start, writes=is_first())
+    part, parts = batch_slice(mesh)
     batches = data.make_batches(
         config.data,
         model.tokenizer,
         batch_size=config.batch_size,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
     )
 
     def save_and_export() -> None:

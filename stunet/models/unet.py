@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stunet.errors import UserError
+from stunet.models.frame_axis import shards_of
 from stunet.models.layers import (
     GroupNorm,
     ResBlock,
@@ -161,10 +162,12 @@ class UNet(nn.Module):
     """Predicts from noisy video, timestep and text states; see `UNetConfig`.
 
     `remat` names one of `REMAT_POLICIES`: memory against time in training, the same result.
+    `frame_axis` is `stunet.models.frame_axis`'s, whose `split_over_frames` sets it.
     """
 
     config: UNetConfig
     remat: str = "none"
+    frame_axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -179,6 +182,7 @@ class UNet(nn.Module):
 
         Args:
           x: `[B, T, H, W, in_channels]`. T = 1 is an image: every temporal module is bypassed.
+            (Of a clip that is split over devices, this one's frames.)
           t: `[B]` timestep on IF's scale 0..999, fractional allowed.
           text: `[B, L, text_dim]` encoder states.
           noise_level: `[B]` noise level of the conditioning input, on the scale of `t`; only
@@ -192,11 +196,12 @@ class UNet(nn.Module):
         cfg = self.config
         check_video_shape(cfg, *x.shape[1:4])
         dtype = jnp.dtype(cfg.dtype)
-        temporal = cfg.temporal if x.shape[1] > 1 else None
+        clip = x.shape[1] * shards_of(self.frame_axis) > 1
+        temporal = cfg.temporal if clip else None
         coarsest = len(cfg.channels) - 1
 
         embedding = self._embedding(t, text, noise_level)
-        modulation = self._temporal_modulation(embedding, text, x.shape[1])
+        modulation = self._temporal_modulation(temporal, embedding, text, x.shape[1])
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
         remat = REMAT_POLICIES[self.remat]
 
@@ -222,13 +227,16 @@ class UNet(nn.Module):
             if temporal is None:
                 return h
             block = TemporalAttentionBlock if level == coarsest else TemporalConvBlock
-            block = remat(block)(temporal, cfg.norm_groups, dtype, name=f"temporal_{name}")
+            block = remat(block)(
+                temporal, cfg.norm_groups, dtype, self.frame_axis, name=f"temporal_{name}"
+            )
             return block(h, modulation[:, :: x.shape[1] // h.shape[1]])
 
         def resample_time(h, name, resampler, resize):
             if temporal is None or not temporal.resample[resize]:
                 return h
-            return resampler(temporal.resampler_init, dtype, name=f"temporal_{name}")(h)
+            init = temporal.resampler_init
+            return resampler(init, dtype, self.frame_axis, name=f"temporal_{name}")(h)
 
         h = per_frame(conv3x3(cfg.channels[0], "conv_in", dtype), x.astype(dtype))
         if temporal is not None and cond is not None:
@@ -273,14 +281,15 @@ class UNet(nn.Module):
         h = gelu(GroupNorm(cfg.norm_groups, name="norm_out")(h))
         return per_frame(conv3x3(cfg.out_channels, "conv_out", dtype), h).astype(jnp.float32)
 
-    def _temporal_modulation(self, embedding, text, num_frames):
+    def _temporal_modulation(self, temporal, embedding, text, num_frames):
         """What temporal blocks are modulated by, `[B, T, E]`."""
-        cfg, temporal = self.config, self.config.temporal
         modulation = embedding[:, None]
-        if temporal is None or num_frames == 1 or not temporal.modulated:
+        if temporal is None or not temporal.modulated:
             return modulation
-        dtype, width = jnp.dtype(cfg.dtype), embedding.shape[-1]
-        words_and_time = TemporalModulation(temporal, width, dtype, name="temporal_modulation")
+        dtype, width = jnp.dtype(self.config.dtype), embedding.shape[-1]
+        words_and_time = TemporalModulation(
+            temporal, width, dtype, self.frame_axis, name="temporal_modulation"
+        )
         return gelu(modulation + words_and_time(text, num_frames))
 
     def _embedding(self, t, text, noise_level):

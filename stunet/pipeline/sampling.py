@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.diffusion import (
     START_NOISE,
@@ -30,6 +31,7 @@ from stunet.diffusion import (
 from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.errors import UserError
 from stunet.model import Model
+from stunet.models.frame_axis import split_over_frames
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig, check_video_shape
 from stunet.weights.trees import Tree
@@ -51,6 +53,8 @@ class Sampling:
     later calls of the same sizes, also with another seed or guidance scale.
 
     A clip longer than a window is sampled by MultiDiffusion (`stunet.diffusion.multidiffusion`).
+    This process's devices share the work: videos, the two predictions of guidance and windows are
+    spread over them, and where these do not suffice a clip's frames.
 
     Attributes:
       sampler: `dpm2m`, `ddim` or `ancestral`.
@@ -62,8 +66,8 @@ class Sampling:
         own length to have no windows.
       overlap: frames that neighbouring windows share.
       window_weights: "uniform" or "ramp", see `Windows`.
-      windows_at_once: windows that the network works on at a time, which is what its memory
-        follows; None for all.
+      windows_at_once: windows that the network works on at a time on each device, which is what
+        its memory follows; None for all.
       chunk: steps between two calls of `on_chunk`.
       on_chunk: called with (steps done, steps in all, estimate of x0 `[b, T, H, W, 3]` for the
         b videos at work), counted over all batches: once before anything is compiled, with 0
@@ -93,6 +97,7 @@ class ChunkSettings:
       guided: whether the guidance scale is another than 1.
       shape: of a video, `(T, H, W, 3)`.
       windows: that it is sampled in.
+      mesh: `devices_for`'s.
     """
 
     unet: UNetConfig
@@ -108,6 +113,7 @@ class ChunkSettings:
     windows: Windows
     windows_at_once: int | None
     chunk: int
+    mesh: Mesh | None = None
 
 
 def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
@@ -122,20 +128,46 @@ def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
     return _encode(model.text_encoder, model.params["text_encoder"], tokens, mask)
 
 
-def network(config: UNetConfig, params: Tree) -> Network:
+def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Network:
     """The U-Net as a function (x_t `[B, T, H, W, 3]`, t `[B]`, conditioning) -> its output.
 
     The conditioning is a dict: `text`, the encoder's states `[B, L, D]`; for super-resolution
     `low`, the augmented clip at the size of x_t, and `noise_level` `[B]`; for a conditional model
-    `given`, `[B, T, H, W, 4]`.
+    `given`, `[B, T, H, W, 4]`. On a mesh B is spread over its axis "data", T over "frames".
     """
+    unet = split_over_frames(UNet(config), mesh)
 
     def apply(x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
+        if mesh is not None:
+            rows = NamedSharding(mesh, PartitionSpec("data"))
+            x_t, t, cond = jax.lax.with_sharding_constraint((x_t, t, cond), rows)
         x = jnp.concatenate([x_t, cond["low"]], axis=-1) if "low" in cond else x_t
         optional = (cond.get(name) for name in ("noise_level", "given"))
-        return UNet(config).apply({"params": params}, x, t, cond["text"], *optional)
+        return unet({"params": params}, x, t, cond["text"], *optional)
 
     return apply
+
+
+def devices_for(rows: int, frames: int, stride: int, many: bool) -> Mesh | None:
+    """A mesh ("data", "frames") of this process's devices, or None where one can be used.
+
+    Args:
+      rows: of the batches that the network is called on.
+      frames: of a row's video.
+      stride: the network's over time, of which each device needs a multiple.
+      many: whether the rows are so many windows that they are called part by part, and may be
+        filled up to any number.
+    """
+    devices = jax.local_devices()
+
+    def most(count: int, fits: Callable[[int], bool]) -> int:
+        return max(n for n in range(1, count + 1) if count % n == 0 and fits(n))
+
+    data = min(len(devices), rows) if many else most(len(devices), lambda n: rows % n == 0)
+    split = most(len(devices) // data, lambda n: n == 1 or frames % (n * stride) == 0)
+    if data * split == 1:
+        return None
+    return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", "frames"))
 
 
 def windows_of(model: Model, num_frames: int, **sampling: Any) -> Windows:
@@ -172,6 +204,10 @@ def sample(
     name = sampling.sampler
     steps = DEFAULT_STEPS.get(name, 1) if sampling.steps is None else sampling.steps
     course = make_sampler(name, model.schedule, steps, variance=model.variance)
+    count, size = len(prompts), min(len(prompts), sampling.batch_size)
+    guided, many = sampling.guidance_scale != 1, len(windows.starts) > 1
+    called_on = size * len(windows.starts) * (2 if guided else 1)
+    mesh = devices_for(called_on, windows.length, model.unet.temporal_stride, many)
     settings = ChunkSettings(
         unet=model.unet,
         schedule=model.schedule,
@@ -181,15 +217,15 @@ def sample(
         steps=steps,
         threshold=model.threshold,
         super_resolution=model.super_resolution,
-        guided=sampling.guidance_scale != 1,
+        guided=guided,
         shape=shape,
         windows=windows,
         windows_at_once=sampling.windows_at_once,
         chunk=min(sampling.chunk, steps),
+        mesh=mesh,
     )
     videos, strength = (None, 1.0) if begin is None else begin
     start = steps - round(strength * steps)
-    count, size = len(prompts), min(len(prompts), sampling.batch_size)
     total = -(-count // size) * (steps - start)
 
     def report(batch: int, done: int, x0: jax.Array) -> None:
@@ -205,18 +241,21 @@ def sample(
     states = encode_text(model, texts)
     rows = np.array([texts.index(prompt) for prompt in prompts])
     key = jax.random.key(sampling.seed)
+    on_devices = functools.partial(_on_devices, mesh)
+    params = on_devices(model.params["unet"])
     results = []
     for batch, first in enumerate(range(0, count, size)):
         # The last batch is filled up with its last video, to fit what was compiled.
         positions = np.minimum(np.arange(first, first + size), count - 1)
-        cond, text = conditioning(key, positions), states[rows[positions]]
+        cond = on_devices({**conditioning(key, positions), "text": states[rows[positions]]})
+        empty = on_devices(jnp.broadcast_to(states[:1], cond["text"].shape))
         frames, _ = _frames_and_back(model.super_resolution, cond)
         step = functools.partial(
             run_chunk,
             settings,
-            model.params["unet"],
-            {**cond, "text": text},
-            {**cond, "text": jnp.broadcast_to(states[:1], text.shape)},
+            params,
+            cond,
+            {**cond, "text": empty},
             jnp.float32(sampling.guidance_scale),
             key,
             positions,
@@ -229,7 +268,8 @@ def sample(
         def callback(done: int, x0: jax.Array, batch: int = batch, frames=frames) -> None:
             report(batch, done, frames(x0))
 
-        carry = sample_in_chunks(step, course.init(x), steps, settings.chunk, callback, start)
+        carry = on_devices(course.init(x))
+        carry = sample_in_chunks(step, carry, steps, settings.chunk, callback, start)
         results.append(np.asarray(frames(carry.x))[: count - first])
     result = np.concatenate(results)
     if not np.isfinite(result).all():
@@ -262,14 +302,13 @@ def run_chunk(
       carry: the sampler's, `[B, T, H, W, 3]`.
       start: index of the first step.
     """
-    s, net = settings, network(settings.unet, params)
+    s, net = settings, network(settings.unet, params, settings.mesh)
     frames, diffused = _frames_and_back(s.super_resolution, cond)
     cond, uncond = ({k: v for k, v in tree.items() if k != "large"} for tree in (cond, uncond))
     many = len(s.windows.starts) > 1
     if many:
         cond, uncond = (_of_windows(s.windows, tree) for tree in (cond, uncond))
-        if s.windows_at_once is not None:
-            net = in_parts(net, s.windows_at_once * (2 if s.guided else 1))
+        net = in_parts(net, _rows_at_once(s, len(positions)))
     denoiser = guided_denoiser(
         net,
         s.schedule,
@@ -286,7 +325,27 @@ def run_chunk(
         denoiser = thresholded(denoiser, s.schedule, lambda x0: diffused(bound(frames(x0))))
     sampler = make_sampler(s.sampler, s.schedule, s.steps, variance=s.variance)
     noise_fn = keyed_noise(key, positions, s.shape)
-    return run_steps(sampler, denoiser, carry, start, s.chunk, noise_fn)
+    carry = run_steps(sampler, denoiser, carry, start, s.chunk, noise_fn)
+    if s.mesh is None:
+        return carry
+    # As it came, so that the next chunk runs the same program.
+    return jax.lax.with_sharding_constraint(carry, NamedSharding(s.mesh, PartitionSpec()))
+
+
+def _rows_at_once(settings: ChunkSettings, videos: int) -> int:
+    """Rows of a call of the network on some of the windows; on every device as many."""
+    windows, devices = videos * len(settings.windows.starts), 1
+    if settings.mesh is not None:
+        devices = settings.mesh.shape["data"]
+    on_each = -(-windows // devices)
+    if settings.windows_at_once is not None:
+        on_each = min(on_each, settings.windows_at_once)
+    return on_each * devices * (2 if settings.guided else 1)
+
+
+def _on_devices(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays, whole on every device of the mesh."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _frames_and_back(

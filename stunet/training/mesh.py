@@ -1,7 +1,7 @@
 """The device mesh and how arrays lie on it.
 
-Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `frames` is for
-splitting the time axis of a video. One device is a mesh of shape (1, 1, 1).
+Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `frames` splits the time
+axis of each video (`stunet.models.frame_axis`). One device is a mesh of shape (1, 1, 1).
 """
 
 import math
@@ -74,6 +74,29 @@ def put_parameters(mesh: Mesh, tree: Tree) -> Tree:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(put, tree, parameter_shardings(mesh, tree))
+
+
+def batch_slice(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process reads, and how many parts there are.
+
+    Processes that hold the same videos, and each only some of their frames, read the same part.
+
+    Raises:
+      UserError: processes hold some of their videos in common and others not.
+    """
+    rows_of = {}  # process -> rows of the batch, of as many as data and fsdp together
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["frames"])):
+        for device in devices:
+            rows_of.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+    if sum(map(len, parts)) != len(set().union(*rows_of.values())):
+        frames, devices = mesh.shape["frames"], mesh.devices.size // len(rows_of)
+        raise UserError(
+            f"mesh.frames is {frames}, which neither divides the {devices} devices of a process "
+            "nor is a multiple of them"
+        )
+    own = tuple(sorted(rows_of[jax.process_index()]))
+    return parts.index(own), len(parts)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

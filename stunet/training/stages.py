@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from stunet.diffusion import (
     MaskMixture,
@@ -28,6 +29,7 @@ from stunet.diffusion import (
     variational_loss,
 )
 from stunet.errors import UserError
+from stunet.models.frame_axis import split_over_frames
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig
 from stunet.text import UNK_ID
@@ -50,6 +52,7 @@ class Networks:
       remat: what the U-Net's backward pass recomputes (`stunet.models.unet.REMAT_POLICIES`).
       super_resolution: for a U-Net that sees a low-resolution clip.
       conditioning: for a U-Net that is given pixels: which ones.
+      mesh: of devices, over whose axis "frames" the U-Net's videos are split; None for one device.
     """
 
     unet: UNetConfig
@@ -57,6 +60,7 @@ class Networks:
     remat: str = "none"
     super_resolution: SuperResolution | None = None
     conditioning: MaskMixture | None = None
+    mesh: Mesh | None = None
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,8 @@ def denoising_loss(
     cond = None
     if networks.conditioning is not None:
         cond = given(video, _masks(networks.conditioning, video, keys))
-    unet = UNet(networks.unet, networks.remat)
-    output = unet.apply({"params": params["unet"]}, inputs, t, states, level, cond)
+    unet = split_over_frames(UNet(networks.unet, networks.remat), networks.mesh)
+    output = unet({"params": params["unet"]}, inputs, t, states, level, cond)
     learned = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned)
     loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from stunet.training.metrics import read_metrics
-from tests.experiments.runs import signal_at, start, start_cluster
+from tests.experiments.runs import signal_at, start, start_cluster, write_config
 
 pytestmark = pytest.mark.cluster
 
-MESHES = {"data": (1, 1), "data and fsdp": (2, 1), "fsdp": (4, 1), "fsdp and frames": (2, 2)}
+MESHES = {"data": (1, 1), "data and fsdp": (2, 1), "fsdp": (4, 1)}
 
 
 def losses(workdir):
@@ -37,6 +37,28 @@ def cluster(root, whole):
         root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2"
     )
     return workdir, finish(*processes)
+
+
+@pytest.fixture(scope="module")
+def clips(root, config, whole):
+    """A config that trains on clips, and the losses of one device."""
+    values = {name: config[name] for name in ("diffusion", "mesh", "log_every")} | {
+        "stage": "t2v",
+        "init_from": str(whole[0]),
+        "temporal": {
+            "resample": (True,),
+            "attention_layers": 1,
+            "head_dim": 8,
+            "frame_modulation": True,
+        },
+        "data": config["data"] | {"num_frames": 8},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 5},
+        "batch_size": 2,
+        "total_steps": 20,
+    }
+    path = write_config(root / "t2v.py", values)
+    finish(start(path, root / "clips", root / "cache"))
+    return path, losses(root / "clips")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +120,20 @@ def test_four_devices_train_as_one(root, whole, mesh):
     options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
     finish(start(root / "t2i.py", workdir, root / "cache", *options, devices=4))
     np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("fsdp", "frames"), [(2, 2), (1, 4)])
+def test_clips_split_over_devices_train_as_whole_ones(root, clips, fsdp, frames):
+    workdir = root / f"clips_{fsdp}_{frames}"
+    options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
+    finish(start(clips[0], workdir, root / "cache", *options, devices=4))
+    np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
+
+
+def test_clips_split_over_processes_train_as_whole_ones(root, clips):
+    workdir = root / "clips_of_two"
+    finish(*start_cluster(clips[0], workdir, root / "clips_cache", "--config.mesh.frames=4"))
+    np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
 
 
 def test_two_processes_train_as_one(cluster, whole):

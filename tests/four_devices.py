@@ -1,0 +1,113 @@
+"""Run in a process of its own, which has four devices: what one of them makes, and all of them.
+
+python -m tests.four_devices OUT.npz
+"""
+
+import functools
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from stunet.model import load  # noqa: E402
+from stunet.models.frame_axis import split_over_frames  # noqa: E402
+from stunet.models.unet import UNet, init_unet  # noqa: E402
+from stunet.pipeline import generate  # noqa: E402
+from stunet.pipeline.sampling import run_chunk  # noqa: E402
+from stunet.training.mesh import batch_sharding, make_mesh, parameter_shardings  # noqa: E402
+from tests.tiny import CAPTIONS, UNET, fast_compiles, random_params, save_tiny_model  # noqa: E402
+
+CONFIG = replace(
+    UNET,
+    cond_channels=4,
+    temporal=replace(
+        UNET.temporal,
+        text_modulation=True,
+        frame_modulation=True,
+        position_encoding=True,
+        feed_forward=True,
+    ),
+)
+# name -> (block of the network, axis fsdp, axis frames, videos)
+CASES = {"one video a device": ("factorised", 1, 4, 1), "two videos a device": ("conv3d", 2, 2, 4)}
+
+
+# name -> (videos, keyword arguments of `generate`)
+CLIPS = {
+    "a video and its guidance": (1, {"num_frames": 8}),  # two devices for each of two rows
+    "videos": (3, {"num_frames": 4, "guidance_scale": 1.0, "batch_size": 2}),
+    "windows": (1, {"num_frames": 14, "window": 4, "windows_at_once": 1}),
+}
+
+
+def main(out: str) -> None:
+    """Saves what was found."""
+    np.savez(out, **networks(), **clips())
+
+
+def networks() -> dict[str, np.ndarray | str]:
+    """Outputs and gradients of networks whole and split over frames; the split ones' programs."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, (block, fsdp, frames, videos) in CASES.items():
+        config = replace(CONFIG, temporal=replace(CONFIG.temporal, block=block))
+        unet, mesh = UNet(config), make_mesh(fsdp, frames)
+        params = random_params(jax.eval_shape(lambda c=config: init_unet(c, jax.random.key(0))))
+        x, cond, target = (
+            rng.normal(size=(videos, 8, 4, 8, channels)).astype(np.float32)
+            for channels in (3, 4, 3)
+        )
+        t = rng.uniform(0, 999, videos).astype(np.float32)
+        text = rng.normal(size=(videos, 3, config.text_dim)).astype(np.float32)
+        inputs = (x, t, text, None, cond)
+
+        def error(apply, target, params, *inputs):
+            output = apply({"params": params}, *inputs)
+            return jnp.mean(jnp.square(output - target)), output
+
+        def run(apply, params, inputs, error=error, target=target):
+            step = jax.value_and_grad(functools.partial(error, apply, target), has_aux=True)
+            compiled = jax.jit(step).lower(params, *inputs).compile()
+            (_, output), gradient = compiled(params, *inputs)
+            leaves = jax.tree.leaves_with_path(gradient)
+            arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+            return {"output": output, **arrays}, compiled.as_text()
+
+        whole, _ = run(unet.apply, params, inputs)
+        inputs = jax.device_put(inputs, batch_sharding(mesh))
+        params = jax.device_put(params, parameter_shardings(mesh, params))
+        split, program = run(split_over_frames(unet, mesh), params, inputs)
+        for kind, arrays in ("whole", whole), ("split", split):
+            found |= {f"{name}/{kind}/{key}": array for key, array in arrays.items()}
+        found[f"{name}/program"] = program
+    return found
+
+
+def clips() -> dict[str, np.ndarray]:
+    """Clips made by one device and by four, and how many programs that took."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(save_tiny_model(Path(folder) / "model", CONFIG, stage="conditional"))
+    for name, (videos, arguments) in CLIPS.items():
+        for count in 1, 4:
+            devices, before = jax.local_devices()[:count], run_chunk._cache_size()
+            with mock.patch("jax.local_devices", lambda devices=devices: devices):
+                found[f"{name}/{count}"] = generate(
+                    model, CAPTIONS[:videos], sampler="ddim", steps=4, chunk=2, **arguments
+                )
+            found[f"{name}/programs of {count}"] = run_chunk._cache_size() - before
+    return found
+
+
+if __name__ == "__main__":
+    with fast_compiles():
+        main(sys.argv[1])
