@@ -5,8 +5,8 @@
 
 The clips have UCF-101's distribution of classes and one prompt a class. They are written to
 WORKDIR/clips as H.264, WORKDIR/prompts.tsv says what each was asked for, and WORKDIR/report.json is
-what `stunet evaluate WORKDIR/clips --reference UCF-101` reports. The same
-command again goes on where it was stopped.
+what `stunet evaluate WORKDIR/clips --reference UCF-101` reports. The same command again goes on
+where it was stopped.
 
 FVD is over I3D's logits and the Inception Score over C3D's softmax, as the paper's; weights other
 than those that its authors used, and the writing as H.264, move both a little.
@@ -35,9 +35,9 @@ from stunet.evaluation.clip_folders import open_folder
 from stunet.evaluation.evaluate import evaluate, load_metrics, table
 from stunet.files import read_json
 from stunet.pipeline import Model, generate, load, upscale
-from stunet.video_io import write_video
+from stunet.video_io import check_writable, write_video
 
-# FVD and Inception Score in the paper's table 1.
+# FVD and Inception Score, as the paper's table has them.
 PAPER = {
     "MagicVideo": (655.00, None),
     "Emu Video": (606.20, 42.70),
@@ -137,6 +137,7 @@ def make_clips(config: ZeroShotConfig, workdir: Path) -> None:
         return
     models = [load(path) for path in (config.model, *config.upscale)]
     _check_models(config, models)
+    check_writable(paths[0])
     (workdir / "clips").mkdir(parents=True, exist_ok=True)
     (workdir / _MADE_BY).write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
     rows = [f"{name}\t{prompt}\n" for name, (_, prompt) in zip(names, clips, strict=True)]

@@ -1,4 +1,4 @@
-"""UCF-101, zero-shot: the paper's comparison of text-to-video models (section 4, table 1).
+"""UCF-101, zero-shot: the paper's comparison of text-to-video models.
 
     python -m experiments.ucf101 --config=experiments/configs/ucf101_zero_shot.py \\
         --config.model=MODEL --config.upscale=MODEL --workdir=runs/ucf101

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stunet.errors import UserError
+from stunet.files import read_pairs
 from stunet.video_io import read_video
 
 ENDINGS = (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")
@@ -70,17 +71,8 @@ def read_prompts(path: str | Path, names: tuple[str, ...]) -> list[str]:
     Raises:
       UserError: the file cannot be read, has a row of another form, or lacks one of the names.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    rows = [line.split("\t") for line in lines if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not row[1].strip():
-            raise UserError(f"{path}: row {number} must be a file's name, a tab and a text")
-    prompts = {name.strip(): text.strip() for name, text in rows}
-    if missing := [name for name in names if name not in prompts]:
+    prompts = dict(read_pairs(Path(path), "a file's name, a tab and a text"))
+    if missing := [name for name in names if not prompts.get(name)]:
         more = f", nor for {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"{path}: has no text for {missing[0]}{more}")
     return [prompts[name] for name in names]

@@ -32,7 +32,7 @@ class TowerConfig:
     layer_norm_eps: float
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; it must be a multiple of the "
                 f"{self.num_attention_heads} heads"
@@ -79,9 +79,9 @@ def clip_config(config: Mapping[str, Any], where: str) -> ClipConfig:
     """
     if (kind := config.get("model_type")) != "clip":
         raise UserError(f"{where}: model_type is {kind!r}, not 'clip'")
-    # Some files state a part twice; where they do, transformers believes `..._config_dict`.
+    # Some files state a part twice; where they do, transformers believes `..._config_dict` alone.
     text, vision = (
-        {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
+        config.get(f"{part}_config_dict") or config.get(f"{part}_config") or {}
         for part in ("text", "vision")
     )
     fields = {

@@ -1,5 +1,6 @@
 """`golden/` is what PyTorch computes today; runs where the extra `parity` is installed."""
 
+import dataclasses
 import json
 
 import jax
@@ -134,6 +135,18 @@ def test_every_name_of_clip(name):
         module = transformers.CLIPModel(transformers.CLIPConfig(**CLIPS[name]))
     config = clip_config({"model_type": "clip", **CLIPS[name]}, name)
     assert_same_names(jax.eval_shape(lambda: init_clip(config, jax.random.key(0))), module)
+
+
+def test_a_config_of_clip_that_states_its_text_twice():
+    stated = {
+        "model_type": "clip",
+        "text_config": {"hidden_act": "gelu", "hidden_size": 768},
+        "text_config_dict": {"hidden_size": 256},
+    }
+    theirs = transformers.CLIPConfig.from_dict(stated).text_config
+    ours = clip_config(stated, "config").text
+    for name, value in dataclasses.asdict(ours).items():
+        assert getattr(theirs, name) == value, name
 
 
 def assert_same_names(ours, module):
