@@ -15,6 +15,23 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
 
 
+def read_pairs(path: Path, row: str) -> list[tuple[str, str]]:
+    """The rows of a table of two columns with a tab between them (TSV), without spaces around.
+
+    Raises:
+      UserError: it is unreadable, or a row is not what `row` says: "a class, a tab and a caption".
+    """
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    rows = [line.split("\t") for line in lines if line.strip()]
+    for number, cells in enumerate(rows, 1):
+        if len(cells) != 2:
+            raise UserError(f"{path}: row {number} must be {row}")
+    return [(first.strip(), second.strip()) for first, second in rows]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `UserError` where it is unreadable or holds no object."""
     content = read_bytes(path)

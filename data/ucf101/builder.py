@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from data.records import quiet
 from data.stored_clips import Clip, StoredClips, stored_config
 from stunet.errors import UserError
+from stunet.files import read_pairs
 
 
 class Ucf101(StoredClips):
@@ -54,15 +55,8 @@ def read_prompts(path: Path) -> dict[str, str]:
 
     The archive itself spells one class in two ways (HandStandPushups), hence the case.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    rows = [line.split("\t") for line in lines if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2:
-            raise UserError(f"{path}: row {number} must be a class, a tab and a caption")
-    return {label.strip().lower(): caption.strip() for label, caption in rows}
+    rows = read_pairs(path, "a class, a tab and a caption")
+    return {label.lower(): caption for label, caption in rows}
 
 
 def class_caption(label: str) -> str:

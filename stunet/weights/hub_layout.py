@@ -31,7 +31,7 @@ _WEIGHTS = re.compile(
     r"(?P<name>[^.]+?)(\.(?P<variant>[^.]+?))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
     r"(\.(?P<older>[^.]+?))?\.safetensors"  # diffusers once named the variant after the shard
 )
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,21 @@ def write_component(
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def pickle_error(path: Path) -> UserError:
+    """What to raise where a pickle is named; says how such files become safetensors."""
+    command = (
+        "import glob, os, torch, safetensors.torch as s; "
+        "[s.save_file({k: v.clone().contiguous() for k, v in torch.load(f, 'cpu', "
+        "weights_only=True).items()}, os.path.splitext(f)[0] + '.safetensors') "
+        f"for f in glob.glob('{path.parent}/*{path.suffix}')]"
+    )
+    return UserError(
+        f"{path}: a pickle, which can run any code when it is read; where torch "
+        f'is installed, this converts it: python -c "{command}"'
+    )
+
+
 def _refuse_pickles(folder: Path, names: list[str]) -> None:
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles:
-        command = (
-            "import glob, os, torch, safetensors.torch as s; "
-            "[s.save_file({k: v.clone().contiguous() for k, v in torch.load(f, 'cpu', "
-            "weights_only=True).items()}, os.path.splitext(f)[0] + '.safetensors') "
-            f"for f in glob.glob('{folder}/*{Path(pickles[0]).suffix}')]"
-        )
-        raise UserError(
-            f"{folder / pickles[0]}: a pickle, which can run any code when it is read; where torch "
-            f'is installed, this converts it: python -c "{command}"'
-        )
+    for name in names:
+        if name.endswith(PICKLES):
+            raise pickle_error(folder / name)

@@ -110,5 +110,5 @@ def test_archives_that_are_none(tmp_path):
     with pytest.raises(UserError, match="row 1 must be a class, a tab and a caption"):
         read_prompts(tmp_path / "bad.tsv")
     config = {**FORM, "source": str(tmp_path), "data_dir": str(tmp_path), "prompts": "absent.tsv"}
-    with pytest.raises(UserError, match=r"absent\.tsv: cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.tsv: cannot read"):
         pipeline.prepare(config)

@@ -11,7 +11,7 @@ import numpy as np
 import sentencepiece
 
 from stunet.evaluation.moving_shapes import prompts
-from tests.parity import cases, torch_reference
+from tests.parity import cases, torch_metrics, torch_reference
 
 VOCAB_SIZE = 300
 
@@ -21,6 +21,11 @@ def main():
     cases.GOLDEN.mkdir(exist_ok=True)
     for name, output in torch_reference.outputs().items():
         np.save(cases.GOLDEN / f"{name}.npy", output)
+    for name, output in torch_metrics.OUTPUTS.items():
+        np.save(cases.GOLDEN / f"{name}.npy", output())
+    tokenizer, ids = torch_metrics.clip_tokenizer()
+    (cases.GOLDEN / "clip_tokenizer.json").write_bytes(tokenizer)
+    (cases.GOLDEN / "clip_ids.json").write_text(json.dumps(ids) + "\n")
     model = io.BytesIO()  # a file's path would be written into it
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([prompt.text for prompt in prompts("train", 500)]),

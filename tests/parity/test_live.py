@@ -1,10 +1,18 @@
 """`golden/` is what PyTorch computes today; runs where the extra `parity` is installed."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.evaluation.c3d import C3D
+from stunet.evaluation.clip import init_clip
+from stunet.evaluation.clip_network import clip_config
+from stunet.evaluation.i3d import I3D
+from stunet.evaluation.torch_weights import renamed
 from stunet.weights import deepfloyd_if, t5_v1_1
 from tests.parity import cases
 
@@ -69,3 +77,82 @@ def test_every_name_of_t5():
     theirs.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
     table = t5_v1_1.renamed(t5_v1_1.t5_config(cases.T5, "t5"))
     assert {place.name: place.shape for place in table.values()} == theirs
+
+
+@pytest.mark.parametrize("name", ["i3d", "c3d", "clip_quick_gelu", "clip_gelu", "clip_picture"])
+def test_golden_metrics_are_current(name):
+    from tests.parity import torch_metrics
+
+    made = torch_metrics.OUTPUTS[name]()
+    np.testing.assert_allclose(made, np.load(cases.GOLDEN / f"{name}.npy"), atol=1e-5, rtol=1e-4)
+
+
+def test_golden_tokens_of_clip_are_current():
+    from tests.parity import torch_metrics
+
+    tokenizer, ids = torch_metrics.clip_tokenizer()
+    assert json.loads((cases.GOLDEN / "clip_ids.json").read_text()) == ids
+    assert json.loads((cases.GOLDEN / "clip_tokenizer.json").read_text()) == json.loads(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["I3D", "C3D"])
+def test_every_name_of_a_video_classifier(name):
+    from tests.parity import torch_metrics
+
+    network, clip = {"I3D": (I3D(), (1, 9, 224, 224, 3)), "C3D": (C3D(), (1, 16, 128, 128, 3))}[
+        name
+    ]
+    with torch.device("meta"):
+        module = getattr(torch_metrics, name)()
+    ours = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(clip))["params"])
+    assert_same_names(ours, module)
+
+
+# The sizes of openai/clip-vit-base-patch32 and openai/clip-vit-large-patch14.
+CLIPS = {
+    "ViT-B/32": {"text_config": {}, "vision_config": {}, "projection_dim": 512},
+    "ViT-L/14": {
+        "text_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+        },
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+        },
+        "projection_dim": 768,
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(CLIPS))
+def test_every_name_of_clip(name):
+    with torch.device("meta"):
+        module = transformers.CLIPModel(transformers.CLIPConfig(**CLIPS[name]))
+    config = clip_config({"model_type": "clip", **CLIPS[name]}, name)
+    assert_same_names(jax.eval_shape(lambda: init_clip(config, jax.random.key(0))), module)
+
+
+def test_a_config_of_clip_that_states_its_text_twice():
+    stated = {
+        "model_type": "clip",
+        "text_config": {"hidden_act": "gelu", "hidden_size": 768},
+        "text_config_dict": {"hidden_size": 256},
+    }
+    theirs = transformers.CLIPConfig.from_dict(stated).text_config
+    ours = clip_config(stated, "config").text
+    for name, value in dataclasses.asdict(ours).items():
+        assert getattr(theirs, name) == value, name
+
+
+def assert_same_names(ours, module):
+    ignored = ("num_batches_tracked", "logit_scale", "position_ids")
+    theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    theirs = {key: shape for key, shape in theirs.items() if not key.endswith(ignored)}
+    table = renamed(ours)
+    assert {place.name: place.shape for place in table.values()} == theirs
+    assert len(table) == len(theirs)
