@@ -33,6 +33,7 @@ def describe_topology(name: str) -> tuple[str, list]:
         known = ", ".join(CHIPS)
         raise UserError(f"--topology={name}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {known}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to wait for
+    jax.config.update("jax_platforms", "cpu")  # no TPU is looked for: only its compiler is used
     try:
         return chip, list(topologies.get_topology_desc(name, platform="tpu").devices)
     except Exception as error:  # whatever the plugin raises

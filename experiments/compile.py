@@ -8,12 +8,13 @@ refused as it would be on the chip. Seconds are the compiler's own estimate, nev
 FLOPs of the model count matrix products and convolutions once, without what is recomputed.
 
 --what=train is the training step of the config's stage. --what=sample is one guided step of the
-ancestral sampler, of a video for each device; for stage "ssr" of one window of a clip.
+ancestral sampler for `batch_size` videos (for stage "ssr": windows of a clip) on the chips of one
+host: a topology such as v5p:2x2x1.
 """
 
 import dataclasses
+import functools
 import json
-import math
 import sys
 import time
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from ml_collections import config_flags
 
 from experiments.absent_tpus import CHIPS, GIB, describe_topology, measures
@@ -35,16 +36,20 @@ from stunet.errors import UserError, run_command
 from stunet.model import parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.unet import UNetConfig, check_video_shape
-from stunet.pipeline import ChunkSettings, run_chunk
+from stunet.pipeline import ChunkSettings, devices_for, run_chunk
 from stunet.training.config import TrainConfig
+from stunet.training.initial_model import with_frozen_kernels_in
 from stunet.training.mesh import batch_sharding, mesh_over, parameter_shardings, replicated
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import init_state, make_optimizer, make_train_step
 from stunet.weights.model_folder import find_model
+from stunet.weights.trees import count
 
 STEPS = 100
 # The compiler's least: a step of 0.3 B parameters took a quarter of the time to compile.
 EFFORT = -1.0
+
+ATTENTION_SIZE = 32  # pixels; the largest frames that IF's first stages attend over
 
 # Models that a stage may start from, by name, where they are not there.
 ARCHITECTURES = {"if_i_m": IF_M, "if_i_xl": IF_XL}
@@ -64,13 +69,31 @@ def main(argv: list[str]) -> None:
     if values is None:
         raise UserError("--config=FILE is needed")
     config = from_dict(TrainConfig, values, "config")
-    jax.config.update("jax_platforms", "cpu")  # no TPU is looked for: only its compiler is used
-    chip, devices = describe_topology(_TOPOLOGY.value)
-    mesh = mesh_over(devices, config.mesh.fsdp, config.mesh.frames)
-    unet, t5, tokens = networks_of(config)
-    program = {"train": train_program, "sample": sample_program}[_WHAT.value]
-    function, arguments, plain = program(config, mesh, unet, t5, tokens)
-    print(f"compiling for {_TOPOLOGY.value}, {len(devices)} chips ...", flush=True)
+    networks = networks_of(config, _BACKBONE.value)
+    print(f"compiling for {_TOPOLOGY.value} ...", flush=True)
+    report = compile_for(_TOPOLOGY.value, _WHAT.value, config, *networks)
+    print("\n".join(lines(report)))
+    if _OUT.value:
+        write_json(_OUT.value, report)
+
+
+def compile_for(
+    topology: str,
+    what: str,
+    config: TrainConfig,
+    unet: UNetConfig,
+    t5: T5Config | None,
+    tokens: int,
+) -> dict[str, Any]:
+    """Figures of one device, of the program `what` ("train" or "sample").
+
+    Raises:
+      UserError: there is no such topology, its number of chips does not suit the config's mesh and
+        batch, or the program does not fit a chip's memory.
+    """
+    chip, devices = describe_topology(topology)
+    program = {"train": train_program, "sample": sample_program}[what]
+    mesh, function, arguments, plain = program(config, devices, unet, t5, tokens)
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     try:
@@ -81,35 +104,40 @@ def main(argv: list[str]) -> None:
         line = next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)
         raise UserError(f"it does not fit: {line.strip()[:300]}") from error
     report = {
-        "topology": _TOPOLOGY.value,
+        "topology": topology,
         "chips": len(devices),
-        "mesh": dict(mesh.shape),
-        "what": f"{_WHAT.value} {config.stage}",
+        "mesh": {} if mesh is None else dict(mesh.shape),
+        "what": f"{what} {config.stage}",
         "compile_s": time.perf_counter() - start,
-        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(parameter_shapes(unet, t5))),
+        "parameters": count(parameter_shapes(unet, t5)),
         **measures(compiled, chip),
     }
     report["model_flops"] = sum(model_flops(plain, *arguments).values()) / len(devices)
     seconds, peak = report["estimated_s"], CHIPS[chip][0]
     report["estimated_share_of_peak"] = report["model_flops"] / (seconds * peak)
     report["estimated_hardware_share"] = report["hardware_flops"] / (seconds * peak)
-    print("\n".join(lines(report)))
-    if _OUT.value:
-        write_json(_OUT.value, report)
+    return report
 
 
-def networks_of(config: TrainConfig) -> tuple[UNetConfig, T5Config | None, int]:
+def networks_of(
+    config: TrainConfig, backbone: str | None
+) -> tuple[UNetConfig, T5Config | None, int]:
     """The U-Net that the stage trains, the text encoder or None, and tokens of a caption.
 
+    Args:
+      config: the stage's.
+      backbone: of `ARCHITECTURES`, to stand for the model in `init_from`; None to read that.
+
     Raises:
-      UserError: the model that the stage starts from is not there and --backbone does not say
-        what it is, or the frames do not suit the network.
+      UserError: the model that the stage starts from is not there and no backbone is given, or the
+        frames do not suit the network.
     """
+    size = config.data.get("crop") or config.data["resolution"]
     if config.unet is not None:
         unet, text = config.unet, config.text_encoder
         t5, tokens = text.t5, text.max_tokens
-    elif _BACKBONE.value is not None:
-        unet, t5, tokens = ARCHITECTURES[_BACKBONE.value], None, 77
+    elif backbone is not None:
+        unet, t5, tokens = laid_out(ARCHITECTURES[backbone], size), None, 77
     else:
         try:
             path = find_model(config.init_from) / "config.json"
@@ -124,16 +152,32 @@ def networks_of(config: TrainConfig) -> tuple[UNetConfig, T5Config | None, int]:
         dtype=config.dtype or unet.dtype,
         cond_channels=COND_CHANNELS if config.stage == "conditional" else unet.cond_channels,
     )
-    size = config.data.get("crop") or config.data["resolution"]
     check_video_shape(unet, config.data["num_frames"], size, size)
     return unet, t5, tokens
 
 
-def train_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Config | None, tokens):
-    """The jitted training step, its arguments' shapes, and a step that recomputes nothing."""
+def laid_out(unet: UNetConfig, size: int) -> UNetConfig:
+    """A first stage of IF for frames of `size` pixels: attention where they are at most 32 wide.
 
-    def step(remat: str):
-        networks = Networks(unet, t5, remat, config.super_resolution, config.conditioning)
+    At IF's own 64 pixels that is its layout. What 128 pixels would take where they are 64 wide is
+    written in docs/scaling.md.
+    """
+    levels = range(len(unet.channels))
+    return dataclasses.replace(
+        unet, attention_levels=tuple(size >> level <= ATTENTION_SIZE for level in levels)
+    )
+
+
+def train_program(
+    config: TrainConfig, devices: list, unet: UNetConfig, t5: T5Config | None, tokens
+):
+    """The mesh, the jitted training step, its arguments' shapes, and the step for one device, which
+    recomputes nothing.
+    """
+    mesh = mesh_over(devices, config.mesh.fsdp, config.mesh.frames)
+
+    def step(remat: str, mesh: Mesh | None):
+        networks = Networks(unet, t5, remat, config.super_resolution, config.conditioning, mesh)
         stage = make_stage(
             config.stage,
             networks,
@@ -152,8 +196,11 @@ def train_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Confi
         return stage, update
 
     optimizer = make_optimizer(config.optimizer, config.total_steps)
-    stage, update = step(config.remat)
-    trained, frozen = stage.split(parameter_shapes(unet, t5), config.seed)
+    stage, update = step(config.remat, mesh)
+    params = parameter_shapes(unet, t5)
+    cast = functools.partial(with_frozen_kernels_in, config.frozen_dtype)
+    params["unet"] = jax.eval_shape(cast, params["unet"])
+    trained, frozen = stage.split(params, config.seed)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
     size = config.data.get("crop") or config.data["resolution"]
     rows, data = config.batch_size, config.data
@@ -169,17 +216,21 @@ def train_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Confi
     arguments = (
         _lying(state, parameter_shardings(mesh, state)),
         _lying(frozen, parameter_shardings(mesh, frozen)),
-        {k: _lying(v, batch_sharding(mesh)) for k, v in batch.items()},
+        _lying(batch, batch_sharding(mesh)),
     )
     # Where the state lies it stays, as `experiments.train` finds it again after each step.
     outputs = (parameter_shardings(mesh, state), None)
-    return jax.jit(update, donate_argnums=0, out_shardings=outputs), arguments, step("none")[1]
+    step_fn = jax.jit(update, donate_argnums=0, out_shardings=outputs)
+    return mesh, step_fn, arguments, step("none", None)[1]
 
 
-def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Config | None, tokens):
-    """A jitted sampler's step, its arguments' shapes, and the same again."""
-    enlarging = config.super_resolution
+def sample_program(
+    config: TrainConfig, devices: list, unet: UNetConfig, t5: T5Config | None, tokens
+):
+    """The mesh, a jitted sampler's step, its arguments' shapes, and the step for one device."""
+    enlarging, rows = config.super_resolution, config.batch_size
     frames, size = config.data["num_frames"], config.data["resolution"]
+    mesh = devices_for(devices, 2 * rows, frames, unet.temporal_stride, many=False)
     shape = (frames, size, size, 3)
     settings = ChunkSettings(
         unet=unet,
@@ -195,9 +246,9 @@ def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Conf
         windows=Windows.over(frames, frames, overlap=0),
         windows_at_once=None,
         chunk=1,
+        mesh=mesh,
     )
     sampler = make_sampler("ancestral", settings.schedule, STEPS, variance="fixed_small")
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
     params = parameter_shapes(unet, None)["unet"]
     if unet.dtype == "bfloat16":  # as a model for sampling may lie in memory
         params = jax.tree.map(lambda leaf: _struct(leaf.shape, jnp.bfloat16), params)
@@ -213,19 +264,14 @@ def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Conf
         key, positions = jax.random.key(0), jnp.zeros(rows, jnp.int32)
         return cond, cond, jnp.float32(4), key, positions, sampler.init(video), jnp.int32(0)
 
-    def lie(leaf):
-        rowwise = leaf.ndim and leaf.shape[0] == rows
-        return _lying(leaf, batch_sharding(mesh) if rowwise else replicated(mesh))
+    # As the pipeline has it: on every device whole.
+    everywhere = SingleDeviceSharding(devices[0]) if mesh is None else replicated(mesh)
+    arguments = (_lying(params, everywhere), *_lying(jax.eval_shape(inputs), everywhere))
 
-    arguments = (
-        _lying(params, parameter_shardings(mesh, params)),
-        *jax.tree.map(lie, jax.eval_shape(inputs)),
-    )
+    def step(mesh: Mesh | None):
+        return functools.partial(run_chunk, dataclasses.replace(settings, mesh=mesh))
 
-    def step(*arguments):
-        return run_chunk(settings, *arguments)
-
-    return jax.jit(step), arguments, step
+    return mesh, jax.jit(step(mesh)), arguments, step(None)
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -262,7 +308,7 @@ def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 def _lying(tree: Any, shardings: Any) -> Any:
     """Shapes with where their arrays lie; one sharding for all, or a tree of them."""
-    if isinstance(shardings, NamedSharding):
+    if isinstance(shardings, Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
