@@ -5,9 +5,9 @@
     python -m experiments.compile --config=experiments/configs/base_128.py:v5p \\
         --backbone=if_i_xl --topology=v5p:4x4x4
 
-What follows the colon is a slice of TPUs: v5p (4x4x4) and v6e (8x8) with IF-I-XL inside, 5.5 B
-parameters with the temporal ones, or v5e (4x4) with IF-I-M. docs/scaling.md has what the TPU
-compiler says of each.
+What follows the colon is a slice of TPUs: v5p (4x4x4) and v6e (8x8) for IF-I-XL, 5.5 B parameters
+with the temporal ones, or v5e (4x4) for IF-I-M. None of the three has been compiled as it stands
+yet (docs/scaling.md).
 
 MODEL makes images of 128 pixels: the first stage of IF with its levels at 128, 64, 32 and 16 pixels
 and attention at the latter two.
