@@ -65,7 +65,8 @@ def collective_bytes(hlo: str) -> dict[str, int]:
         if match is None:
             continue
         shapes = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", match[1])
-        if match[3] and len(shapes) > 1:  # a start's shape is (operands, results)
+        if match[3]:  # a start's shape is (operands, results), a permutation's with two contexts
+            shapes = [shape for shape in shapes if shape != ("u32", "")]
             shapes = shapes[len(shapes) // 2 :]
         for kind, extent in shapes:
             bits = int(re.search(r"\d+", kind)[0])

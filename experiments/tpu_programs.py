@@ -55,6 +55,7 @@ def compile_for(
     chip, devices = describe_topology(topology)
     program = {"train": train_program, "sample": sample_program}[what]
     mesh, function, arguments, plain = program(config, devices, unet, t5, tokens)
+    chips = 1 if mesh is None else mesh.size
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     try:
@@ -66,14 +67,14 @@ def compile_for(
         raise UserError(f"it does not fit: {line.strip()[:300]}") from error
     report = {
         "topology": topology,
-        "chips": len(devices),
+        "chips": chips,
         "mesh": {} if mesh is None else dict(mesh.shape),
         "what": f"{what} {config.stage}",
         "compile_s": time.perf_counter() - start,
         "parameters": count(parameter_shapes(unet, t5)),
         **measures(compiled, chip),
     }
-    report["model_flops"] = sum(model_flops(plain, *arguments).values()) / len(devices)
+    report["model_flops"] = sum(model_flops(plain, *arguments).values()) / chips
     seconds, peak = report["estimated_s"], CHIPS[chip][0]
     report["estimated_share_of_peak"] = report["model_flops"] / (seconds * peak)
     report["estimated_hardware_share"] = report["hardware_flops"] / (seconds * peak)
