@@ -33,6 +33,7 @@ def describe_topology(name: str) -> tuple[str, list]:
         known = ", ".join(CHIPS)
         raise UserError(f"--topology={name}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {known}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to wait for
+    jax.config.update("jax_platforms", "cpu")  # no TPU is looked for: only its compiler is used
     try:
         return chip, list(topologies.get_topology_desc(name, platform="tpu").devices)
     except Exception as error:  # whatever the plugin raises
@@ -64,7 +65,8 @@ def collective_bytes(hlo: str) -> dict[str, int]:
         if match is None:
             continue
         shapes = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", match[1])
-        if match[3] and len(shapes) > 1:  # a start's shape is (operands, results)
+        if match[3]:  # a start's shape is (operands, results), a permutation's with two contexts
+            shapes = [shape for shape in shapes if shape != ("u32", "")]
             shapes = shapes[len(shapes) // 2 :]
         for kind, extent in shapes:
             bits = int(re.search(r"\d+", kind)[0])

@@ -8,46 +8,23 @@ refused as it would be on the chip. Seconds are the compiler's own estimate, nev
 FLOPs of the model count matrix products and convolutions once, without what is recomputed.
 
 --what=train is the training step of the config's stage. --what=sample is one guided step of the
-ancestral sampler, of a video for each device; for stage "ssr" of one window of a clip.
+ancestral sampler for `batch_size` videos (for stage "ssr": windows of a clip) on the chips of one
+host: a topology such as v5p:2x2x1.
 """
 
-import dataclasses
-import json
-import math
 import sys
-import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
-from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
-from experiments.absent_tpus import CHIPS, GIB, describe_topology, measures
-from experiments.benchmarks.flops import model_flops
+from experiments.absent_tpus import GIB
 from experiments.benchmarks.timing import write_json
-from experiments.benchmarks.workloads import IF_M, IF_XL
 from experiments.flag_reading import read_flags
+from experiments.tpu_programs import ARCHITECTURES, compile_for, networks_of
 from stunet.config import from_dict
-from stunet.diffusion import COND_CHANNELS, Threshold, Windows, make_sampler
 from stunet.errors import UserError, run_command
-from stunet.model import parameter_shapes
-from stunet.models.t5 import T5Config
-from stunet.models.unet import UNetConfig, check_video_shape
-from stunet.pipeline import ChunkSettings, run_chunk
 from stunet.training.config import TrainConfig
-from stunet.training.mesh import batch_sharding, mesh_over, parameter_shardings, replicated
-from stunet.training.stages import Networks, make_stage
-from stunet.training.step import init_state, make_optimizer, make_train_step
-from stunet.weights.model_folder import find_model
-
-STEPS = 100
-# The compiler's least: a step of 0.3 B parameters took a quarter of the time to compile.
-EFFORT = -1.0
-
-# Models that a stage may start from, by name, where they are not there.
-ARCHITECTURES = {"if_i_m": IF_M, "if_i_xl": IF_XL}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "CHIP:AxB or CHIP:AxBxC")
@@ -64,168 +41,12 @@ def main(argv: list[str]) -> None:
     if values is None:
         raise UserError("--config=FILE is needed")
     config = from_dict(TrainConfig, values, "config")
-    jax.config.update("jax_platforms", "cpu")  # no TPU is looked for: only its compiler is used
-    chip, devices = describe_topology(_TOPOLOGY.value)
-    mesh = mesh_over(devices, config.mesh.fsdp, config.mesh.frames)
-    unet, t5, tokens = networks_of(config)
-    program = {"train": train_program, "sample": sample_program}[_WHAT.value]
-    function, arguments, plain = program(config, mesh, unet, t5, tokens)
-    print(f"compiling for {_TOPOLOGY.value}, {len(devices)} chips ...", flush=True)
-    start = time.perf_counter()
-    lowered = function.lower(*arguments)
-    try:
-        compiled = lowered.compile({"exec_time_optimization_effort": EFFORT})
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        line = next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)
-        raise UserError(f"it does not fit: {line.strip()[:300]}") from error
-    report = {
-        "topology": _TOPOLOGY.value,
-        "chips": len(devices),
-        "mesh": dict(mesh.shape),
-        "what": f"{_WHAT.value} {config.stage}",
-        "compile_s": time.perf_counter() - start,
-        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(parameter_shapes(unet, t5))),
-        **measures(compiled, chip),
-    }
-    report["model_flops"] = sum(model_flops(plain, *arguments).values()) / len(devices)
-    seconds, peak = report["estimated_s"], CHIPS[chip][0]
-    report["estimated_share_of_peak"] = report["model_flops"] / (seconds * peak)
-    report["estimated_hardware_share"] = report["hardware_flops"] / (seconds * peak)
+    networks = networks_of(config, _BACKBONE.value)
+    print(f"compiling for {_TOPOLOGY.value} ...", flush=True)
+    report = compile_for(_TOPOLOGY.value, _WHAT.value, config, *networks)
     print("\n".join(lines(report)))
     if _OUT.value:
         write_json(_OUT.value, report)
-
-
-def networks_of(config: TrainConfig) -> tuple[UNetConfig, T5Config | None, int]:
-    """The U-Net that the stage trains, the text encoder or None, and tokens of a caption.
-
-    Raises:
-      UserError: the model that the stage starts from is not there and --backbone does not say
-        what it is, or the frames do not suit the network.
-    """
-    if config.unet is not None:
-        unet, text = config.unet, config.text_encoder
-        t5, tokens = text.t5, text.max_tokens
-    elif _BACKBONE.value is not None:
-        unet, t5, tokens = ARCHITECTURES[_BACKBONE.value], None, 77
-    else:
-        try:
-            path = find_model(config.init_from) / "config.json"
-        except UserError as error:
-            raise UserError(f"{error}; or say what it is by --backbone") from error
-        content = json.loads(path.read_text())
-        unet = from_dict(UNetConfig, content["architecture"], str(path))
-        t5, tokens = None, (content["text_encoder"] or {"max_tokens": 77})["max_tokens"]
-    unet = dataclasses.replace(
-        unet,
-        temporal=config.temporal or unet.temporal,
-        dtype=config.dtype or unet.dtype,
-        cond_channels=COND_CHANNELS if config.stage == "conditional" else unet.cond_channels,
-    )
-    size = config.data.get("crop") or config.data["resolution"]
-    check_video_shape(unet, config.data["num_frames"], size, size)
-    return unet, t5, tokens
-
-
-def train_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Config | None, tokens):
-    """The jitted training step, its arguments' shapes, and a step that recomputes nothing."""
-
-    def step(remat: str):
-        networks = Networks(unet, t5, remat, config.super_resolution, config.conditioning)
-        stage = make_stage(
-            config.stage,
-            networks,
-            config.diffusion,
-            inflates=bool(config.init_from),
-            text_denoising=config.text_denoising,
-            adapter_rank=config.adapter_rank,
-        )
-        update = make_train_step(
-            stage,
-            optimizer,
-            config.optimizer.ema_decay,
-            config.seed,
-            gradient_accumulation=config.gradient_accumulation,
-        )
-        return stage, update
-
-    optimizer = make_optimizer(config.optimizer, config.total_steps)
-    stage, update = step(config.remat)
-    trained, frozen = stage.split(parameter_shapes(unet, t5), config.seed)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
-    size = config.data.get("crop") or config.data["resolution"]
-    rows, data = config.batch_size, config.data
-    batch: dict[str, Any] = {
-        "video": _struct((rows, data["num_frames"], size, size, 3), jnp.float32),
-        "position": _struct((rows,), jnp.uint32),
-    }
-    if t5 is None:
-        batch["text_states"] = _struct((rows, tokens, unet.text_dim), jnp.float16)
-    else:
-        batch["tokens"] = _struct((rows, tokens), jnp.int32)
-        batch["token_mask"] = _struct((rows, tokens), jnp.bool_)
-    arguments = (
-        _lying(state, parameter_shardings(mesh, state)),
-        _lying(frozen, parameter_shardings(mesh, frozen)),
-        {k: _lying(v, batch_sharding(mesh)) for k, v in batch.items()},
-    )
-    # Where the state lies it stays, as `experiments.train` finds it again after each step.
-    outputs = (parameter_shardings(mesh, state), None)
-    return jax.jit(update, donate_argnums=0, out_shardings=outputs), arguments, step("none")[1]
-
-
-def sample_program(config: TrainConfig, mesh: Mesh, unet: UNetConfig, t5: T5Config | None, tokens):
-    """A jitted sampler's step, its arguments' shapes, and the same again."""
-    enlarging = config.super_resolution
-    frames, size = config.data["num_frames"], config.data["resolution"]
-    shape = (frames, size, size, 3)
-    settings = ChunkSettings(
-        unet=unet,
-        schedule=config.diffusion.schedule,
-        prediction=config.diffusion.prediction,
-        variance="fixed_small",
-        sampler="ancestral",
-        steps=STEPS,
-        threshold=Threshold(),
-        super_resolution=enlarging,
-        guided=True,
-        shape=shape,
-        windows=Windows.over(frames, frames, overlap=0),
-        windows_at_once=None,
-        chunk=1,
-    )
-    sampler = make_sampler("ancestral", settings.schedule, STEPS, variance="fixed_small")
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    params = parameter_shapes(unet, None)["unet"]
-    if unet.dtype == "bfloat16":  # as a model for sampling may lie in memory
-        params = jax.tree.map(lambda leaf: _struct(leaf.shape, jnp.bfloat16), params)
-
-    def inputs():
-        video = jnp.zeros((rows, *shape))
-        cond = {"text": jnp.zeros((rows, tokens, unet.text_dim))}
-        if enlarging is not None:
-            cond |= {"low": video, "noise_level": jnp.zeros(rows)}
-            cond |= {"large": video} if enlarging.residual_scale else {}
-        if unet.cond_channels:
-            cond["given"] = jnp.zeros((*video.shape[:-1], unet.cond_channels))
-        key, positions = jax.random.key(0), jnp.zeros(rows, jnp.int32)
-        return cond, cond, jnp.float32(4), key, positions, sampler.init(video), jnp.int32(0)
-
-    def lie(leaf):
-        rowwise = leaf.ndim and leaf.shape[0] == rows
-        return _lying(leaf, batch_sharding(mesh) if rowwise else replicated(mesh))
-
-    arguments = (
-        _lying(params, parameter_shardings(mesh, params)),
-        *jax.tree.map(lie, jax.eval_shape(inputs)),
-    )
-
-    def step(*arguments):
-        return run_chunk(settings, *arguments)
-
-    return jax.jit(step), arguments, step
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -254,21 +75,6 @@ def lines(report: dict[str, Any]) -> list[str]:
         "compiled in": f"{report['compile_s']:.0f} s",
     }
     return [f"{name:26} {value}" for name, value in rows.items()]
-
-
-def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _lying(tree: Any, shardings: Any) -> Any:
-    """Shapes with where their arrays lie; one sharding for all, or a tree of them."""
-    if isinstance(shardings, NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )
 
 
 if __name__ == "__main__":

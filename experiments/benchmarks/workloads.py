@@ -49,7 +49,7 @@ IF_M = UNetConfig(
     attention_levels=(False, True, True, True),
     temporal=TemporalConfig(resample=(True, True, True)),
 )
-IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816))
+IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816), cross_attention_dim=2816)
 
 # IF-I-XL's number of blocks, most of them and of the width where frames are few: a layout that
 # the paper's memory figure holds for.

@@ -148,17 +148,19 @@ def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Netwo
     return apply
 
 
-def devices_for(rows: int, frames: int, stride: int, many: bool) -> Mesh | None:
-    """A mesh ("data", "frames") of this process's devices, or None where one can be used.
+def devices_for(
+    devices: Sequence[jax.Device], rows: int, frames: int, stride: int, many: bool
+) -> Mesh | None:
+    """A mesh ("data", "frames") of some of the devices, or None where one can be used.
 
     Args:
+      devices: of this process.
       rows: of the batches that the network is called on.
       frames: of a row's video.
       stride: the network's over time, of which each device needs a multiple.
       many: whether the rows are so many windows that they are called part by part, and may be
         filled up to any number.
     """
-    devices = jax.local_devices()
 
     def most(count: int, fits: Callable[[int], bool]) -> int:
         return max(n for n in range(1, count + 1) if count % n == 0 and fits(n))
@@ -207,7 +209,8 @@ def sample(
     count, size = len(prompts), min(len(prompts), sampling.batch_size)
     guided, many = sampling.guidance_scale != 1, len(windows.starts) > 1
     called_on = size * len(windows.starts) * (2 if guided else 1)
-    mesh = devices_for(called_on, windows.length, model.unet.temporal_stride, many)
+    stride = model.unet.temporal_stride
+    mesh = devices_for(jax.local_devices(), called_on, windows.length, stride, many)
     settings = ChunkSettings(
         unet=model.unet,
         schedule=model.schedule,

@@ -96,6 +96,9 @@ class TrainConfig:
       conditioning: for "conditional": which pixels are given, how often.
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
+      frozen_dtype: for a stage that leaves an image model as it is: what that model's kernels are
+        kept in and saved as, "float32" or "bfloat16"; None for what they are in `init_from`. (Norms
+        and biases keep their type: few, and computed with in float32.)
       remat: what the backward pass recomputes instead of keeping: "none"; "elementwise", all but
         convolutions and matrix products; or "blocks", everything inside a block. Less memory
         for more time, the same result.
@@ -123,6 +126,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: Literal["float32", "bfloat16"] | None = None
+    frozen_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "elementwise", "blocks"] = "none"
     seed: int = 0
     log_every: int = 20
@@ -150,6 +154,7 @@ class TrainConfig:
             ("super_resolution", ("ssr",)),
             ("conditioning", ("conditional",)),
             ("temporal", ("t2v", "ssr")),
+            ("frozen_dtype", ("t2v", "conditional", "ssr")),
         ):
             if getattr(self, name) and self.stage not in stages:
                 raise UserError(f"stage {self.stage!r} has no use for the field '{name}'")
@@ -157,6 +162,11 @@ class TrainConfig:
             raise UserError("super_resolution.align_corners does not go with data.crop")
         if self.init_from and self.unet is not None:
             raise UserError("init_from says what the U-Net is; leave out 'unet'")
+        if not self.init_from and self.frozen_dtype:
+            raise UserError(
+                f"frozen_dtype is {self.frozen_dtype!r}, but without init_from all of the U-Net is "
+                "trained; leave it out"
+            )
         if not self.init_from and self.data.get("text_states"):
             raise UserError("the run trains the text encoder, so data.text_states must be off")
         if self.init_from and self.text_denoising:

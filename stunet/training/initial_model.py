@@ -4,8 +4,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from stunet.config import to_dict
 from stunet.diffusion import COND_CHANNELS, Threshold
@@ -22,7 +24,7 @@ from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
 from stunet.weights.inflation import add_conditioning, inflate
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
-from stunet.weights.trees import compare_shapes, flatten
+from stunet.weights.trees import Tree, compare_shapes, flatten, is_added, unflatten
 
 
 def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -> ModelFolder:
@@ -64,7 +66,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
             unet, enlarged = inflate(content.params["unet"], unet, temporal, key)
         text_encoder, tokenizer = content.config["text_encoder"], content.tokenizer
         threshold = None if start.threshold is None else to_dict(start.threshold)
-        params = {**content.params, "unet": enlarged}
+        params = {**content.params, "unet": with_frozen_kernels_in(config.frozen_dtype, enlarged)}
 
     data = config.data
     folder_config = {
@@ -81,6 +83,26 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         "super_resolution": super_resolution,
     }
     return ModelFolder(folder_config, params, tokenizer)
+
+
+def with_frozen_kernels_in(dtype: str | None, unet: Tree) -> Tree:
+    """The U-Net's parameters, the image model's kernels cast; with None they are as they were.
+
+    What is trained beside them then computes with what is saved. Vectors stay: norms read them in
+    float32, and to a network that computes in bfloat16 the kernels alone make no difference (but
+    where `UpsampledConv` adds up taps).
+    """
+    if dtype is None:
+        return unet
+
+    def cast(path, leaf):
+        return leaf.astype(jnp.dtype(dtype)) if _is_frozen_kernel(path, leaf) else leaf
+
+    return unflatten({path: cast(path, leaf) for path, leaf in flatten(unet).items()})
+
+
+def _is_frozen_kernel(path: str, leaf: Any) -> bool:
+    return not is_added(path) and len(leaf.shape) > 1
 
 
 def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: Path) -> None:
@@ -104,6 +126,13 @@ def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: P
         text_encoder = model.text_encoder
     if (unet, text_encoder) != (model.unet, model.text_encoder):  # shapes say most of all
         compare_shapes(parameter_shapes(unet, text_encoder), model.params, str(folder))
+    if config.frozen_dtype is not None:
+        for path, leaf in flatten(model.params["unet"]).items():
+            if _is_frozen_kernel(path, leaf) and leaf.dtype != config.frozen_dtype:
+                raise UserError(
+                    f"{folder}: the run was started with unet/{path} in {leaf.dtype}, but "
+                    f"frozen_dtype is {config.frozen_dtype!r}; choose another workdir"
+                )
     started = replace(model, params={})
     wanted = replace(
         started,

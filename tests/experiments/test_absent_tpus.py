@@ -9,6 +9,8 @@ HLO = """
   %all-gather.1 = bf16[8,16]{1,0:T(8,128)} all-gather(bf16[2,16]{1,0} %p), dimensions={0}
   %start = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %q), dimensions={0}
   %done = f32[16]{0} all-gather-done((f32[4]{0}, f32[16]{0}) %start)
+  %p = (bf16[2,4]{1,0}, bf16[2,4]{1,0}, u32[]{:S(2)}, u32[]) collective-permute-start(bf16[2,4] %r)
+  %one = f32[32]{0:T(128)} all-gather-start(f32[8]{0} %s)
   %sum = (f32[10]{0}, bf16[6]{0}) all-reduce(f32[10]{0} %a, bf16[6]{0} %b), to_apply=%add
   %norm = f32[] all-reduce(f32[] %c), to_apply=%add
   %dot = f32[128,128]{1,0} dot(f32[128,64]{1,0} %x, f32[64,128]{1,0} %y)
@@ -17,7 +19,8 @@ HLO = """
 
 def test_collectives_are_counted_once_and_by_their_results():
     assert absent_tpus.collective_bytes(HLO) == {
-        "all-gather": 8 * 16 * 2 + 16 * 4,
+        "all-gather": 8 * 16 * 2 + 16 * 4 + 32 * 4,
+        "collective-permute": 2 * 4 * 2,
         "all-reduce": 10 * 4 + 6 * 2 + 4,
     }
 

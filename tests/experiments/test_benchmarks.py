@@ -4,9 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks import workloads
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.op_profile import module_paths, op_seconds
 from experiments.benchmarks.timing import Worker, resident_bytes, take_turns
+from experiments.tpu_programs import laid_out
+from stunet.weights.trees import count
 
 MIB = 2**20
 
@@ -26,6 +29,14 @@ DENSE = 2.0 * (2 * 4 * 4) * 8 * 16
 
 def by_layer(flops):
     return {name: sum(n for path, n in flops.items() if name in path) for name in ("conv", "dense")}
+
+
+@pytest.mark.parametrize(("unet", "millions"), [("IF_M", 371.6), ("IF_XL", 4304.7)])
+def test_networks_of_if_have_their_published_sizes(unet, millions):
+    image_model = getattr(workloads, unet).text_to_image()
+    assert round(count(workloads.parameter_structs(image_model)) / 1e6, 1) == millions
+    assert laid_out(image_model, 64) == image_model
+    assert laid_out(image_model, 128).attention_levels == (False, False, True, True)
 
 
 def test_flops_of_a_forward_pass():

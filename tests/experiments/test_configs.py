@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from data.pipeline import DataConfig
+from experiments.configs import base_128
 from experiments.ucf101 import ZeroShotConfig
 from stunet.config import from_dict, to_dict
 from stunet.models.unet import check_video_shape
@@ -28,8 +29,9 @@ def assert_within(said, read, where):
             assert read[name] == value, f"{where}.{name}"
 
 
-def fields_of(name):
-    return importlib.import_module(f"experiments.configs.{name}").get_config().to_dict()
+def fields_of(name, *arguments):
+    module = importlib.import_module(f"experiments.configs.{name}")
+    return module.get_config(*arguments).to_dict()
 
 
 @pytest.mark.parametrize("name", list(OTHERS))
@@ -39,17 +41,18 @@ def test_config_that_does_not_train(name):
     assert_within(plain(said), to_dict(config), name)
 
 
-TRAINING = [path for path in sorted(CONFIGS.glob("[!_]*.py")) if path.stem not in OTHERS]
+NAMES = {path.stem for path in CONFIGS.glob("[!_]*.py")} - {"base_128", *OTHERS}
+CASES = [(name,) for name in sorted(NAMES)] + [("base_128", chips) for chips in base_128.SLICES]
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_config(path):
-    said = fields_of(path.stem)
-    config = from_dict(TrainConfig, said, path.name)
+@pytest.mark.parametrize("case", CASES, ids=":".join)
+def test_config(case):
+    name, said = case[0], fields_of(*case)
+    config = from_dict(TrainConfig, said, name)
     read = to_dict(config)
-    assert_within(plain(said), read, path.stem)
-    assert from_dict(TrainConfig, read, path.name) == config
-    from_dict(DataConfig, config.data, f"{path.name}: data")
+    assert_within(plain(said), read, name)
+    assert from_dict(TrainConfig, read, name) == config
+    from_dict(DataConfig, config.data, f"{name}: data")
     if config.unet is not None:
         size = config.data["resolution"]
         check_video_shape(config.unet, config.data["num_frames"], size, size)

@@ -113,6 +113,24 @@ def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
             assert not np.array_equal(leaf, before[path]), path
 
 
+def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
+    """From the start on, over a stop, and in the model that is saved; what is trained is not."""
+    config = {**t2v[0], "frozen_dtype": "bfloat16", "sample_prompts": ()}
+    workdir = root / "t2v_bfloat16"
+    assert train_here({**config, "total_steps": 2}, workdir) == 0
+    (workdir / "DONE").unlink()
+    assert train_here(config, workdir) == 0
+    assert [row["step"] for row in read_metrics(workdir / "metrics.csv")] == [1, 2, 3]
+    t2i = flatten(load_model(whole[0] / "model").params["unet"])
+    for folder in ("initial", "model"):
+        for path, leaf in flatten(load_model(workdir / folder).params["unet"]).items():
+            cast = path in t2i and leaf.ndim > 1
+            assert leaf.dtype == ("bfloat16" if cast else "float32"), path
+            if path in t2i:
+                np.testing.assert_array_equal(leaf, t2i[path].astype(leaf.dtype), err_msg=path)
+    assert all(np.isfinite(row["loss"]) for row in read_metrics(workdir / "metrics.csv"))
+
+
 def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
     """Seen in the optimiser's moments: both stages' are of what they train, and nowhere zero."""
     for (workdir, step), is_trained in (
@@ -212,6 +230,8 @@ def test_values_that_cannot_be(command, config):
     assert "stage 't2i' needs the field 'unet'" in command({**config, "unet": None})
     error = command({**config, "super_resolution": {}})
     assert "stage 't2i' has no use for the field 'super_resolution'" in error
+    error = command({**config, "frozen_dtype": "bfloat16"})
+    assert "stage 't2i' has no use for the field 'frozen_dtype'" in error
     error = command(changed(config, stage="ssr", temporal={"resample": (True,)}))
     assert "stage 'ssr' needs the field 'super_resolution'" in error
     assert "batch_size" in command(config, "--config.batch_size=many")
@@ -272,6 +292,12 @@ def test_resuming_with_another_config(command, config, whole, tmp_path):
     assert "its optimiser's state does not fit the configured optimizer" in error
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     assert after == contents
+
+
+def test_resuming_with_another_type_of_frozen_kernels(command, t2v, tmp_path):
+    shutil.copytree(t2v[1] / "initial", tmp_path / "run" / "initial")
+    error = command({**t2v[0], "frozen_dtype": "bfloat16"}, workdir=tmp_path / "run")
+    assert "in float32, but frozen_dtype is 'bfloat16'; choose another workdir" in error
 
 
 def test_a_model_folder_says_how_it_was_trained(whole, t2v):

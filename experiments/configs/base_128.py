@@ -1,0 +1,39 @@
+"""Text to video at the paper's size: 80 frames of 128x128 pixels (2401.12945 section 3).
+
+    python -m experiments.train --config=experiments/configs/base_128.py:v5p \\
+        --config.init_from=MODEL --config.data.source=FOLDER --workdir=runs/base_128
+    python -m experiments.compile --config=experiments/configs/base_128.py:v5p \\
+        --backbone=if_i_xl --topology=v5p:4x4x4
+
+What follows the colon is a slice of TPUs: v5p (4x4x4) and v6e (8x8) for IF-I-XL, 5.5 B parameters
+with the temporal ones, or v5e (4x4) for IF-I-M. None of the three has been compiled as it stands
+yet (docs/scaling.md).
+
+MODEL makes images of 128 pixels: the first stage of IF with its levels at 128, 64, 32 and 16 pixels
+and attention at the latter two.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import inflate_if
+
+SLICES = {
+    "v5p": {"batch_size": 64, "mesh": {"fsdp": 64, "frames": 1}},
+    "v6e": {"batch_size": 32, "mesh": {"fsdp": 32, "frames": 2}},
+    "v5e": {"batch_size": 8, "mesh": {"fsdp": 8, "frames": 2}},
+}
+
+
+def get_config(chips: str = "v5p") -> ConfigDict:
+    """`inflate_if.py` at twice the size; one video (or half of one) a chip."""
+    base = inflate_if.get_config().to_dict()
+    return ConfigDict(
+        {
+            **base,
+            "init_from": "models/if_m_128" if chips == "v5e" else "models/if_xl_128",
+            "data": {**base["data"], "resolution": 128},
+            "frozen_dtype": "bfloat16",
+            "remat": "blocks",
+            **SLICES[chips],
+        }
+    )
