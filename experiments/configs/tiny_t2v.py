@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
                 "frame_modulation": True,
                 "position_encoding": True,
                 "feed_forward": True,
+                "relative": False,
             },
             "data": {**t2i.data.to_dict(), "num_frames": 8},
             # Eight frames show the scene eight times over, so that as much of it shows at ln 8 = 2

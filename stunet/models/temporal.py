@@ -45,6 +45,10 @@ class TemporalConfig:
       feed_forward: whether each temporal attention layer is followed by a feed-forward layer, as
         in a transformer. Attention averages over frames what the modulation tells them apart by;
         this layer works on each by itself.
+      relative: whether what a block adds is counted in units of the features that it is added to
+        (`stream_scale`). The paper does not say; a text-to-image network's features grow from block
+        to block, in a trained one to hundreds, and what is made of normed features is not heard
+        among them before its weights have grown as large.
     """
 
     resample: tuple[bool, ...]
@@ -56,6 +60,7 @@ class TemporalConfig:
     frame_modulation: bool = False
     position_encoding: bool = False
     feed_forward: bool = False
+    relative: bool = False
 
     def __post_init__(self):
         for field, value, choices in (
@@ -221,13 +226,23 @@ def encode_position(config, x: jax.Array, embedding: jax.Array, name: str) -> ja
     return x + jnp.einsum("btkc,hwk->bthwc", amplitudes, waves)
 
 
+def stream_scale(config: TemporalConfig, x: jax.Array) -> jax.Array | float:
+    """The root mean square of each frame of `[B, T, H, W, C]`, `[B, T, 1, 1, 1]`, where blocks are
+    relative; else 1.
+    """
+    if not config.relative:
+        return 1.0
+    power = jnp.square(x.astype(jnp.float32)).mean((2, 3, 4), keepdims=True)
+    return jnp.sqrt(power + NORM_EPSILON).astype(x.dtype)
+
+
 def zero_projection(features: int, dtype: jnp.dtype) -> nn.Dense:
     """The projection that ends an inflation block: zero, so the block starts as the identity."""
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="proj")
 
 
 class TemporalConvBlock(nn.Module):
-    """`x + projection(convolutions(x))`, the inflation block outside the coarsest level."""
+    """`x + scale * projection(convolutions(x))`, the inflation block outside the coarsest level."""
 
     config: TemporalConfig
     groups: int
@@ -251,7 +266,7 @@ class TemporalConvBlock(nn.Module):
         if kind == "factorised":
             h = temporal_conv(h, channels, "conv_time", self.dtype, self.frame_axis)
             h = gelu(GroupNorm(self.groups, name="norm_3")(h))
-        return x + zero_projection(channels, self.dtype)(h)
+        return x + stream_scale(self.config, x) * zero_projection(channels, self.dtype)(h)
 
     def _conv_3d(self, x: jax.Array) -> jax.Array:
         over_time = (1, 1)
@@ -314,7 +329,9 @@ class TemporalAttention(nn.Module):
 
 
 class TemporalAttentionBlock(nn.Module):
-    """`x + projection(attention layers(x))`, the inflation block of the coarsest level."""
+    """`x + scale * projection(attention layers(x / scale))`, the inflation block of the coarsest
+    level.
+    """
 
     config: TemporalConfig
     groups: int
@@ -323,10 +340,11 @@ class TemporalAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        h = x
+        scale = stream_scale(self.config, x)
+        h = x / scale
         for i in range(self.config.attention_layers):
             layer = TemporalAttention(
                 self.config, self.groups, self.dtype, self.frame_axis, name=f"attn_{i}"
             )
             h = layer(h, embedding)
-        return x + zero_projection(x.shape[-1], self.dtype)(h)
+        return x + scale * zero_projection(x.shape[-1], self.dtype)(h)

@@ -184,3 +184,20 @@ def test_modulation_by_one_of_them_alone(text, frames, shape):
     params = layer.init(jax.random.key(0), states, 5)
     values = layer.apply(params, states, 5)
     assert values.shape == shape and np.std(values, axis=(0, 1)).min() > 0.1
+
+
+@pytest.mark.parametrize("block", [TemporalConvBlock, TemporalAttentionBlock])
+def test_relative_blocks_count_in_units_of_what_they_add_to(block):
+    relative = dataclasses.replace(CONFIG, relative=True)
+    params = random_params(
+        block(CONFIG, groups=2).init(jax.random.key(0), VIDEO, EMBEDDING[:, None])
+    )
+
+    def added(config, video):
+        return block(config, groups=2).apply(params, video, EMBEDDING[:, None]) - video
+
+    scale = np.sqrt(np.square(VIDEO).mean((2, 3, 4), keepdims=True))
+    expected = scale * added(CONFIG, VIDEO / scale)
+    np.testing.assert_allclose(added(relative, VIDEO), expected, atol=1e-4)
+    np.testing.assert_allclose(added(relative, 300 * VIDEO), 300 * expected, rtol=1e-3, atol=1e-2)
+    assert np.abs(added(CONFIG, VIDEO) - expected).max() > 0.1
