@@ -11,20 +11,16 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from stunet.model import load  # noqa: E402
-from stunet.models.frame_axis import split_over_frames  # noqa: E402
-from stunet.models.unet import UNet, init_unet  # noqa: E402
-from stunet.pipeline import generate  # noqa: E402
-from stunet.pipeline.sampling import run_chunk  # noqa: E402
-from stunet.training.mesh import batch_sharding, make_mesh, parameter_shardings  # noqa: E402
-from tests.tiny import CAPTIONS, UNET, fast_compiles, random_params, save_tiny_model  # noqa: E402
+from stunet.model import load
+from stunet.models.frame_axis import split_over_frames
+from stunet.models.unet import UNet, init_unet
+from stunet.pipeline import generate
+from stunet.pipeline.sampling import run_chunk
+from stunet.training.mesh import batch_sharding, make_mesh, parameter_shardings
+from tests.tiny import CAPTIONS, UNET, fast_compiles, random_params, save_tiny_model
 
 CONFIG = replace(
     UNET,

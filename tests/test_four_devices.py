@@ -1,5 +1,6 @@
 """Four devices compute what one does."""
 
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,9 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     path = tmp_path_factory.mktemp("split") / "found.npz"
-    subprocess.run([sys.executable, "-m", "tests.four_devices", str(path)], check=True)
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-m", "tests.four_devices", str(path)]
+    subprocess.run(command, env=environment, check=True)
     return np.load(path)
 
 
