@@ -1,6 +1,6 @@
 """Run in a process of its own, which has four devices: what one of them makes, and all of them.
 
-python -m tests.four_devices OUT.npz
+XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.four_devices OUT.npz
 """
 
 import functools
