@@ -17,7 +17,6 @@ from stunet.models.frame_axis import all_frames, own_frames, shards_of, with_nei
 from stunet.models.layers import NORM_EPSILON, GroupNorm, conv3x3, gelu, per_frame
 
 BLOCKS = ("factorised", "conv1d", "conv3d")
-RESAMPLER_INITS = ("identity", "he")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def identity_conv_init(key, shape, dtype=jnp.float32):
     return jnp.zeros(shape, dtype).at[taps // 2, 0].set(jnp.eye(c_in, c_out, dtype=dtype))
 
 
-_RESAMPLER_INITS = {"identity": identity_conv_init, "he": nn.initializers.he_normal()}
+RESAMPLER_INITS = {"identity": identity_conv_init, "he": nn.initializers.he_normal()}
 
 
 class TemporalDownsample(nn.Module):
@@ -133,7 +132,7 @@ class TemporalDownsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = _RESAMPLER_INITS[self.resampler_init]
+        init = RESAMPLER_INITS[self.resampler_init]
         return temporal_conv(
             x, x.shape[-1], "conv", self.dtype, self.frame_axis, stride=2, kernel_init=init
         )
@@ -148,7 +147,7 @@ class TemporalUpsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init, x = _RESAMPLER_INITS[self.resampler_init], jnp.repeat(x, 2, axis=1)
+        init, x = RESAMPLER_INITS[self.resampler_init], jnp.repeat(x, 2, axis=1)
         return temporal_conv(x, x.shape[-1], "conv", self.dtype, self.frame_axis, kernel_init=init)
 
 

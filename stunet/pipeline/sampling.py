@@ -31,7 +31,7 @@ from stunet.diffusion import (
 from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.models.frame_axis import split_over_frames
+from stunet.models.frame_axis import AXIS, split_over_frames
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig, check_video_shape
 from stunet.weights.trees import Tree
@@ -169,7 +169,7 @@ def devices_for(
     split = most(len(devices) // data, lambda n: n == 1 or frames % (n * stride) == 0)
     if data * split == 1:
         return None
-    return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", "frames"))
+    return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", AXIS))
 
 
 def windows_of(model: Model, num_frames: int, **sampling: Any) -> Windows:

@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.errors import UserError
+from stunet.models.frame_axis import AXIS
 from stunet.weights.trees import Tree
 
-AXES = ("data", "fsdp", "frames")
+AXES = ("data", "fsdp", AXIS)
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -85,12 +86,12 @@ def batch_slice(mesh: Mesh) -> tuple[int, int]:
       UserError: processes hold some of their videos in common and others not.
     """
     rows_of = {}  # process -> rows of the batch, of as many as data and fsdp together
-    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["frames"])):
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape[AXIS])):
         for device in devices:
             rows_of.setdefault(device.process_index, set()).add(row)
     parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
     if sum(map(len, parts)) != len(set().union(*rows_of.values())):
-        frames, devices = mesh.shape["frames"], mesh.devices.size // len(rows_of)
+        frames, devices = mesh.shape[AXIS], mesh.devices.size // len(rows_of)
         raise UserError(
             f"mesh.frames is {frames}, which neither divides the {devices} devices of a process "
             "nor is a multiple of them"
