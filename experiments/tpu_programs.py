@@ -112,8 +112,11 @@ def networks_of(
         unet,
         temporal=config.temporal or unet.temporal,
         dtype=config.dtype or unet.dtype,
-        cond_channels=COND_CHANNELS if config.stage == "conditional" else unet.cond_channels,
     )
+    if config.stage == "conditional":
+        unet = dataclasses.replace(
+            unet, cond_channels=COND_CHANNELS, cond_in_blocks=config.cond_in_blocks
+        )
     check_video_shape(unet, config.data["num_frames"], size, size)
     return unet, t5, tokens
 

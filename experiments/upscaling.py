@@ -2,10 +2,11 @@
 
     python -m experiments.upscaling --model=runs/tiny_ssr --out=runs/tiny_ssr/upscaling
 
-Moving-shapes clips of the tiny config are made small, enlarged, and compared with what they were,
-once with MultiDiffusion (overlapping windows, averaged at every step) and once without (windows end
-to end, each sampled for itself). Writes OUT.json, OUT.png (difference of consecutive frames, as the
-paper's figure) and OUT_sheet.png (the clip given, the result without and with, and the truth).
+Moving-shapes clips of the tiny config are made small, enlarged, and compared with what they were:
+without MultiDiffusion (windows end to end, each sampled for itself) and with it (overlapping
+windows, averaged at every step), once alike, as the paper does, and once with weights that fade one
+into the next. Writes OUT.json, OUT.png (difference of consecutive frames, as the paper's figure)
+and OUT_sheet.png (the clip given, the three results, and the truth).
 """
 
 import json
@@ -26,6 +27,12 @@ from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
 from stunet.pipeline import load, upscale, windows_of
 from stunet.video_io import check_writable, contact_sheet, write_image
+
+DESCRIBED = {
+    "without": "without MultiDiffusion",
+    "uniform": "with, uniform weights",
+    "ramp": "with, ramp weights",
+}
 
 _MODEL = flags.DEFINE_string("model", None, "a model folder, or a training workdir")
 _OUT = flags.DEFINE_string("out", None, "where OUT.json, OUT.png and OUT_sheet.png are written")
@@ -50,8 +57,15 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{_MODEL.value}: no super-resolution model")
     truth, prompts = _clips(model.resolution)
     factor = model.super_resolution.factor
-    cuts = {overlap: windows_of(model, truth.shape[1], overlap=overlap) for overlap in (0, 2)}
-    if len(cuts[0].starts) == 1:
+    cuts = {
+        name: windows_of(model, truth.shape[1], **cut)
+        for name, cut in {
+            "without": {"overlap": 0},
+            "uniform": {"window_weights": "uniform"},
+            "ramp": {"window_weights": "ramp"},
+        }.items()
+    }
+    if len(cuts["without"].starts) == 1:
         raise UserError(
             f"{_MODEL.value}: one window of {model.num_frames} frames holds the whole clip of "
             f"{truth.shape[1]}; there is no seam to measure"
@@ -60,9 +74,8 @@ def main(argv: list[str]) -> None:
     bicubic = np.asarray(jax.image.resize(given, truth.shape, "bicubic"))
 
     results, report = {}, {}
-    for name, overlap in (("without", 0), ("with", 2)):
-        windows = cuts[overlap]
-        with tqdm(desc=f"{name} MultiDiffusion", unit="step") as bar:
+    for name, windows in cuts.items():
+        with tqdm(desc=DESCRIBED[name], unit="step") as bar:
 
             def progress(done: int, total: int, _, bar: tqdm = bar) -> None:
                 bar.total = total
@@ -72,7 +85,8 @@ def main(argv: list[str]) -> None:
                 model,
                 given,
                 prompts,
-                overlap=overlap,
+                overlap=windows.overlap,
+                window_weights=windows.weights,
                 steps=_STEPS.value,
                 guidance_scale=_SCALE.value,
                 seed=_SEED.value,
@@ -97,7 +111,7 @@ def main(argv: list[str]) -> None:
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _SPLIT, _STEPS, _SCALE, _SEED)}
     paths[0].write_text(json.dumps({**report, "settings": settings}, indent=2) + "\n")
     _plot(model, truth, results, paths[1])
-    rows = [upsampled(given[:1], factor), results["without"][:1], results["with"][:1], truth[:1]]
+    rows = [upsampled(given[:1], factor), *(videos[:1] for videos in results.values()), truth[:1]]
     sheet = np.concatenate(rows)[:, ::4]
     write_image(paths[2], contact_sheet(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1]))
     print(*paths, sep="\n")
@@ -120,7 +134,7 @@ def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) 
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
-    lines = {f"{name} MultiDiffusion": videos for name, videos in results.items()}
+    lines = {DESCRIBED[name]: videos for name, videos in results.items()}
     for name, videos in {**lines, "true clip": truth}.items():
         axes.plot(np.arange(1, truth.shape[1]), frame_differences(videos).mean(0), label=name)
     for joint in np.flatnonzero(seams(windows_of(model, truth.shape[1], overlap=0))):

@@ -25,6 +25,7 @@ from tests.tiny import CAPTIONS, UNET, fast_compiles, random_params, save_tiny_m
 CONFIG = replace(
     UNET,
     cond_channels=4,
+    cond_in_blocks=True,
     temporal=replace(
         UNET.temporal,
         text_modulation=True,

@@ -14,7 +14,7 @@ from stunet.weights.inflation import add_conditioning
 from tests.tiny import CAPTIONS, FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
 
 QUICK = {"steps": 4, "guidance_scale": 2.0}
-CONDITIONAL = dataclasses.replace(UNET, cond_channels=4)
+CONDITIONAL = dataclasses.replace(UNET, cond_channels=4, cond_in_blocks=True)
 RNG = np.random.default_rng(0)
 CLIP = RNG.uniform(-1, 1, (1, NUM_FRAMES, RESOLUTION, RESOLUTION, 3)).astype(np.float32)
 HOLE = np.zeros((1, RESOLUTION, RESOLUTION, 1), np.float32)
@@ -57,8 +57,9 @@ def model(folder):
     return load(folder)
 
 
-def test_before_fine_tuning_what_is_given_changes_nothing(base):
-    unet, params = add_conditioning(base.params["unet"], base.unet, 4)
+@pytest.mark.parametrize("cond_in_blocks", [False, True])
+def test_before_fine_tuning_what_is_given_changes_nothing(base, cond_in_blocks):
+    unet, params = add_conditioning(base.params["unet"], base.unet, 4, cond_in_blocks)
     conditional = dataclasses.replace(base, unet=unet, params={**base.params, "unet": params})
     made = fill(conditional, CLIP, np.ones_like(CLIP[..., :1]), CAPTIONS[:1], **QUICK)
     filled = inpaint(conditional, CLIP, HOLE, CAPTIONS[:1], paste_back=False, **QUICK)

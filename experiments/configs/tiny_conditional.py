@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
                 "half_plane": 0.1,
                 "none": 0.1,
             },
+            "cond_in_blocks": True,
             "data": t2v.data,
             "diffusion": t2v.diffusion,
             "optimizer": t2v.optimizer,

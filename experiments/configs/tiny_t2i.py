@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
             # of its course below -2; shifted by -2 it spends half.
             "diffusion": {
                 "prediction": "v",
+                "loss": "simple",
                 "schedule": {"kind": "continuous_cosine", "log_snr_shift": -2.0},
             },
             "optimizer": {

@@ -40,14 +40,14 @@ class Windows:
       starts: the first frame of each window, ascending.
       length: frames of every window.
       overlap: frames that neighbours share; the last two may share more.
-      weights: "uniform", or "ramp", which counts a window less in its first and last `overlap`
-        frames, so that one window's prediction fades into the next's.
+      weights: "uniform", the paper's, or "ramp", which counts a window less in its first and last
+        `overlap` frames, so that one window's prediction fades into the next's.
     """
 
     starts: tuple[int, ...]
     length: int
     overlap: int = OVERLAP
-    weights: str = "uniform"
+    weights: str = "ramp"
 
     @classmethod
     def over(
@@ -56,7 +56,7 @@ class Windows:
         length: int,
         *,
         overlap: int = OVERLAP,
-        weights: str = "uniform",
+        weights: str = "ramp",
         stride: int = 1,
     ) -> "Windows":
         """Windows that cover `num_frames` frames, the last one shifted back to end with the clip.
@@ -115,26 +115,29 @@ class Windows:
         )  # gathered, not scattered: nothing to collide, and the same on every device
 
     @functools.cached_property
+    def shares(self) -> np.ndarray:
+        """The part `[W, T]` that each window has in the mean of each frame of the clip."""
+        place = np.arange(self.length)
+        weight = np.ones(self.length)
+        if self.weights == "ramp":
+            weight = np.minimum(np.minimum(place, place[::-1]) + 1, self.overlap + 1.0)
+        weights = np.zeros((len(self.starts), self.num_frames))
+        for row, start in zip(weights, self.starts, strict=True):
+            row[start : start + self.length] = weight
+        return weights / weights.sum(0)
+
+    @functools.cached_property
     def _cover(self) -> tuple[np.ndarray, np.ndarray]:
         """Which of the windows' frames make a frame of the clip, and their shares, each [K, T].
 
         K is the number of windows over the most covered frame; where there are fewer, a share
         is 0.
         """
-        place = np.arange(self.length)
-        weight = np.ones(self.length)
-        if self.weights == "ramp":
-            weight = np.minimum(np.minimum(place, place[::-1]) + 1, self.overlap + 1.0)
-        covering = [[] for _ in range(self.num_frames)]
-        for window, start in enumerate(self.starts):
-            for i in place:
-                covering[start + i].append((window * self.length + i, weight[i]))
-        most = max(map(len, covering))
-        rows, weights = np.zeros((2, most, self.num_frames))
-        for frame, entries in enumerate(covering):
-            for k, (row, w) in enumerate(entries):
-                rows[k, frame], weights[k, frame] = row, w
-        return rows.astype(int), weights / weights.sum(0)
+        most = np.count_nonzero(self.shares, axis=0).max()
+        window = np.argsort(self.shares == 0, axis=0, kind="stable")[:most]
+        shares = np.take_along_axis(self.shares, window, axis=0)
+        place = np.arange(self.num_frames) - np.array(self.starts)[window]
+        return np.where(shares > 0, window * self.length + place, 0), shares
 
 
 def windowed(denoiser: Denoiser, windows: Windows) -> Denoiser:

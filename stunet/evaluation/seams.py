@@ -16,13 +16,10 @@ def frame_differences(videos: np.ndarray) -> np.ndarray:
 def seams(windows: Windows) -> np.ndarray:
     """Which transitions from a frame to the next, `[T - 1]` bool, lie at a window's edge.
 
-    Those where other windows cover the one frame than the other: with no overlap the joints, with
-    overlap where an overlap begins and where it ends.
+    Those where a window has another share in the one frame than in the other: with no overlap the
+    joints; with overlap where one begins and ends and, of ramp weights, all between.
     """
-    frames = np.arange(windows.num_frames)
-    starts = np.array(windows.starts)[:, None]
-    covers = (starts <= frames) & (frames < starts + windows.length)
-    return np.any(covers[:, 1:] != covers[:, :-1], axis=0)
+    return np.any(np.diff(windows.shares, axis=1) != 0, axis=0)
 
 
 def seam_ratio(

@@ -235,13 +235,27 @@ def stream_scale(config: TemporalConfig, x: jax.Array) -> jax.Array | float:
     return jnp.sqrt(power + NORM_EPSILON).astype(x.dtype)
 
 
+def show(h: jax.Array, cond: jax.Array | None) -> jax.Array:
+    """Features `h` of `[B, T, H, W, C]` with a projection of what is given there added, zero at
+    first; `h` itself without.
+    """
+    if cond is None:
+        return h
+    zeros = nn.initializers.zeros
+    shown = nn.Dense(h.shape[-1], use_bias=False, dtype=h.dtype, kernel_init=zeros, name="given")
+    return h + shown(cond.astype(h.dtype))
+
+
 def zero_projection(features: int, dtype: jnp.dtype) -> nn.Dense:
     """The projection that ends an inflation block: zero, so the block starts as the identity."""
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="proj")
 
 
 class TemporalConvBlock(nn.Module):
-    """`x + scale * projection(convolutions(x))`, the inflation block outside the coarsest level."""
+    """`x + scale * projection(convolutions(x))`, the inflation block outside the coarsest level.
+
+    `cond` is what is given, at this level's size, where the network shows it to its blocks.
+    """
 
     config: TemporalConfig
     groups: int
@@ -249,10 +263,12 @@ class TemporalConvBlock(nn.Module):
     frame_axis: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, embedding: jax.Array, cond: jax.Array | None = None
+    ) -> jax.Array:
         channels = x.shape[-1]
         kind = self.config.block
-        h = gelu(GroupNorm(self.groups, name="norm_1")(x))
+        h = show(gelu(GroupNorm(self.groups, name="norm_1")(x)), cond)
         h = encode_position(self.config, h, embedding, "position")
         if kind == "conv3d":
             h = self._conv_3d(h)
@@ -295,7 +311,9 @@ class TemporalAttention(nn.Module):
     frame_axis: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, embedding: jax.Array, cond: jax.Array | None = None
+    ) -> jax.Array:
         b, t, height, width, channels = x.shape
         head_dim = self.config.head_dim
 
@@ -309,7 +327,7 @@ class TemporalAttention(nn.Module):
         def dense(features, name, h):
             return nn.Dense(features, dtype=self.dtype, name=name)(h)
 
-        h = normed("")
+        h = show(normed(""), cond)
 
         def project(name):
             y = dense(channels, name, h)
@@ -329,7 +347,7 @@ class TemporalAttention(nn.Module):
 
 class TemporalAttentionBlock(nn.Module):
     """`x + scale * projection(attention layers(x / scale))`, the inflation block of the coarsest
-    level.
+    level. `cond` as for `TemporalConvBlock`.
     """
 
     config: TemporalConfig
@@ -338,12 +356,14 @@ class TemporalAttentionBlock(nn.Module):
     frame_axis: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, embedding: jax.Array, cond: jax.Array | None = None
+    ) -> jax.Array:
         scale = stream_scale(self.config, x)
         h = x / scale
         for i in range(self.config.attention_layers):
             layer = TemporalAttention(
                 self.config, self.groups, self.dtype, self.frame_axis, name=f"attn_{i}"
             )
-            h = layer(h, embedding)
+            h = layer(h, embedding, cond)
         return x + scale * zero_projection(x.shape[-1], self.dtype)(h)

@@ -77,6 +77,9 @@ class UNetConfig:
       temporal: None for a text-to-image network.
       cond_channels: of what a conditional model is given beside the noisy video, known pixels and
         which they are (`stunet.diffusion.conditioning`: 4); 0 for none.
+      cond_in_blocks: whether temporal blocks are shown it, too, averaged to their level's size,
+        and not the first convolution alone as in the paper. There it is mixed with the noise,
+        which a narrow first level cannot take apart again.
     """
 
     channels: tuple[int, ...]
@@ -98,6 +101,7 @@ class UNetConfig:
     dtype: str = "float32"
     temporal: TemporalConfig | None = None
     cond_channels: int = 0
+    cond_in_blocks: bool = False
 
     def __post_init__(self):
         levels = len(self.channels)
@@ -116,6 +120,8 @@ class UNetConfig:
                 f"cond_channels is {self.cond_channels}, but a network without temporal modules "
                 "makes images, for which nothing is given; leave it 0"
             )
+        if self.cond_in_blocks and not self.cond_channels:
+            raise UserError("cond_in_blocks is True, but cond_channels is 0: nothing is given")
         if self.dtype not in DTYPES:
             raise UserError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         attending = [c for c, on in zip(self.channels, self.attention_levels, strict=True) if on]
@@ -141,7 +147,7 @@ class UNetConfig:
 
     def text_to_image(self) -> "UNetConfig":
         """The configuration of the text-to-image network inside this one."""
-        return replace(self, temporal=None, cond_channels=0)
+        return replace(self, temporal=None, cond_channels=0, cond_in_blocks=False)
 
 
 def check_video_shape(config: UNetConfig, num_frames: int, height: int, width: int) -> None:
@@ -230,7 +236,9 @@ class UNet(nn.Module):
             block = remat(block)(
                 temporal, cfg.norm_groups, dtype, self.frame_axis, name=f"temporal_{name}"
             )
-            return block(h, modulation[:, :: x.shape[1] // h.shape[1]])
+            shown = cond is not None and cfg.cond_in_blocks
+            at_level = averaged(cond, h.shape[1:4]) if shown else None
+            return block(h, modulation[:, :: x.shape[1] // h.shape[1]], at_level)
 
         def resample_time(h, name, resampler, resize):
             if temporal is None or not temporal.resample[resize]:
@@ -305,6 +313,15 @@ class UNet(nn.Module):
         pooled = TextPooling(cfg.pooling_heads, width, dtype, name="text_pooling")(text)
         embedding = embedding + pooled
         return gelu(embedding) if cfg.activate_embedding_once else embedding
+
+
+def averaged(video: jax.Array, size: tuple[int, int, int]) -> jax.Array:
+    """`[B, T, H, W, C]` made smaller, to `size` (T, H, W), by the mean over each box of it."""
+    b, *full, c = video.shape
+    boxes = [
+        n for length, n_boxes in zip(full, size, strict=True) for n in (n_boxes, length // n_boxes)
+    ]
+    return video.reshape(b, *boxes, c).mean((2, 4, 6))
 
 
 def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:

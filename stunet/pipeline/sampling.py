@@ -81,7 +81,7 @@ class Sampling:
     batch_size: int = 8
     window: int | None = None
     overlap: int = OVERLAP
-    window_weights: str = "uniform"
+    window_weights: str = "ramp"
     windows_at_once: int | None = 1
     chunk: int = 5
     on_chunk: OnChunk | None = None

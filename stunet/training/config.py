@@ -94,6 +94,8 @@ class TrainConfig:
       adapter_rank: for "style": the rank of adapters to train in place of the whole network, which
         are part of the saved model's weights; 0 for none.
       conditioning: for "conditional": which pixels are given, how often.
+      cond_in_blocks: for "conditional": whether to show them to every temporal block, too
+        (`UNetConfig.cond_in_blocks`).
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
       frozen_dtype: for a stage that leaves an image model as it is: what that model's kernels are
@@ -122,6 +124,7 @@ class TrainConfig:
     super_resolution: SuperResolution | None = None
     adapter_rank: int = 0
     conditioning: MaskMixture | None = None
+    cond_in_blocks: bool = False
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -153,6 +156,7 @@ class TrainConfig:
             ("adapter_rank", ("style",)),
             ("super_resolution", ("ssr",)),
             ("conditioning", ("conditional",)),
+            ("cond_in_blocks", ("conditional",)),
             ("temporal", ("t2v", "ssr")),
             ("frozen_dtype", ("t2v", "conditional", "ssr")),
         ):

@@ -61,7 +61,9 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         if config.stage == "style":
             enlarged = content.params["unet"]
         elif config.stage == "conditional":
-            unet, enlarged = add_conditioning(content.params["unet"], unet, COND_CHANNELS)
+            unet, enlarged = add_conditioning(
+                content.params["unet"], unet, COND_CHANNELS, config.cond_in_blocks
+            )
         else:
             unet, enlarged = inflate(content.params["unet"], unet, temporal, key)
         text_encoder, tokenizer = content.config["text_encoder"], content.tokenizer
@@ -123,6 +125,8 @@ def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: P
         unet = _in_dtype(config, model.unet)
         if config.temporal is not None:
             unet = replace(unet, temporal=config.temporal)
+        if config.stage == "conditional":
+            unet = replace(unet, cond_in_blocks=config.cond_in_blocks)
         text_encoder = model.text_encoder
     if (unet, text_encoder) != (model.unet, model.text_encoder):  # shapes say most of all
         compare_shapes(parameter_shapes(unet, text_encoder), model.params, str(folder))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig, init_unet
-from stunet.weights.trees import Tree, compare_shapes, is_temporal, merge, partition
+from stunet.weights.trees import Tree, compare_shapes, flatten, is_temporal, merge, partition
 
 
 def inflate(
@@ -42,9 +42,9 @@ def inflate(
 
 
 def add_conditioning(
-    params: Tree, config: UNetConfig, cond_channels: int
+    params: Tree, config: UNetConfig, cond_channels: int, cond_in_blocks: bool = False
 ) -> tuple[UNetConfig, Tree]:
-    """Adds the convolution that shows a text-to-video network what is given.
+    """Adds what shows a text-to-video network what is given.
 
     It is zero, so that the result computes what the network did, whatever is given.
 
@@ -52,13 +52,15 @@ def add_conditioning(
       params: the text-to-video U-Net's parameters; used as they are, not copied.
       config: its architecture.
       cond_channels: of what is given.
+      cond_in_blocks: whether to show it to every temporal block and not to the first
+        convolution alone.
 
     Returns:
       The conditional network's config and its parameters.
     """
-    conditional = replace(config, cond_channels=cond_channels)
+    conditional = replace(config, cond_channels=cond_channels, cond_in_blocks=cond_in_blocks)
     shapes = jax.eval_shape(lambda: init_unet(conditional, jax.random.key(0)))
-    kernel = shapes["cond_conv_in"]["kernel"]
-    return conditional, merge(
-        params, {"cond_conv_in": {"kernel": jnp.zeros(kernel.shape, kernel.dtype)}}
-    )
+    had = flatten(params)
+    added, _ = partition(shapes, lambda path: path not in had)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), added)
+    return conditional, merge(params, zeros)

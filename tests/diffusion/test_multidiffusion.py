@@ -100,7 +100,7 @@ def test_a_frame_local_denoiser_does_not_see_the_windows(length, overlap, weight
 
 def test_predictions_are_averaged_and_belong_together():
     """A denoiser that answers with its window's number, at a level of each video's own."""
-    windows = Windows.over(6, 4)
+    windows = Windows.over(6, 4, weights="uniform")
     x_t, t = normal(2, 6, 1, 1, 1), jnp.array([200.0, 700.0])
     asked = []
 

@@ -5,11 +5,15 @@ from stunet.diffusion import Windows
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
 
 
-def test_seams_are_where_the_covering_windows_change():
+def test_seams_are_where_a_windows_share_changes():
     joints = Windows.over(12, 4, overlap=0)
     np.testing.assert_array_equal(np.flatnonzero(seams(joints)), [3, 7])  # 3 -> 4, 7 -> 8
     overlapping = Windows.over(10, 4, overlap=1)  # frames 0..3, 3..6, 6..9
     np.testing.assert_array_equal(np.flatnonzero(seams(overlapping)), [2, 3, 5, 6])
+    covers = Windows.over(14, 8, weights="uniform")  # frames 0..7, 6..13
+    np.testing.assert_array_equal(np.flatnonzero(seams(covers)), [5, 7])
+    fades = Windows.over(14, 8, weights="ramp")  # by thirds: 1, 2/3, 1/3, 0
+    np.testing.assert_array_equal(np.flatnonzero(seams(fades)), [5, 6, 7])
     assert not seams(Windows.over(4, 4, overlap=0)).any()
 
 

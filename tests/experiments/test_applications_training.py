@@ -87,6 +87,7 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
         "stage": "conditional",
         "init_from": str(video),
         "conditioning": {"none": 0.5},
+        "cond_in_blocks": True,
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
         "batch_size": 2,
         "total_steps": 2,
@@ -97,8 +98,10 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
     before, after = (
         flatten(load_model(root / "fill" / name).params) for name in ("initial", "model")
     )
-    new = "unet/cond_conv_in/kernel"
-    assert before.keys() - source.keys() == {new} and not before[new].any()
+    new = before.keys() - source.keys()
+    assert "unet/cond_conv_in/kernel" in new and all(is_added(path) for path in new)
+    assert sum(path.endswith("/given/kernel") for path in new) == len(new) - 1 > 2
+    assert not any(before[path].any() for path in new)
     assert all(np.array_equal(leaf, before[path]) for path, leaf in source.items())
     for path, leaf in after.items():
         changed_here = not np.array_equal(leaf, before[path])
@@ -108,10 +111,13 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
         train_here(changed(conditional, init_from=str(whole[0])), root / "wrong")
     (root / "fill" / "DONE").unlink()
     with pytest.raises(UserError, match=r"started with stage 'conditional', but .* 't2v'"):
-        unlike = {name: value for name, value in conditional.items() if name != "conditioning"}
+        own = ("conditioning", "cond_in_blocks")
+        unlike = {name: value for name, value in conditional.items() if name not in own}
         temporal = {"resample": (True,), "attention_layers": 1, "head_dim": 8}
         unlike |= {"stage": "t2v", "init_from": str(whole[0]), "temporal": temporal}
         train_here(unlike, root / "fill")
+    with pytest.raises(UserError, match=r"fill.*initial.*given/kernel"):
+        train_here(changed(conditional, cond_in_blocks=False), root / "fill")
     with pytest.raises(UserError, match=r"fill.* is a conditional model already"):
         train_here(changed(conditional, init_from=str(root / "fill")), root / "wrong")
 

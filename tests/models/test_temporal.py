@@ -17,7 +17,9 @@ from stunet.models.temporal import (
     TemporalUpsample,
     encode_position,
     rotary,
+    show,
 )
+from stunet.models.unet import averaged
 from tests.tiny import random_params
 
 CONFIG = TemporalConfig((True,), head_dim=4, text_modulation=True)
@@ -72,6 +74,38 @@ def test_blocks_start_as_the_identity_and_then_reach_across_frames(block):
     assert not frames[1].any()  # the other video is left alone
     # Group norms spread over a frame; beyond them, attention and conv1d stay at one position.
     assert moved[0, 2, 1, 2].max() > 1e-7
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_blocks_are_shown_what_is_given(attention):
+    block = TemporalAttentionBlock if attention else TemporalConvBlock
+    config = TemporalConfig((True,), head_dim=4)
+    layer, given = block(config, groups=2), VIDEO[..., :3]
+    params = random_params(layer.init(jax.random.key(0), VIDEO, EMBEDDING, given))
+    changed = given.copy()
+    changed[0, 2, 0, 0] += 1
+    a, b = (layer.apply(params, VIDEO, EMBEDDING, cond) for cond in (given, changed))
+    assert np.abs(a - b)[0].max() > 1e-2
+    np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_what_is_given_is_projected_and_averaged():
+    features, given = jnp.ones((1, 2, 1, 2, 3)), jnp.asarray(VIDEO[:1, ::3, :, :2])
+    small = averaged(given, (2, 1, 2))
+    np.testing.assert_allclose(small, VIDEO[:1, ::3, :, :2].mean(2, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(
+        averaged(given, (1, 1, 1)).ravel(), VIDEO[0, ::3, :, :2].mean((0, 1, 2)), rtol=1e-6
+    )
+    kernel = np.random.default_rng(2).normal(size=(4, 3)).astype(np.float32)
+
+    class Shown(nn.Module):
+        @nn.compact
+        def __call__(self, h, cond):
+            return show(h, cond)
+
+    made = Shown().apply({"params": {"given": {"kernel": kernel}}}, features, small)
+    np.testing.assert_allclose(made, 1 + np.asarray(small) @ kernel, atol=1e-6)
+    np.testing.assert_array_equal(Shown().apply({}, features, None), features)
 
 
 def test_rotary_scores_depend_on_the_distance_in_time_alone():

@@ -244,6 +244,7 @@ def test_rematerialised_gradients_are_the_same_and_keep_less():
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"norm_groups": 3}, "norm_groups is 3, which does not divide 8"),
         ({"temporal": TemporalConfig((True, True))}, "2 levels have 1 resizes"),
+        ({"cond_in_blocks": True}, "cond_in_blocks is True, but cond_channels is 0"),
     ],
 )
 def test_contradictory_configs_are_refused(fields, message):
