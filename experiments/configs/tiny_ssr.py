@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
             },
             "diffusion": {
                 "prediction": "v",
+                "loss": "simple",
                 "schedule": {"kind": "continuous_cosine", "log_snr_shift": 0.0},
             },
             "optimizer": {
