@@ -1,0 +1,116 @@
+"""Ablations: their configs, and what becomes of runs, which are written down here, not trained."""
+
+import csv
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from experiments.ablations import resampler_init, temporal_resampling, training
+from stunet.config import from_dict
+from stunet.errors import UserError
+from stunet.training.config import TrainConfig
+
+STEPS = 40
+MODULES = (resampler_init, temporal_resampling)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_variants_differ_in_what_is_asked_and_seeds_in_nothing_else(module):
+    ablation = module.ABLATION
+    assert f"experiments.ablations.{ablation.name}" == module.__name__
+    configs = {
+        (variant, seed): module.get_config(f"{variant},{seed}").to_dict()
+        for variant in ablation.variants
+        for seed in (0, 2)
+    }
+    for said in configs.values():
+        from_dict(TrainConfig, said, ablation.name)
+    one, other = ablation.variants
+    paper, changed = configs[one, 0], configs[other, 0]
+    assert paper["temporal"] != changed["temporal"]
+    again = configs[one, 2]
+    assert (again["seed"], again["data"]["seed"]) == (2, 2)
+    for said in (changed, again):
+        for name in ("temporal", "total_steps", "seed", "data"):
+            del said[name]
+    assert changed == {name: paper[name] for name in changed}
+    assert again == changed
+
+
+def test_the_full_rate_gets_as_many_flops_in_fewer_steps():
+    resampled, full = (
+        temporal_resampling.get_config(f"{variant},0") for variant in ("resampled", "full_rate")
+    )
+    assert full.total_steps < resampled.total_steps
+    flops = [c.total_steps * temporal_resampling.forward_flops(c) for c in (resampled, full)]
+    assert flops[1] == pytest.approx(flops[0], rel=1 / full.total_steps)
+
+
+@pytest.mark.parametrize("argument", ["he", "xavier,0", "he,first"])
+def test_what_is_no_variant_is_refused(argument):
+    with pytest.raises(UserError, match="no variant and seed; write one of identity, he"):
+        resampler_init.get_config(argument)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Commands that write their files at once; He's loss is 0.25 higher, a seed's 0.01 a number."""
+    calls = []
+
+    def call(command, stdout, **_):
+        flags = dict(flag.split("=", 1) for flag in command[3:])
+        calls.append((command[2], flags))
+        if command[2] == "experiments.judge":
+            report = {"colour": 1.0, "shape": 0.5, "motion": 0.25, "num_clips": 64}
+            with open(f"{flags['--out']}.json", "w") as file:
+                json.dump(report, file)
+            return subprocess.CompletedProcess(command, 0)
+        variant, seed = flags["--config"].rsplit(":", 1)[1].split(",")
+        if "--config.batch_size" in flags:
+            stdout.write("loss is nan\nlower the rate\n")
+            return subprocess.CompletedProcess(command, 2)
+        out = training.Path(flags["--workdir"])
+        out.mkdir()
+        loss = 1.0 + 0.25 * (variant == "he") + 0.01 * int(seed)
+        with (out / "metrics.csv").open("w", newline="") as file:
+            rows = ((step, loss + (step <= 36), 1.0) for step in range(1, STEPS + 1))
+            csv.writer(file).writerows([("step", "loss", "grad_norm"), *rows])
+        (out / "DONE").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(training.subprocess, "run", call)
+    return calls
+
+
+def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
+    ablation = resampler_init.ABLATION
+    arguments = (ablation, tmp_path / "runs", tmp_path / "t2i", 2, ["--config.log_every=5"])
+    training.run(*arguments)
+    trained = [flags for program, flags in written if program == "experiments.train"]
+    assert len(trained) == 6 and len(written) == 12
+    assert {flags["--config"].rsplit(":", 1)[1] for flags in trained} == {
+        f"{variant},{seed}" for variant in ("identity", "he") for seed in (0, 1, 2)
+    }
+    assert {flags["--config.init_from"] for flags in trained} == {str(tmp_path / "t2i")}
+    assert {flags["--config.log_every"] for flags in trained} == {"5"}
+    training.run(*arguments)
+    assert len(written) == 12
+
+    found = training.results(ablation, tmp_path / "runs")
+    np.testing.assert_allclose(found["he"]["loss"], [1.25, 1.26, 1.27])
+    assert found["identity"]["curves"].shape == (3, STEPS)
+    text = training.section(ablation, tmp_path / "runs")
+    assert "identity ends lower with every seed" in text
+    assert "| he | 40 | 1.2500, 1.2600, 1.2700 | 100 % | 50 % | 25 % |" in text
+    assert (tmp_path / "runs.png").stat().st_size > 5000
+    reversed_losses = {"identity": np.array([1, 3, 3.0]), "he": np.array([2, 2, 2.0])}
+    assert "lower with 1 of 3" in ablation.verdict(reversed_losses)
+
+
+def test_a_failed_run_is_named_with_its_last_line(tmp_path, written):
+    with pytest.raises(UserError, match=r"experiments.train ended with 2: lower the rate \(all of"):
+        training.run(
+            resampler_init.ABLATION, tmp_path / "runs", tmp_path, 1, ["--config.batch_size=0"]
+        )
