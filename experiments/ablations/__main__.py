@@ -1,47 +1,75 @@
 """Runs the ablations and writes what they found.
 
-    python -m experiments.ablations --t2i=runs/t2i --workdir=runs/ablations [--only=NAME]
+    python -m experiments.ablations --t2i=runs/t2i --ssr=runs/ssr --workdir=runs/ablations
 
-`--t2i` is a trained text-to-image model, which all variants are inflated from. The same command
-again goes on where it stopped. Writes WORKDIR/ablations.md, and a plot for each beside it.
+`--t2i` is a trained text-to-image model, which variants are inflated from; `--ssr` a trained
+super-resolution model; `--only=NAME` runs one ablation. The same command again goes on where it
+stopped. Writes WORKDIR/ablations.md, and plots beside it.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
-from experiments.ablations import resampler_init, temporal_resampling
-from experiments.ablations.training import run, section
+from experiments.ablations import multidiffusion, resampler_init, temporal_resampling, training
 from experiments.flag_reading import read_flags
 from stunet.errors import UserError, run_command
 from stunet.weights.model_folder import open_model
 
-ABLATIONS = {
-    ablation.name: ablation for ablation in (resampler_init.ABLATION, temporal_resampling.ABLATION)
-}
 
-_ONLY = flags.DEFINE_enum("only", None, list(ABLATIONS), "one ablation; default: all")
-_T2I = flags.DEFINE_string("t2i", None, "the text-to-image model that variants are inflated from")
+class Ablation(NamedTuple):
+    """What it starts from (the flag of a model), and its two halves."""
+
+    model: str
+    run: Callable[[Path, Path], None]  # of its workdir and that model
+    section: Callable[[Path], str]
+
+
+_ONLY = flags.DEFINE_string("only", None, "one ablation; default: all")
+_MODELS = {
+    "t2i": flags.DEFINE_string("t2i", None, "the text-to-image model that variants start from"),
+    "ssr": flags.DEFINE_string("ssr", None, "the super-resolution model"),
+}
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs and the report are kept")
-_JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "runs at a time", lower_bound=1)
-_SET = flags.DEFINE_multi_string("set", [], "a flag of experiments.train for all runs, to try out")
+_JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "training runs at a time", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "a flag of the programs that are run, to try out")
+
+
+def ablations() -> dict[str, Ablation]:
+    """All of them, by name; how they run is in the flags."""
+    found = {}
+    for trained in (resampler_init.ABLATION, temporal_resampling.ABLATION):
+        run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
+        found[trained.name] = Ablation("t2i", run, functools.partial(training.section, trained))
+    run = functools.partial(multidiffusion.run, options=_SET.value)
+    found[multidiffusion.NAME] = Ablation("ssr", run, multidiffusion.section)
+    return found
 
 
 def main(argv: list[str]) -> None:
     """Runs what is asked for and writes the report of it."""
     read_flags(argv)
-    if not _T2I.value or not _WORKDIR.value:
-        raise UserError("both --t2i=DIR and --workdir=DIR are needed")
-    open_model(_T2I.value)  # a mistake is told of before anything runs
+    if not _WORKDIR.value:
+        raise UserError("--workdir=DIR is needed")
+    chosen = ablations()
+    if _ONLY.value is not None:
+        if _ONLY.value not in chosen:
+            raise UserError(f"--only={_ONLY.value}: choose one of {', '.join(chosen)}")
+        chosen = {_ONLY.value: chosen[_ONLY.value]}
+    for name, ablation in chosen.items():  # a mistake is told of before anything runs
+        if not _MODELS[ablation.model].value:
+            raise UserError(f"{name} needs --{ablation.model}=DIR")
+        open_model(_MODELS[ablation.model].value)
     workdir = Path(_WORKDIR.value)
-    chosen = [ABLATIONS[_ONLY.value]] if _ONLY.value else list(ABLATIONS.values())
     sections = []
-    for ablation in chosen:
-        here = workdir / ablation.name
-        run(ablation, here, Path(_T2I.value).resolve(), _JOBS.value, _SET.value)
-        sections.append(section(ablation, here))
+    for name, ablation in chosen.items():
+        ablation.run(workdir / name, Path(_MODELS[ablation.model].value).resolve())
+        sections.append(ablation.section(workdir / name))
     report = workdir / "ablations.md"
     report.write_text("\n".join(sections))
     print(report)

@@ -5,7 +5,8 @@ python -m experiments.ablations --only=resampler_init --t2i=runs/t2i --workdir=r
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import SEEDS, Training, base_config, lower_in, variant_and_seed
+from experiments.ablations.programs import SEEDS
+from experiments.ablations.training import Training, base_config, lower_in, variant_and_seed
 
 
 def _verdict(losses: dict) -> str:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import SEEDS, Training, base_config, lower_in, variant_and_seed
+from experiments.ablations.programs import SEEDS
+from experiments.ablations.training import Training, base_config, lower_in, variant_and_seed
 from experiments.benchmarks.flops import model_flops
 from experiments.configs import tiny_t2i
 from stunet.config import from_dict

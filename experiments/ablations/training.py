@@ -1,9 +1,6 @@
 """Ablations that train: the inflation stage once for each variant and seed, then the judge."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from experiments.ablations.programs import SEEDS, call
 from experiments.configs import tiny_t2v
 from stunet.errors import UserError
 from stunet.training.metrics import read_metrics
 
-SEEDS = (0, 1, 2)
 STEPS = 1200  # of the variant that sets the compute
 JUDGED_CLIPS = 64
 READ = ("colour", "shape", "motion")  # what the judge reads
@@ -68,7 +65,9 @@ def variant_and_seed(argument: str, variants: Sequence[str]) -> tuple[str, int]:
     return name, int(seed)
 
 
-def run(ablation: Training, workdir: Path, t2i: Path, jobs: int, overrides: Sequence[str]) -> None:
+def run(
+    ablation: Training, workdir: Path, t2i: Path, *, jobs: int, options: Sequence[str] = ()
+) -> None:
     """Trains and judges what is not finished yet, `jobs` runs at a time, a CPU each.
 
     Args:
@@ -76,7 +75,7 @@ def run(ablation: Training, workdir: Path, t2i: Path, jobs: int, overrides: Sequ
       workdir: of it; a run is VARIANT_SEED in there.
       t2i: the text-to-image model that all are inflated from.
       jobs: how many runs at a time.
-      overrides: further flags of `experiments.train`.
+      options: further flags of `experiments.train`.
 
     Raises:
       UserError: a run failed; its last line and its log are named.
@@ -92,7 +91,7 @@ def run(ablation: Training, workdir: Path, t2i: Path, jobs: int, overrides: Sequ
             out = workdir / f"{variant}_{seed}"
             config = f"experiments/ablations/{ablation.name}.py:{variant},{seed}"
             train = [f"--config={config}", f"--workdir={out}", f"--config.init_from={t2i}"]
-            futures.append(pool.submit(_train_and_judge, out, [*train, *overrides]))
+            futures.append(pool.submit(_train_and_judge, out, [*train, *options]))
             futures[-1].add_done_callback(lambda _: bar.update())
         try:
             for future in futures:
@@ -104,25 +103,10 @@ def run(ablation: Training, workdir: Path, t2i: Path, jobs: int, overrides: Sequ
 
 def _train_and_judge(out: Path, flags: Sequence[str]) -> None:
     if not (out / "DONE").exists():
-        _call("experiments.train", flags, out.with_suffix(".log"))
+        call("experiments.train", flags, out.with_suffix(".log"))
     if not (out / "judge.json").exists():
         judge = [f"--model={out}", f"--out={out / 'judge'}", f"--num_clips={JUDGED_CLIPS}"]
-        _call("experiments.judge", judge, out.with_suffix(".log"))
-
-
-def _call(program: str, flags: Sequence[str], log: Path) -> None:
-    """Runs a program on one thread, so that several share a machine fairly."""
-    with log.open("a") as file:
-        code = subprocess.run(
-            [sys.executable, "-m", program, *flags],
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        ).returncode
-    if code:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"{program} ended with {code}: {''.join(last)} (all of it: {log})")
+        call("experiments.judge", judge, out.with_suffix(".log"))
 
 
 def results(ablation: Training, workdir: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -1,13 +1,20 @@
 """Ablations: their configs, and what becomes of runs, which are written down here, not trained."""
 
 import csv
+import functools
 import json
 import subprocess
 
 import numpy as np
 import pytest
 
-from experiments.ablations import resampler_init, temporal_resampling, training
+from experiments.ablations import (
+    multidiffusion,
+    programs,
+    resampler_init,
+    temporal_resampling,
+    training,
+)
 from stunet.config import from_dict
 from stunet.errors import UserError
 from stunet.training.config import TrainConfig
@@ -62,6 +69,15 @@ def written(monkeypatch):
     def call(command, stdout, **_):
         flags = dict(flag.split("=", 1) for flag in command[3:])
         calls.append((command[2], flags))
+        if command[2] == "experiments.upscaling":
+            report = {
+                way: {"seam_ratio": [ratio + 0.01 * int(flags["--seed"]), 0, 9], "psnr": 27.0}
+                for way, ratio in {"without": 2.5, "uniform": 1.2, "ramp": 1.05}.items()
+            }
+            report["settings"] = {"num_clips": int(flags["--num_clips"])}
+            with open(f"{flags['--out']}.json", "w") as file:
+                json.dump(report, file)
+            return subprocess.CompletedProcess(command, 0)
         if command[2] == "experiments.judge":
             report = {"colour": 1.0, "shape": 0.5, "motion": 0.25, "num_clips": 64}
             with open(f"{flags['--out']}.json", "w") as file:
@@ -80,14 +96,14 @@ def written(monkeypatch):
         (out / "DONE").touch()
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(training.subprocess, "run", call)
+    monkeypatch.setattr(programs.subprocess, "run", call)
     return calls
 
 
 def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
     ablation = resampler_init.ABLATION
-    arguments = (ablation, tmp_path / "runs", tmp_path / "t2i", 2, ["--config.log_every=5"])
-    training.run(*arguments)
+    start = functools.partial(training.run, ablation, tmp_path / "runs", tmp_path / "t2i", jobs=2)
+    start(options=["--config.log_every=5"])
     trained = [flags for program, flags in written if program == "experiments.train"]
     assert len(trained) == 6 and len(written) == 12
     assert {flags["--config"].rsplit(":", 1)[1] for flags in trained} == {
@@ -95,7 +111,7 @@ def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
     }
     assert {flags["--config.init_from"] for flags in trained} == {str(tmp_path / "t2i")}
     assert {flags["--config.log_every"] for flags in trained} == {"5"}
-    training.run(*arguments)
+    start()
     assert len(written) == 12
 
     found = training.results(ablation, tmp_path / "runs")
@@ -112,5 +128,28 @@ def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
 def test_a_failed_run_is_named_with_its_last_line(tmp_path, written):
     with pytest.raises(UserError, match=r"experiments.train ended with 2: lower the rate \(all of"):
         training.run(
-            resampler_init.ABLATION, tmp_path / "runs", tmp_path, 1, ["--config.batch_size=0"]
+            resampler_init.ABLATION,
+            tmp_path / "runs",
+            tmp_path,
+            jobs=1,
+            options=["--config.batch_size=0"],
         )
+
+
+def test_multidiffusion_reports_the_seams_of_each_seed(tmp_path, written):
+    for _ in range(2):
+        multidiffusion.run(tmp_path / "windows", tmp_path / "ssr", ["--steps=2"])
+    assert [flags["--seed"] for _, flags in written] == ["0", "1", "2"]
+    assert all(flags["--steps"] == "2" for _, flags in written)
+    text = multidiffusion.section(tmp_path / "windows")
+    assert "Agrees with the paper: seams of 2.51 are gone with it (1.06)" in text
+    assert "| with, ramp weights | 1.050, 1.060, 1.070 | 27.0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("without", "ramp", "said"),
+    [(1.05, 1.0, "Does not bear"), (1.3, 1.4, "Disagrees"), (2.0, 1.3, "are less with it (1.30)")],
+)
+def test_a_verdict_follows_the_ratios(without, ramp, said):
+    ratios = {"without": without, "uniform": 1.5, "ramp": ramp}
+    assert said in multidiffusion.verdict({way: np.array([r]) for way, r in ratios.items()})
