@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments.ablations import multidiffusion, resampler_init, temporal_resampling, training
+from experiments.ablations import (
+    multidiffusion,
+    resampler_init,
+    temporal_blocks,
+    temporal_resampling,
+    training,
+)
 from experiments.flag_reading import read_flags
 from stunet.errors import UserError, run_command
 from stunet.weights.model_folder import open_model
@@ -43,7 +49,8 @@ _SET = flags.DEFINE_multi_string("set", [], "a flag of the programs that are run
 def ablations() -> dict[str, Ablation]:
     """All of them, by name; how they run is in the flags."""
     found = {}
-    for trained in (resampler_init.ABLATION, temporal_resampling.ABLATION):
+    for module in (resampler_init, temporal_resampling, temporal_blocks):
+        trained = module.ABLATION
         run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
         found[trained.name] = Ablation("t2i", run, functools.partial(training.section, trained))
     run = functools.partial(multidiffusion.run, options=_SET.value)

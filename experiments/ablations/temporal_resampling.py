@@ -5,16 +5,23 @@ python -m experiments.ablations --only=temporal_resampling --t2i=runs/t2i --work
 The full rate takes more FLOPs a step, and so it is given fewer steps.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments.ablations.programs import SEEDS
-from experiments.ablations.training import Training, base_config, lower_in, variant_and_seed
+from experiments.ablations.training import (
+    Training,
+    base_config,
+    lower_in,
+    network,
+    variant_and_seed,
+)
 from experiments.benchmarks.flops import model_flops
 from experiments.configs import tiny_t2i
-from stunet.config import from_dict
-from stunet.models.unet import UNet, UNetConfig, init_unet
+from stunet.models.unet import UNet
 
 
 def _verdict(losses: dict) -> str:
@@ -36,12 +43,8 @@ ABLATION = Training(
 
 def forward_flops(config: ConfigDict) -> float:
     """Model FLOPs of the network on one clip of `config`."""
-    t2i = tiny_t2i.get_config()
-    fields = {**t2i.unet.to_dict(), "temporal": config.temporal.to_dict()}
-    unet = from_dict(UNetConfig, fields, "unet")
-    size = config.data.resolution
-    tokens = t2i.text_encoder.max_tokens
-    params = jax.eval_shape(lambda: init_unet(unet, jax.random.key(0)))
+    unet, params = network(config)
+    size, tokens = config.data.resolution, tiny_t2i.get_config().text_encoder.max_tokens
     inputs = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
         for shape in ((1, config.data.num_frames, size, size, 3), (1,), (1, tokens, unet.text_dim))
@@ -51,12 +54,24 @@ def forward_flops(config: ConfigDict) -> float:
     )
 
 
+@functools.cache
+def equal_steps() -> int:
+    """How many steps the full rate may take for the FLOPs of the resampled network's run."""
+    resampled = base_config(0)
+    return round(resampled.total_steps * forward_flops(resampled) / forward_flops(_full(resampled)))
+
+
+def _full(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.temporal.resample = (False,) * len(config.temporal.resample)
+    return config
+
+
 def get_config(argument: str) -> ConfigDict:
     """The run of "VARIANT,SEED"."""
     variant, seed = variant_and_seed(argument, ABLATION.variants)
     config = base_config(seed)
     if variant == "full_rate":
-        budget = config.total_steps * forward_flops(config)
-        config.temporal.resample = (False,) * len(config.temporal.resample)
-        config.total_steps = round(budget / forward_flops(config))
+        config = _full(config)
+        config.total_steps = equal_steps()
     return config

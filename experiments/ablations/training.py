@@ -6,14 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments.ablations.programs import SEEDS, call
-from experiments.configs import tiny_t2v
+from experiments.configs import tiny_t2i, tiny_t2v
+from stunet.config import from_dict
 from stunet.errors import UserError
+from stunet.models.unet import UNetConfig, init_unet
 from stunet.training.metrics import read_metrics
+from stunet.weights.trees import Tree
 
 STEPS = 1200  # of the variant that sets the compute
 JUDGED_CLIPS = 64
@@ -48,6 +52,13 @@ def base_config(seed: int) -> ConfigDict:
     config.sample_every = STEPS // 4
     config.checkpoint_every = STEPS // 4
     return config
+
+
+def network(config: ConfigDict) -> tuple[UNetConfig, Tree]:
+    """The network of a run's config, and its parameters' shapes."""
+    fields = {**tiny_t2i.get_config().unet.to_dict(), "temporal": config.temporal.to_dict()}
+    unet = from_dict(UNetConfig, fields, "unet")
+    return unet, jax.eval_shape(lambda: init_unet(unet, jax.random.key(0)))
 
 
 def variant_and_seed(argument: str, variants: Sequence[str]) -> tuple[str, int]:

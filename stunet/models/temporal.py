@@ -28,6 +28,8 @@ class TemporalConfig:
       resampler_init: "identity" (nearest-neighbour resampling at the start) or "he".
       block: outside the coarsest level: "factorised" (2-D spatial, then 1-D temporal
         convolution), "conv1d" (temporal only) or "conv3d".
+      hidden: features inside such a block for each feature of its level, for kinds of blocks to be
+        compared at equal parameters; rounded to whole normalisation groups.
       attention_layers: stacked temporal attention layers at the coarsest level and the middle.
       head_dim: width of a temporal attention head.
       text_modulation: whether temporal blocks scale and shift their hidden features by the
@@ -53,6 +55,7 @@ class TemporalConfig:
     resample: tuple[bool, ...]
     resampler_init: str = "identity"
     block: str = "factorised"
+    hidden: float = 1.0
     attention_layers: int = 2
     head_dim: int = 64
     text_modulation: bool = False
@@ -68,6 +71,8 @@ class TemporalConfig:
         ):
             if value not in choices:
                 raise UserError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
+        if not self.hidden > 0:
+            raise UserError(f"hidden is {self.hidden}; it must be above 0")
         if self.attention_layers < 1:
             raise UserError(f"attention_layers is {self.attention_layers}; at least 1")
 
@@ -268,27 +273,28 @@ class TemporalConvBlock(nn.Module):
     ) -> jax.Array:
         channels = x.shape[-1]
         kind = self.config.block
+        hidden = max(1, round(self.config.hidden * channels / self.groups)) * self.groups
         h = show(gelu(GroupNorm(self.groups, name="norm_1")(x)), cond)
         h = encode_position(self.config, h, embedding, "position")
         if kind == "conv3d":
-            h = self._conv_3d(h)
+            h = self._conv_3d(h, hidden)
         elif kind == "conv1d":
-            h = temporal_conv(h, channels, "conv_time", self.dtype, self.frame_axis)
+            h = temporal_conv(h, hidden, "conv_time", self.dtype, self.frame_axis)
         else:
-            h = per_frame(conv3x3(channels, "conv_space", self.dtype), h)
-        modulation = _modulation(self.config, channels, self.dtype, embedding)
+            h = per_frame(conv3x3(hidden, "conv_space", self.dtype), h)
+        modulation = _modulation(self.config, hidden, self.dtype, embedding)
         h = gelu(GroupNorm(self.groups, name="norm_2")(h, modulation))
         if kind == "factorised":
-            h = temporal_conv(h, channels, "conv_time", self.dtype, self.frame_axis)
+            h = temporal_conv(h, hidden, "conv_time", self.dtype, self.frame_axis)
             h = gelu(GroupNorm(self.groups, name="norm_3")(h))
         return x + stream_scale(self.config, x) * zero_projection(channels, self.dtype)(h)
 
-    def _conv_3d(self, x: jax.Array) -> jax.Array:
+    def _conv_3d(self, x: jax.Array, features: int) -> jax.Array:
         over_time = (1, 1)
         if self.frame_axis is not None:
             x, over_time = with_neighbours(x, self.frame_axis), (0, 0)
         padding = (over_time, (1, 1), (1, 1))
-        return nn.Conv(x.shape[-1], (3, 3, 3), padding=padding, dtype=self.dtype, name="conv")(x)
+        return nn.Conv(features, (3, 3, 3), padding=padding, dtype=self.dtype, name="conv")(x)
 
 
 def rotary(x: jax.Array, axis: str | None = None) -> jax.Array:

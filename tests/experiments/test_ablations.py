@@ -12,6 +12,7 @@ from experiments.ablations import (
     multidiffusion,
     programs,
     resampler_init,
+    temporal_blocks,
     temporal_resampling,
     training,
 )
@@ -20,7 +21,7 @@ from stunet.errors import UserError
 from stunet.training.config import TrainConfig
 
 STEPS = 40
-MODULES = (resampler_init, temporal_resampling)
+MODULES = (resampler_init, temporal_resampling, temporal_blocks)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -34,7 +35,7 @@ def test_variants_differ_in_what_is_asked_and_seeds_in_nothing_else(module):
     }
     for said in configs.values():
         from_dict(TrainConfig, said, ablation.name)
-    one, other = ablation.variants
+    one, other, *_ = ablation.variants
     paper, changed = configs[one, 0], configs[other, 0]
     assert paper["temporal"] != changed["temporal"]
     again = configs[one, 2]
@@ -53,6 +54,24 @@ def test_the_full_rate_gets_as_many_flops_in_fewer_steps():
     assert full.total_steps < resampled.total_steps
     flops = [c.total_steps * temporal_resampling.forward_flops(c) for c in (resampled, full)]
     assert flops[1] == pytest.approx(flops[0], rel=1 / full.total_steps)
+
+
+def test_kinds_of_blocks_are_compared_at_equal_parameters():
+    added = [
+        temporal_blocks.num_added(temporal_blocks.get_config(f"{variant},0"))
+        for variant in temporal_blocks.ABLATION.variants
+    ]
+    np.testing.assert_allclose(added, added[0], rtol=0.01)
+    losses = {
+        "factorised": np.array([1, 2]),
+        "conv3d": np.array([2, 1]),
+        "conv1d": np.array([3, 3]),
+    }
+    verdict = temporal_blocks.ABLATION.verdict(losses)
+    assert (
+        verdict.startswith("factorised ends lowest; conv3d comes next")
+        and "not in every" in verdict
+    )
 
 
 @pytest.mark.parametrize("argument", ["he", "xavier,0", "he,first"])

@@ -76,6 +76,16 @@ def test_blocks_start_as_the_identity_and_then_reach_across_frames(block):
     assert moved[0, 2, 1, 2].max() > 1e-7
 
 
+@pytest.mark.parametrize("block", ["factorised", "conv1d", "conv3d"])
+def test_blocks_of_another_width_inside(block):
+    """In whole groups, and still the identity at first."""
+    config = TemporalConfig((True,), block=block, hidden=1.6, head_dim=4)
+    layer = TemporalConvBlock(config, groups=2)
+    params = layer.init(jax.random.key(0), VIDEO, EMBEDDING)
+    assert params["params"]["proj"]["kernel"].shape == (6, 4)  # 1.6 x 4, in groups of 2
+    np.testing.assert_array_equal(layer.apply(params, VIDEO, EMBEDDING), VIDEO)
+
+
 @pytest.mark.parametrize("attention", [True, False])
 def test_blocks_are_shown_what_is_given(attention):
     block = TemporalAttentionBlock if attention else TemporalConvBlock

@@ -252,6 +252,11 @@ def test_contradictory_configs_are_refused(fields, message):
         replace(UNET, **fields)
 
 
+def test_a_block_without_features_is_refused():
+    with pytest.raises(UserError, match=r"hidden is 0; it must be above 0"):
+        TemporalConfig((True,), hidden=0)
+
+
 @pytest.mark.parametrize("field", [{"resampler_init": "xavier"}, {"block": "conv"}])
 def test_unknown_temporal_choices_are_refused(field):
     with pytest.raises(UserError, match="choose one of"):
