@@ -33,7 +33,12 @@ EDIT_STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 IN_PLACE = ("spinning", "growing", "shrinking")  # motions that a cinemagraph's mask can hold
 SHEET_CLIPS = 4
 
-_MODEL = flags.DEFINE_string("model", None, "a conditional model")
+APPLICATIONS = ("image_to_video", "inpainting", "cinemagraph", "editing", "style")
+
+_ONLY = flags.DEFINE_multi_enum(
+    "only", [], APPLICATIONS, "what is measured; default: all, style where --style is given"
+)
+_MODEL = flags.DEFINE_string("model", None, "a conditional model; not for editing and style alone")
 _BASE = flags.DEFINE_string("base", None, "a text-to-video model; default: the conditional one")
 _STYLE = flags.DEFINE_string("style", None, "a model tuned to data.moving_shapes.duotone's style")
 _OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT_*.png are written")
@@ -58,11 +63,12 @@ class Clips(NamedTuple):
 def main(argv: list[str]) -> None:
     """Makes, measures, prints and writes."""
     read_flags(argv)
-    if not _MODEL.value or not _OUT.value:
-        raise UserError("both --model=DIR and --out=NAME are needed")
+    missing = [flag.name for flag in _needed() if not flag.value]
+    if missing:
+        raise UserError(f"these are needed: {', '.join(f'--{name}' for name in missing)}")
     check_writable(Path(f"{_OUT.value}.png"))
     prepare_compiler()
-    model = load(_MODEL.value)
+    model = load(_MODEL.value or _BASE.value)
     base = load(_BASE.value) if _BASE.value else model
     clips = draw_clips(model, _CLIPS.value, _SEED.value)
     work: dict[str, Callable[[], tuple[dict[str, Any], np.ndarray]]] = {
@@ -70,9 +76,9 @@ def main(argv: list[str]) -> None:
         "inpainting": lambda: inpainting(model, clips),
         "cinemagraph": lambda: cinemagraphs(model, _CLIPS.value, _SEED.value),
         "editing": lambda: editing(base, clips),
+        "style": lambda: style(base, load(_STYLE.value), clips),
     }
-    if _STYLE.value:
-        work["style"] = lambda: style(base, load(_STYLE.value), clips)
+    work = {name: work[name] for name in _chosen()}
     names = (_MODEL, _BASE, _STYLE, _CLIPS, _STEPS, _SCALE, _SEED)
     report: dict[str, Any] = {"settings": {flag.name: flag.value for flag in names}}
     for name, measure in tqdm(work.items(), unit="application"):
@@ -81,6 +87,18 @@ def main(argv: list[str]) -> None:
         Path(f"{_OUT.value}.json").write_text(json.dumps(report, indent=2) + "\n")
         for figure, value in report[name].items():
             tqdm.write(f"{name:15} {figure:32} {np.round(value, 3)}")
+
+
+def _chosen() -> list[str]:
+    return _ONLY.value or [name for name in APPLICATIONS if name != "style" or _STYLE.value]
+
+
+def _needed() -> list[flags.FlagHolder]:
+    """The flags without which what is chosen cannot be measured."""
+    found = [_OUT]
+    if any(name not in ("editing", "style") for name in _chosen()) or not _BASE.value:
+        found.append(_MODEL)
+    return [*found, _STYLE] if "style" in _chosen() else found
 
 
 def draw_clips(model: Model, count: int, seed: int, motions: tuple[str, ...] = ()) -> Clips:

@@ -1,10 +1,10 @@
 """Runs the ablations and writes what they found.
 
-    python -m experiments.ablations --t2i=runs/t2i --ssr=runs/ssr --workdir=runs/ablations
+    python -m experiments.ablations --t2i=runs/t2i --ssr=runs/ssr --t2v=runs/t2v \\
+        --style=runs/duotone --workdir=runs/ablations
 
-`--t2i` is a trained text-to-image model, which variants are inflated from; `--ssr` a trained
-super-resolution model; `--only=NAME` runs one ablation. The same command again goes on where it
-stopped. Writes WORKDIR/ablations.md, and plots beside it.
+The models are trained ones; `--only=NAME` runs one ablation, and takes the models that it needs.
+The same command again goes on where it stopped. Writes WORKDIR/ablations.md, and plots beside it.
 """
 
 import functools
@@ -19,6 +19,7 @@ from absl import flags
 from experiments.ablations import (
     multidiffusion,
     resampler_init,
+    style_strength,
     temporal_blocks,
     temporal_resampling,
     training,
@@ -29,10 +30,10 @@ from stunet.weights.model_folder import open_model
 
 
 class Ablation(NamedTuple):
-    """What it starts from (the flag of a model), and its two halves."""
+    """What it starts from (flags of models), and its two halves."""
 
-    model: str
-    run: Callable[[Path, Path], None]  # of its workdir and that model
+    models: tuple[str, ...]
+    run: Callable[..., None]  # of its workdir and those models
     section: Callable[[Path], str]
 
 
@@ -40,6 +41,8 @@ _ONLY = flags.DEFINE_string("only", None, "one ablation; default: all")
 _MODELS = {
     "t2i": flags.DEFINE_string("t2i", None, "the text-to-image model that variants start from"),
     "ssr": flags.DEFINE_string("ssr", None, "the super-resolution model"),
+    "t2v": flags.DEFINE_string("t2v", None, "the text-to-video model that a style is put on"),
+    "style": flags.DEFINE_string("style", None, "the style: a text-to-image model tuned to it"),
 }
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs and the report are kept")
 _JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "training runs at a time", lower_bound=1)
@@ -52,9 +55,11 @@ def ablations() -> dict[str, Ablation]:
     for module in (resampler_init, temporal_resampling, temporal_blocks):
         trained = module.ABLATION
         run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
-        found[trained.name] = Ablation("t2i", run, functools.partial(training.section, trained))
+        found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
     run = functools.partial(multidiffusion.run, options=_SET.value)
-    found[multidiffusion.NAME] = Ablation("ssr", run, multidiffusion.section)
+    found[multidiffusion.NAME] = Ablation(("ssr",), run, multidiffusion.section)
+    run = functools.partial(style_strength.run, options=_SET.value)
+    found[style_strength.NAME] = Ablation(("t2v", "style"), run, style_strength.section)
     return found
 
 
@@ -69,13 +74,15 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--only={_ONLY.value}: choose one of {', '.join(chosen)}")
         chosen = {_ONLY.value: chosen[_ONLY.value]}
     for name, ablation in chosen.items():  # a mistake is told of before anything runs
-        if not _MODELS[ablation.model].value:
-            raise UserError(f"{name} needs --{ablation.model}=DIR")
-        open_model(_MODELS[ablation.model].value)
+        for model in ablation.models:
+            if not _MODELS[model].value:
+                raise UserError(f"{name} needs --{model}=DIR")
+            open_model(_MODELS[model].value)
     workdir = Path(_WORKDIR.value)
     sections = []
     for name, ablation in chosen.items():
-        ablation.run(workdir / name, Path(_MODELS[ablation.model].value).resolve())
+        models = (Path(_MODELS[model].value).resolve() for model in ablation.models)
+        ablation.run(workdir / name, *models)
         sections.append(ablation.section(workdir / name))
     report = workdir / "ablations.md"
     report.write_text("\n".join(sections))

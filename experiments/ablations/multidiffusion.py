@@ -3,14 +3,12 @@
 python -m experiments.ablations --only=multidiffusion --ssr=runs/ssr --workdir=runs/ablations
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from experiments.ablations.programs import SEEDS, call
+from experiments.ablations.programs import SEEDS, call_with_each_seed, read_reports
 
 NAME = "multidiffusion"
 PAPER = "Without it the difference of consecutive frames has a spike at every window's boundary."
@@ -27,12 +25,8 @@ def run(workdir: Path, ssr: Path, options: Sequence[str] = ()) -> None:
       ssr: a super-resolution model.
       options: further flags of `experiments.upscaling`.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    for seed in tqdm(SEEDS, desc=NAME, unit=" seeds"):
-        out = workdir / f"seed_{seed}"
-        if not out.with_suffix(".json").exists():
-            flags = [f"--model={ssr}", f"--out={out}", f"--seed={seed}", f"--num_clips={CLIPS}"]
-            call("experiments.upscaling", [*flags, *options], out.with_suffix(".log"))
+    flags = [f"--model={ssr}", f"--num_clips={CLIPS}", *options]
+    call_with_each_seed("experiments.upscaling", flags, workdir)
 
 
 def verdict(ratios: dict[str, np.ndarray]) -> str:
@@ -48,7 +42,7 @@ def verdict(ratios: dict[str, np.ndarray]) -> str:
 
 def section(workdir: Path) -> str:
     """The part of the report, in Markdown."""
-    reports = [json.loads((workdir / f"seed_{seed}.json").read_text()) for seed in SEEDS]
+    reports = read_reports(workdir)
     ratios = {way: np.array([report[way]["seam_ratio"][0] for report in reports]) for way in WAYS}
     lines = [
         "## Super-resolution with and without MultiDiffusion",

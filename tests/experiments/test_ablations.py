@@ -12,6 +12,7 @@ from experiments.ablations import (
     multidiffusion,
     programs,
     resampler_init,
+    style_strength,
     temporal_blocks,
     temporal_resampling,
     training,
@@ -102,6 +103,13 @@ def written(monkeypatch):
             with open(f"{flags['--out']}.json", "w") as file:
                 json.dump(report, file)
             return subprocess.CompletedProcess(command, 0)
+        if command[2] == "experiments.applications":
+            energies = [1.0, 0.8, 0.9 + 0.01 * int(flags["--seed"])]
+            names = ("strength", "distance_to_the_inks", "motion_energy_share")
+            values = ([0.0, 0.5, 1.0], [0.6, 0.4, 0.2], energies)
+            with open(f"{flags['--out']}.json", "w") as file:
+                json.dump({"style": dict(zip(names, values, strict=True))}, file)
+            return subprocess.CompletedProcess(command, 0)
         variant, seed = flags["--config"].rsplit(":", 1)[1].split(",")
         if "--config.batch_size" in flags:
             stdout.write("loss is nan\nlower the rate\n")
@@ -172,3 +180,18 @@ def test_multidiffusion_reports_the_seams_of_each_seed(tmp_path, written):
 def test_a_verdict_follows_the_ratios(without, ramp, said):
     ratios = {"without": without, "uniform": 1.5, "ramp": ramp}
     assert said in multidiffusion.verdict({way: np.array([r]) for way, r in ratios.items()})
+
+
+def test_style_strength_reports_colours_and_motion(tmp_path, written):
+    for _ in range(2):
+        style_strength.run(tmp_path / "style", tmp_path / "t2v", tmp_path / "look")
+    assert [flags["--seed"] for _, flags in written] == ["0", "1", "2"]
+    text = style_strength.section(tmp_path / "style")
+    assert "Colours move to the style's all the way; at strength 1 clips keep 91 %" in text
+    assert "not static, unlike the paper's" in text
+    assert "| 1 | 0.200, 0.200, 0.200 | 0.900, 0.910, 0.920 |" in text
+    still = style_strength.verdict(
+        np.array([0, 0.5, 1]), np.array([[0.6, 0.3, 0.4]]), np.array([[1, 0.8, 0.2]])
+    )
+    assert still.startswith("Colours do not move steadily; at strength 1 clips keep 20 %")
+    assert still.endswith("static, as in the paper.")
