@@ -4,7 +4,8 @@
         --style=runs/duotone --workdir=runs/ablations
 
 The models are trained ones; `--only=NAME` runs one ablation, and takes the models that it needs.
-The same command again goes on where it stopped. Writes WORKDIR/ablations.md, and plots beside it.
+The same command again goes on where it stopped. Writes WORKDIR/ablations.md, which holds all that
+have been run there, and plots beside it.
 """
 
 import functools
@@ -79,13 +80,13 @@ def main(argv: list[str]) -> None:
                 raise UserError(f"{name} needs --{model}=DIR")
             open_model(_MODELS[model].value)
     workdir = Path(_WORKDIR.value)
-    sections = []
     for name, ablation in chosen.items():
         models = (Path(_MODELS[model].value).resolve() for model in ablation.models)
         ablation.run(workdir / name, *models)
-        sections.append(ablation.section(workdir / name))
+        (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
+    sections = (workdir / f"{name}.md" for name in ablations())
     report = workdir / "ablations.md"
-    report.write_text("\n".join(sections))
+    report.write_text("\n".join(path.read_text() for path in sections if path.exists()))
     print(report)
 
 

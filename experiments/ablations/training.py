@@ -100,7 +100,7 @@ def run(
         futures = []
         for variant, seed in runs:
             out = workdir / f"{variant}_{seed}"
-            config = f"experiments/ablations/{ablation.name}.py:{variant},{seed}"
+            config = f"{Path(__file__).with_name(ablation.name)}.py:{variant},{seed}"
             train = [f"--config={config}", f"--workdir={out}", f"--config.init_from={t2i}"]
             futures.append(pool.submit(_train_and_judge, out, [*train, *options]))
             futures[-1].add_done_callback(lambda _: bar.update())
