@@ -25,9 +25,9 @@ def get_config() -> ConfigDict:
                 "relative": False,
             },
             "data": {**t2i.data.to_dict(), "num_frames": 8},
-            # Where a flat shape of 40 pixels stands, and how it moves, shows from a log-SNR of about
-            # -5 up, and in eight frames at ln 8 = 2 less: there, and not where the object is plain to
-            # see, motion has to be chosen. Min-SNR weights would all but leave that out.
+            # Where a flat shape of 40 pixels stands, and how it moves, shows from a log-SNR of
+            # about -5 up, and in eight frames at ln 8 = 2 less: there, and not where the object is
+            # plain to see, motion has to be chosen. Min-SNR weights would all but leave that out.
             "diffusion": {
                 "prediction": "v",
                 "loss": "simple",
