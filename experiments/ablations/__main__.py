@@ -27,7 +27,7 @@ from experiments.ablations import (
 )
 from experiments.flag_reading import read_flags
 from stunet.errors import UserError, run_command
-from stunet.weights.model_folder import open_model
+from stunet.weights.model_folder import find_model
 
 
 class Ablation(NamedTuple):
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         for model in ablation.models:
             if not _MODELS[model].value:
                 raise UserError(f"{name} needs --{model}=DIR")
-            open_model(_MODELS[model].value)
+            find_model(_MODELS[model].value)
     workdir = Path(_WORKDIR.value)
     for name, ablation in chosen.items():
         models = (Path(_MODELS[model].value).resolve() for model in ablation.models)
