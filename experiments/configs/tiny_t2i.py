@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
                 "cooldown_steps": 0,
             },
             "batch_size": 32,
-            "total_steps": 400,
+            "total_steps": 600,
             "checkpoint_every": 200,
             "sample_prompts": (
                 "a red circle on a dark background",
