@@ -69,11 +69,11 @@ def main(argv: list[str]) -> None:
     read_flags(argv)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed")
-    chosen = ablations()
+    every = chosen = ablations()
     if _ONLY.value is not None:
-        if _ONLY.value not in chosen:
-            raise UserError(f"--only={_ONLY.value}: choose one of {', '.join(chosen)}")
-        chosen = {_ONLY.value: chosen[_ONLY.value]}
+        if _ONLY.value not in every:
+            raise UserError(f"--only={_ONLY.value}: choose one of {', '.join(every)}")
+        chosen = {_ONLY.value: every[_ONLY.value]}
     for name, ablation in chosen.items():  # a mistake is told of before anything runs
         for model in ablation.models:
             if not _MODELS[model].value:
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
         models = (Path(_MODELS[model].value).resolve() for model in ablation.models)
         ablation.run(workdir / name, *models)
         (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
-    sections = (workdir / f"{name}.md" for name in ablations())
+    sections = (workdir / f"{name}.md" for name in every)
     report = workdir / "ablations.md"
     report.write_text("\n".join(path.read_text() for path in sections if path.exists()))
     print(report)

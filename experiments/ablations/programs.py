@@ -1,7 +1,6 @@
 """Running the other programs of `experiments`, each in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,13 +30,16 @@ def read_reports(workdir: Path) -> list[dict]:
 
 
 def call(program: str, flags: Sequence[str], log: Path) -> None:
-    """Runs a program on one thread, so that several share a machine fairly."""
+    """Runs a program to its end; what it prints goes to `log`.
+
+    Raises:
+      UserError: it failed; its last line and the log are named.
+    """
     with log.open("a") as file:
         code = subprocess.run(
             [sys.executable, "-m", program, *flags],
             stdout=file,
             stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=False,
         ).returncode
     if code:

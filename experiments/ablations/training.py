@@ -79,7 +79,7 @@ def variant_and_seed(argument: str, variants: Sequence[str]) -> tuple[str, int]:
 def run(
     ablation: Training, workdir: Path, t2i: Path, *, jobs: int, options: Sequence[str] = ()
 ) -> None:
-    """Trains and judges what is not finished yet, `jobs` runs at a time, a CPU each.
+    """Trains and judges what is not finished yet, `jobs` runs at a time.
 
     Args:
       ablation: which.
