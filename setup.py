@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["stunet", "stunet.*"]),
+    package_data={"stunet": ["shipped/*/*"]},  # trained models
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.5",

@@ -34,28 +34,28 @@ Filled = Callable[[int], tuple["np.ndarray", "np.ndarray"]]
 ANIMATE = """\
 Makes a video that begins with an image.
 
-  stunet animate star.png "a red star moves to the left" --model runs/fill --out star.mp4
+  stunet animate star.png "a red star moves to the left" --out star.mp4
 """
 INTERPOLATE = """\
 Makes a video from a first frame to a last.
 
-  stunet interpolate a.png b.png "a red star growing" --model runs/fill --out star.mp4
+  stunet interpolate a.png b.png "a red star growing" --out star.mp4
 """
 INPAINT = """\
 Makes anew what a mask covers of a video (white is filled in), or what lies around it.
 
-  stunet inpaint clip.mp4 "a red star" --mask hole.png --model runs/fill --out mended.mp4
-  stunet inpaint clip.mp4 "a red star" --outpaint 40,40,40,40 --model runs/fill --out wide.mp4
+  stunet inpaint clip.mp4 "a red star" --mask hole.png --out mended.mp4
+  stunet inpaint clip.mp4 "a red star" --outpaint 40,40,40,40 --out wide.mp4
 """
 CINEMAGRAPH = """\
 Lets a part of an image move (where the mask is white), and nothing else.
 
-  stunet cinemagraph sea.png "waves" --mask sea_mask.png --loop --model runs/fill --out sea.gif
+  stunet cinemagraph sea.png "waves" --mask sea_mask.png --loop --out sea.gif
 """
 EDIT = """\
 Makes a video over to a prompt, from a noisy version of itself.
 
-  stunet edit clip.mp4 "a blue star" --strength 0.7 --model runs/tiny_t2v --out blue.mp4
+  stunet edit clip.mp4 "a blue star" --strength 0.7 --out blue.mp4
 """
 SQUARE = "Of what is not square the middle is used. A video keeps its duration.\n"
 

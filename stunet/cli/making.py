@@ -23,11 +23,13 @@ from stunet.cli.options import (
     write,
 )
 from stunet.errors import UserError
+from stunet.weights import shipped
 
 GENERATE = """\
 Makes a video from a prompt.
 
-  stunet generate "a red star moves to the left" --model runs/tiny_t2v --out star.mp4
+  stunet generate "a red star moves to the left" --out star.mp4
+  stunet generate "a red star moves to the left" --upscale shapes-ssr --out star.mp4
 """
 GENERATE_MORE = """\
 With --num-videos N > 1, OUT.mp4 becomes OUT_0.mp4 ... OUT_{N-1}.mp4 (.gif likewise); a .png is
@@ -38,7 +40,7 @@ The first call of a kind compiles the network; later ones find it in the user's 
 UPSCALE = """\
 Enlarges a video by a super-resolution model; frame rate and length stay.
 
-  stunet upscale clip.mp4 "a red star moves to the left" --model runs/tiny_ssr --out large.mp4
+  stunet upscale clip.mp4 "a red star moves to the left" --out large.mp4
 """
 UPSCALE_MORE = """\
 The video is first brought to the size that the model was trained to enlarge (its shorter side).
@@ -84,7 +86,7 @@ def add_commands(command: Callable) -> None:
         epilog=UPSCALE_MORE,
     )
     add("video", metavar="VIDEO", help="the video to enlarge")
-    add_sampling(add)
+    add_sampling(add, shipped.UPSCALER)
     add(
         "--noise-level",
         metavar="L",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stunet.errors import UserError
+from stunet.weights import shipped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +21,15 @@ SAMPLERS = ("dpm2m", "ddim", "ancestral")
 DEFAULT_STYLE_STRENGTH = 0.7
 
 
-def add_sampling(add: Callable) -> None:
+def add_sampling(add: Callable, default_model: str = shipped.VIDEO_MODEL) -> None:
     """The arguments of every command that samples."""
     add("prompt", metavar="PROMPT", help="what the video shows")
-    add("--model", metavar="DIR", required=True, help="a model folder, or a training workdir")
+    add(
+        "--model",
+        metavar="DIR",
+        default=default_model,
+        help="a model folder, or a training workdir; default: %(default)s, which comes with stunet",
+    )
     add(
         "--out",
         metavar="FILE",
@@ -64,12 +70,14 @@ def add_base_model(add: Callable) -> None:
         metavar="DIR",
         action="append",
         default=[],
-        help="a super-resolution model that enlarges the video; again for one more on top",
+        help="a super-resolution model that enlarges the video; again for one more on top; "
+        f"{shipped.UPSCALER} comes with stunet",
     )
     add(
         "--style",
         metavar="DIR",
-        help="a model whose text-to-image weights were tuned to a style",
+        help="a model whose text-to-image weights were tuned to a style; "
+        f"{shipped.STYLE} comes with stunet",
     )
     add(
         "--style-strength",

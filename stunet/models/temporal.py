@@ -6,6 +6,7 @@ the text-to-image network computes.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -152,8 +153,46 @@ class TemporalUpsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init, x = RESAMPLER_INITS[self.resampler_init], jnp.repeat(x, 2, axis=1)
-        return temporal_conv(x, x.shape[-1], "conv", self.dtype, self.frame_axis, kernel_init=init)
+        init = RESAMPLER_INITS[self.resampler_init]
+        return RepeatedFramesConv(init, self.dtype, self.frame_axis, name="conv")(x)
+
+
+class RepeatedFramesConv(nn.Module):
+    """`temporal_conv` of frames that are there twice, with its parameters, for 2/3 of its products.
+
+    Of three neighbours two are the same frame, so each of the two frames that one becomes is a
+    convolution of length 2, whose kernel is the other's taps added up.
+    """
+
+    kernel_init: Callable[..., jax.Array]
+    dtype: jnp.dtype = jnp.float32
+    frame_axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, T, H, W, C]` -> `[B, 2T, H, W, C]`."""
+        b, t, h, w, c = x.shape
+        kernel = self.param("kernel", self.kernel_init, (3, 1, c, c)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x = x.reshape(b, t, h * w, c).astype(self.dtype)
+        if self.frame_axis is None:
+            x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+        else:
+            x = with_neighbours(x, self.frame_axis)
+
+        def convolve(first: int, taps: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                x[:, first : first + t + 1],
+                jnp.stack(taps).astype(self.dtype),
+                window_strides=(1, 1),
+                padding="VALID",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        even = convolve(0, (kernel[0], kernel[1] + kernel[2]))
+        odd = convolve(1, (kernel[0] + kernel[1], kernel[2]))
+        y = jnp.stack([even, odd], axis=2).reshape(b, 2 * t, h, w, c)
+        return y + bias.astype(self.dtype)
 
 
 FRAME_WAVES = 8  # over a clip; what is quicker is left to convolution and attention over time

@@ -56,7 +56,11 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update; `ema` starts as a copy of `params`."""
+    """The state before the first update; `ema` starts as a copy of `params`.
+
+    All of it is float32, whatever the model was stored in: small updates would be lost in bfloat16.
+    """
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 

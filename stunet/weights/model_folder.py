@@ -23,6 +23,7 @@ import numpy as np
 from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
 from stunet.files import read_bytes, read_json
+from stunet.weights import shipped
 from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
 from stunet.weights.trees import Tree, flatten, is_added, merge, partition, unflatten
 
@@ -253,11 +254,14 @@ def _replace(folder: Path, new: Path, old: Path) -> None:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder that `path` means: itself, or the one in a training workdir.
+    """The model folder that `path` means: itself, the one in a training workdir, or, where nothing
+    lies there, the one of that name that comes with the package (`shipped.NAMES`).
 
     Raises:
       UserError: there is none, naming what is there instead.
     """
+    if str(path) in shipped.NAMES and not Path(path).exists():
+        return shipped.FOLDER / path
     path = Path(path)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
@@ -268,7 +272,10 @@ def find_model(path: str | Path) -> Path:
             "checkpoint, so train on (the same command resumes)"
         )
     if not path.exists():
-        raise UserError(f"{path}: no such folder; name a model folder or a training workdir")
+        raise UserError(
+            f"{path}: no such folder; name a model folder, a training workdir or one of the "
+            f"models that come with stunet, {', '.join(shipped.NAMES)}"
+        )
     raise UserError(
         f"{path}: neither a model folder (no config.json) nor a training workdir (no model/)"
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from data.pipeline import DataConfig
-from experiments.configs import base_128
+from experiments.configs import base_128, shapes
 from experiments.ucf101 import ZeroShotConfig
 from stunet.config import from_dict, to_dict
 from stunet.models.unet import check_video_shape
@@ -41,8 +41,10 @@ def test_config_that_does_not_train(name):
     assert_within(plain(said), to_dict(config), name)
 
 
-NAMES = {path.stem for path in CONFIGS.glob("[!_]*.py")} - {"base_128", *OTHERS}
-CASES = [(name,) for name in sorted(NAMES)] + [("base_128", chips) for chips in base_128.SLICES]
+WITH_ARGUMENT = {"base_128": base_128.SLICES, "shapes": shapes.STAGES}
+NAMES = {path.stem for path in CONFIGS.glob("[!_]*.py")} - {*WITH_ARGUMENT, *OTHERS}
+CASES = [(name,) for name in sorted(NAMES)]
+CASES += [(name, argument) for name, those in WITH_ARGUMENT.items() for argument in those]
 
 
 @pytest.mark.parametrize("case", CASES, ids=":".join)

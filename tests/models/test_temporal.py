@@ -38,14 +38,15 @@ def test_identity_resamplers_are_nearest_neighbour():
 
 def test_resamplers_convolve_over_time_with_zero_padding():
     kernel = np.random.default_rng(2).normal(size=(3, 1, 4, 4))
-    params = {"params": {"conv": {"kernel": kernel, "bias": np.zeros(4)}}}
+    bias = np.arange(4.0)
+    params = {"params": {"conv": {"kernel": kernel, "bias": bias}}}
     padded = np.pad(VIDEO, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    full = sum(padded[:, i : i + 6] @ kernel[i, 0] for i in range(3))
+    full = bias + sum(padded[:, i : i + 6] @ kernel[i, 0] for i in range(3))
     down = TemporalDownsample().apply(params, VIDEO)
     np.testing.assert_allclose(down, full[:, ::2], atol=1e-5)
     up = TemporalUpsample().apply(params, VIDEO[:, ::2])
     repeated = np.pad(np.repeat(VIDEO[:, ::2], 2, axis=1), ((0, 0), (1, 1)) + ((0, 0),) * 3)
-    expected = sum(repeated[:, i : i + 6] @ kernel[i, 0] for i in range(3))
+    expected = bias + sum(repeated[:, i : i + 6] @ kernel[i, 0] for i in range(3))
     np.testing.assert_allclose(up, expected, atol=1e-5)
 
 

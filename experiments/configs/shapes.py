@@ -1,0 +1,91 @@
+"""The models that come with the package, `stunet/shipped`: five stages, one after the other.
+
+    python -m experiments.ship --workdir=runs/shapes
+
+or one of them, as any other config, its name after a colon:
+
+    python -m experiments.train --config=experiments/configs/shapes.py:t2i --workdir=runs/shapes/t2i
+
+Cost and figures: TO BE MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import tiny_conditional, tiny_ssr, tiny_style, tiny_t2i, tiny_t2v
+from stunet.errors import UserError
+
+STAGES = ("t2i", "t2v", "conditional", "ssr", "style")  # in the order of their needs
+INIT_FROM = {"t2v": "t2i", "conditional": "t2v", "style": "t2i"}
+WORKDIR = "runs/shapes"
+
+_TINY = {
+    "t2i": tiny_t2i,
+    "t2v": tiny_t2v,
+    "conditional": tiny_conditional,
+    "ssr": tiny_ssr,
+    "style": tiny_style,
+}
+
+
+def get_config(stage: str) -> ConfigDict:
+    """The tiny config of a stage, trained for longer.
+
+    Raises:
+      UserError: no such stage.
+    """
+    if stage not in STAGES:
+        raise UserError(f"shapes.py:{stage}: choose one of {', '.join(STAGES)} after the colon")
+    config = _TINY[stage].get_config()
+    if stage in INIT_FROM:
+        config.init_from = f"{WORKDIR}/{INIT_FROM[stage]}"
+    _CHANGES[stage](config)
+    return config
+
+
+def _t2i(config: ConfigDict) -> None:
+    config.total_steps = 7500
+    config.optimizer.cooldown_steps = 2500
+
+
+def _t2v(config: ConfigDict) -> None:
+    # Slower at first than without, and better from about 1000 steps on.
+    config.temporal.relative = True
+    config.total_steps = 3600
+    config.optimizer.cooldown_steps = 1000
+
+
+def _conditional(config: ConfigDict) -> None:
+    # Twice the frames of the same two seconds: the temporal modules count a clip's course, not its
+    # frames, and are all trained on.
+    config.data.num_frames, config.data.fps = 16, 8.0
+    config.batch_size = 4
+    # The shipped model makes videos from text alone, too.
+    config.conditioning.none = 0.25
+    config.conditioning.first_frame = 0.25
+    # How closely known pixels are followed shows where there is less noise than motion needs.
+    config.diffusion.schedule.log_snr_shift = -2.0
+    config.optimizer.learning_rate = 1e-3
+    config.total_steps = 4500
+    config.optimizer.cooldown_steps = 2000
+
+
+def _ssr(config: ConfigDict) -> None:
+    # Of the size that the others make, without the grain that it has nothing to do with.
+    config.data.resolution = config.data.crop = 64
+    config.data.num_frames, config.data.clip_frames, config.data.fps = 8, 16, 8.0
+    config.data.texture = 0.0
+    config.total_steps = 2500
+    config.optimizer.cooldown_steps = 1000
+
+
+def _style(config: ConfigDict) -> None:
+    pass
+
+
+_CHANGES = {
+    "t2i": _t2i,
+    "t2v": _t2v,
+    "conditional": _conditional,
+    "ssr": _ssr,
+    "style": _style,
+}

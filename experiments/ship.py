@@ -1,0 +1,88 @@
+"""Trains the models that come with the package and puts them there.
+
+    python -m experiments.ship --workdir=runs/shapes
+    python -m experiments.ship --workdir=runs/shapes --minutes=10
+
+Runs the stages of `experiments/configs/shapes.py` one after the other, each in WORKDIR/STAGE, then
+writes what `stunet.weights.shipped` names, kernels in bfloat16. The same command again goes on
+where it stopped; with `--minutes` it stops by itself, saved, and exits with 75 until all is done.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+from absl import flags
+
+from data.moving_shapes.duotone import write_pictures
+from experiments.configs import shapes
+from experiments.flag_reading import read_flags
+from stunet.errors import UserError, run_command
+from stunet.weights import shipped
+from stunet.weights.model_folder import ModelFolder, load_model, save_model
+
+FROM_STAGE = {shipped.VIDEO_MODEL: "conditional", shipped.UPSCALER: "ssr", shipped.STYLE: "style"}
+PICTURES = 24  # that the style is tuned to
+PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
+_OUT = flags.DEFINE_string("out", str(shipped.FOLDER), "the folder for the finished models")
+_MINUTES = flags.DEFINE_float("minutes", None, "stop after about so many", lower_bound=0.0)
+_SET = flags.DEFINE_multi_string("set", [], "a flag of experiments.train, to try all this out")
+
+
+def main(argv: list[str]) -> int:
+    """Trains what is not trained yet; writes the models once all are."""
+    read_flags(argv)
+    if not _WORKDIR.value:
+        raise UserError("--workdir=DIR is needed")
+    workdir = Path(_WORKDIR.value)
+    end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
+    for stage in shapes.STAGES:
+        code = _train(stage, workdir, end)
+        if code:
+            return code
+    for name, stage in FROM_STAGE.items():
+        folder = Path(_OUT.value) / name
+        save_model(folder, with_kernels_in_bfloat16(load_model(workdir / stage / "model")))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{folder}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def _train(stage: str, workdir: Path, end: float | None) -> int:
+    """Trains a stage to its end or until the time `end`; returns the exit code."""
+    flags = [f"--config={shapes.__file__}:{stage}", f"--workdir={workdir / stage}"]
+    if stage in shapes.INIT_FROM:
+        flags.append(f"--config.init_from={workdir / shapes.INIT_FROM[stage]}")
+    if stage == "style":
+        pictures = workdir / "duotone"
+        write_pictures(pictures, PICTURES)
+        flags.append(f"--config.data.source={pictures}")
+    process = subprocess.Popen([sys.executable, "-m", "experiments.train", *flags, *_SET.value])
+    try:
+        return process.wait(None if end is None else max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        code = process.wait()
+        return code if code >= 0 else PREEMPTED  # below 0: it had not begun to listen
+    finally:
+        if process.poll() is None:  # on Ctrl-C, which the process has heard too
+            process.wait()
+
+
+def with_kernels_in_bfloat16(model: ModelFolder) -> ModelFolder:
+    """The model at half its size. Vectors, norms' and biases, are few and stay as they are."""
+
+    def cast(leaf: np.ndarray) -> np.ndarray:
+        return leaf.astype(ml_dtypes.bfloat16) if leaf.ndim > 1 else leaf
+
+    return ModelFolder(model.config, jax.tree.map(cast, model.params), model.tokenizer)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.ship"))
