@@ -18,6 +18,7 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.ablations import (
+    cost,
     multidiffusion,
     resampler_init,
     style_strength,
@@ -57,10 +58,10 @@ def ablations() -> dict[str, Ablation]:
         trained = module.ABLATION
         run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
         found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
-    run = functools.partial(multidiffusion.run, options=_SET.value)
-    found[multidiffusion.NAME] = Ablation(("ssr",), run, multidiffusion.section)
-    run = functools.partial(style_strength.run, options=_SET.value)
-    found[style_strength.NAME] = Ablation(("t2v", "style"), run, style_strength.section)
+    others = {multidiffusion: ("ssr",), style_strength: ("t2v", "style"), cost: ()}
+    for module, models in others.items():
+        run = functools.partial(module.run, options=_SET.value)
+        found[module.NAME] = Ablation(models, run, module.section)
     return found
 
 

@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stunet.diffusion import (
+    COND_CHANNELS,
     Carry,
     Schedule,
     Threshold,
+    Windows,
     guided_denoiser,
     keyed_noise,
     make_sampler,
@@ -54,6 +57,35 @@ IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816), cross_attent
 # IF-I-XL's number of blocks, most of them and of the width where frames are few: a layout that
 # the paper's memory figure holds for.
 LATE = dataclasses.replace(IF_M, channels=(128, 1024, 2816, 2816), layers_per_block=(1, 2, 3, 6))
+
+# How a clip may be made, for `calls`.
+WAYS = ("space-time", "full rate", "cascade")
+KEY_FRAMES = 4  # the cascade's first network makes every fourth frame
+WINDOW = 16  # frames that its second one fills in at a time
+
+
+class Call(NamedTuple):
+    """A program that is called `count` times for one step of the whole clip."""
+
+    unet: UNetConfig
+    frames: int
+    count: int
+
+
+def calls(way: str, unet: UNetConfig, frames: int) -> list[Call]:
+    """The programs that a step of `frames` takes, in one of `WAYS`.
+
+    The cascade's windows share the key frame at which they meet, and those around it.
+    """
+    if way == "space-time":
+        return [Call(unet, frames, 1)]
+    rate = (False,) * len(unet.temporal.resample)
+    full = dataclasses.replace(unet, temporal=dataclasses.replace(unet.temporal, resample=rate))
+    if way == "full rate":
+        return [Call(full, frames, 1)]
+    between = dataclasses.replace(full, cond_channels=COND_CHANNELS)
+    windows = Windows.over(frames, WINDOW, overlap=KEY_FRAMES)
+    return [Call(full, frames // KEY_FRAMES, 1), Call(between, WINDOW, len(windows.starts))]
 
 
 def parameter_structs(config: UNetConfig) -> Tree:

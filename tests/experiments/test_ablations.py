@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.ablations import (
+    cost,
     multidiffusion,
     programs,
     resampler_init,
@@ -17,9 +18,11 @@ from experiments.ablations import (
     temporal_resampling,
     training,
 )
+from experiments.benchmarks.workloads import Call, calls
 from stunet.config import from_dict
 from stunet.errors import UserError
 from stunet.training.config import TrainConfig
+from tests.tiny import UNET
 
 STEPS = 40
 MODULES = (resampler_init, temporal_resampling, temporal_blocks)
@@ -97,6 +100,22 @@ def written(monkeypatch):
             report["settings"] = {"num_clips": int(flags["--num_clips"])}
             with open(f"{flags['--out']}.json", "w") as file:
                 json.dump(report, file)
+            return subprocess.CompletedProcess(command, 0)
+        if command[2] == "experiments.benchmarks.frames":
+            seconds = {"space-time": 1.0, "full rate": 1.5, "cascade": 3.0}
+            runs = [
+                {
+                    "way": way,
+                    "frames": frames,
+                    "calls": 1,
+                    "seconds": s * frames / 32,
+                    "temporary_bytes": frames * 2**20 * (2 if way == "full rate" else 1),
+                }
+                for frames in (16, 32)
+                for way, s in seconds.items()
+            ]
+            with open(flags["--out"], "w") as file:
+                json.dump({"runs": runs}, file)
             return subprocess.CompletedProcess(command, 0)
         if command[2] == "experiments.judge":
             report = {"colour": 1.0, "shape": 0.5, "motion": 0.25, "num_clips": 64}
@@ -195,3 +214,26 @@ def test_style_strength_reports_colours_and_motion(tmp_path, written):
     )
     assert still.startswith("Colours do not move steadily; at strength 1 clips keep 20 %")
     assert still.endswith("static, as in the paper.")
+
+
+def test_cost_reports_each_way_here_and_by_the_tpu_compiler(tmp_path, written, monkeypatch):
+    compiler = []
+    monkeypatch.setattr(cost.importlib.util, "find_spec", lambda name: compiler or None)
+    cost.run(tmp_path / "cost", ["--repeats=1"])
+    assert [flags.get("--topology") for _, flags in written] == [None]
+    assert "was not installed" in cost.section(tmp_path / "cost")
+    compiler.append("libtpu")
+    cost.run(tmp_path / "cost", ["--repeats=1"])  # what is there stays
+    assert [flags.get("--topology") for _, flags in written] == [None, cost.TOPOLOGY]
+    text = cost.section(tmp_path / "cost")
+    assert text.count("At 32 frames the full rate takes 1.50 times the time and 2.00 times") == 2
+    assert "a cascade 3.00 and 1.00 times" in text
+    assert "| 16 | full rate | 1 | 32.0 | 0.75 |" in text
+
+
+def test_a_cascade_is_every_fourth_frame_and_windows_between():
+    assert calls("space-time", UNET, 64) == [Call(UNET, 64, 1)]
+    keys, between = calls("cascade", UNET, 64)
+    assert (keys.frames, keys.count, between.frames, between.count) == (16, 1, 16, 5)
+    assert keys.unet.temporal.resample == between.unet.temporal.resample == (False,)
+    assert (keys.unet.cond_channels, between.unet.cond_channels) == (0, 4)
