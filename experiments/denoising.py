@@ -133,19 +133,16 @@ def restore(
 
 def plot(levels: list[int], errors: dict[str, list[float]], path: Path) -> None:
     """The errors over the noise level, a line for each kind of caption."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for words, values in errors.items():
         kind = {"own": "its own caption", "none": "no caption"}.get(words, f"another {words}")
         axes.plot(levels, values, marker="o", markersize=3, label=kind)
     axes.set(xlabel="log-SNR", ylabel="mean squared error of the restored clip", yscale="log")
     axes.legend()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -128,12 +128,10 @@ def _clips(resolution: int) -> tuple[np.ndarray, list[str]]:
 
 def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) -> None:
     """Mean difference of consecutive frames over the clip, joints of the windows dotted."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
     lines = {DESCRIBED[name]: videos for name, videos in results.items()}
     for name, videos in {**lines, "true clip": truth}.items():
         axes.plot(np.arange(1, truth.shape[1]), frame_differences(videos).mean(0), label=name)
@@ -142,7 +140,6 @@ def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) 
     axes.set(xlabel="frame", ylabel="difference to the frame before / (1/255)", ylim=(0, None))
     axes.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

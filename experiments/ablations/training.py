@@ -141,12 +141,10 @@ def results(ablation: Training, workdir: Path) -> dict[str, dict[str, np.ndarray
 
 def plot(ablation: Training, found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Loss curves: the mean over seeds, and between which of them it lies."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for variant, values in found.items():
         curves = values["curves"]
         window = max(1, curves.shape[1] // 25)
@@ -158,7 +156,6 @@ def plot(ablation: Training, found: dict[str, dict[str, np.ndarray]], path: Path
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=ablation.question)
     axes.legend()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def lower_in(losses: dict[str, np.ndarray], one: str, other: str) -> int:

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 import jax
-import matplotlib
 import numpy as np
 import tensorboardX
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 
@@ -110,12 +110,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def plot_loss(workdir: Path) -> None:
     """Draws `loss.png` from `metrics.csv`: every step, and a running mean."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = read_metrics(workdir / "metrics.csv")
     steps, losses = (np.array([row[f] for row in rows]) for f in ("step", "loss"))
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot(steps, losses, color="0.8", linewidth=0.7, label="each step")
     window = max(1, len(losses) // 50)
     running = np.convolve(losses, np.ones(window) / window, mode="valid")
@@ -123,7 +121,6 @@ def plot_loss(workdir: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     figure.savefig(workdir / "loss.png", dpi=120)
-    pyplot.close(figure)
 
 
 def _texts(row: dict[str, float]) -> list[str]:
