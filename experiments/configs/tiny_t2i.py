@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
             },
             # What a shape is shows at a log-SNR of -2 to 3 (its energy against the noise's), and
             # min-SNR weights have the network learn that: the unweighted loss of v is mostly
-            # about grain (README, "Trained longer").
+            # about grain (docs/moving_shapes.md).
             "diffusion": {
                 "prediction": "v",
                 "loss": "min_snr",

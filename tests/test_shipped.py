@@ -1,0 +1,71 @@
+"""The models that come with the package, and the pages whose commands use them."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.gallery import commands
+from stunet.cli import _parser, main
+from stunet.errors import UserError
+from stunet.evaluation.shapes_judge import judge
+from stunet.model import load
+from stunet.video_io import read_video
+from stunet.weights import shipped
+from stunet.weights.model_folder import find_model
+from tests.tiny import save_tiny_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_they_are_small_and_of_one_size():
+    folders = sorted(path.name for path in shipped.FOLDER.iterdir())
+    assert folders == sorted(shipped.NAMES)
+    assert sum(path.stat().st_size for path in shipped.FOLDER.rglob("*")) <= 24e6
+    video, upscaler, style = map(load, shipped.NAMES)
+    assert video.unet.cond_channels and video.num_frames == 16
+    assert upscaler.resolution == upscaler.super_resolution.factor * video.resolution
+    assert style.unet.temporal is None
+    assert np.isfinite(np.concatenate([p.ravel() for p in map(np.asarray, _leaves(video))])).all()
+
+
+def _leaves(model):
+    import jax
+
+    return jax.tree.leaves(jax.tree.map(lambda p: p.astype(np.float32), model.params))
+
+
+def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
+    assert find_model("shapes") == shipped.FOLDER / "shapes"
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model(tmp_path / "shapes")
+    assert find_model("shapes").resolve() == tmp_path / "shapes"
+    with pytest.raises(UserError, match="that come with stunet, shapes, shapes-ssr, shapes-duo"):
+        find_model("circles")
+
+
+def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):
+    out = tmp_path / "disc.gif"
+    assert main(["generate", "a red circle moving right", "--steps=12", f"--out={out}"]) == 0
+    video, fps = read_video(out)
+    assert (video.shape, fps) == ((16, 16, 16, 3), pytest.approx(8, rel=0.05))
+    seen = judge(video)
+    assert (seen["colour"], seen["motion"]) == ("red", "right")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_on_the_pages_are_commands(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        if line.startswith("stunet "):
+            _parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def test_the_gallery_has_a_picture_for_each_command():
+    page = ROOT / "docs" / "gallery.md"
+    made = [_parser().parse_args(command).out for command in commands(page)]
+    assert len(made) == len(set(made)) >= 7
+    for path in made:
+        assert path.name in page.read_text() and (ROOT / path).is_file(), path
