@@ -21,6 +21,7 @@ from data import records
 from data.sources import NAMES, Source, make_builder, open_source
 from stunet.config import from_dict
 from stunet.errors import UserError
+from stunet.evaluation.moving_shapes import MOTIONS
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -48,6 +49,7 @@ class DataConfig:
       clip_frames: of a whole clip of moving_shapes, of which an example is `num_frames` in a row;
         None for `num_frames`. (The other datasets' clips have their own lengths.)
       texture: of moving_shapes' backgrounds, a standard deviation of values in 0..1.
+      motions: of moving_shapes, the only ones that are shown; () for all.
       source: folder or archive that video_folder and ucf101 are made from.
       prompts: a TSV of class and caption, for ucf101.
       text_states: take text states from `text_states_path` instead of tokens.
@@ -65,6 +67,7 @@ class DataConfig:
     num_examples: int | None = None
     clip_frames: int | None = None
     texture: float = 0.0
+    motions: tuple[str, ...] = ()
     source: str | None = None
     prompts: str | None = None
     text_states: bool = False
@@ -84,6 +87,8 @@ class DataConfig:
             raise UserError(
                 f"clip_frames is {self.clip_frames}; num_frames {self.num_frames} need as many"
             )
+        if unknown := set(self.motions) - set(MOTIONS):
+            raise UserError(f"motions: no {min(unknown)!r}; choose of {', '.join(MOTIONS)}")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must not be negative")
         if not 0 <= self.caption_dropout <= 1:

@@ -34,8 +34,12 @@ def open_source(config: Mapping[str, Any]) -> Source:
     Raises:
       UserError: an unknown dataset or split, or a dataset that was not built.
     """
-    decode = _shapes_decoder if config["name"] == "moving_shapes" else _stored_decoder
-    return Source(records.read(make_builder(config), config["split"]), decode(config))
+    found = records.read(make_builder(config), config["split"])
+    if config["name"] != "moving_shapes":
+        return Source(found, _stored_decoder(config))
+    if motions := config.get("motions"):
+        found = [record for record in found if record["motion"].decode() in motions]
+    return Source(found, _shapes_decoder(config))
 
 
 def make_builder(config: Mapping[str, Any]) -> tfds.core.DatasetBuilder:

@@ -11,18 +11,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from data.moving_shapes.clips import Clips, draw_clips
 from data.moving_shapes.duotone import duotone
-from data.moving_shapes.render import render
 from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
-from stunet.evaluation.moving_shapes import Attributes, Prompt, caption, draw_attributes
+from stunet.evaluation.moving_shapes import MOTIONS
 from stunet.evaluation.seams import frame_differences, psnr
 from stunet.evaluation.shapes_judge import agreement, judge
 from stunet.pipeline import Model, animate, cinemagraph, edit, generate, inpaint, load, stylised
@@ -48,18 +48,6 @@ _SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance"
 _SEED = flags.DEFINE_integer("seed", 0, "of clips and noise")
 
 
-class Clips(NamedTuple):
-    """True clips `[N, T, H, W, 3]` with their prompts."""
-
-    videos: np.ndarray
-    prompts: list[Prompt]
-
-    @property
-    def texts(self) -> list[str]:
-        """The prompts' words."""
-        return [prompt.text for prompt in self.prompts]
-
-
 def main(argv: list[str]) -> None:
     """Makes, measures, prints and writes."""
     read_flags(argv)
@@ -70,11 +58,11 @@ def main(argv: list[str]) -> None:
     prepare_compiler()
     model = load(_MODEL.value or _BASE.value)
     base = load(_BASE.value) if _BASE.value else model
-    clips = draw_clips(model, _CLIPS.value, _SEED.value)
+    clips = _draw_clips(model)
     work: dict[str, Callable[[], tuple[dict[str, Any], np.ndarray]]] = {
         "image_to_video": lambda: image_to_video(model, clips),
         "inpainting": lambda: inpainting(model, clips),
-        "cinemagraph": lambda: cinemagraphs(model, _CLIPS.value, _SEED.value),
+        "cinemagraph": lambda: cinemagraphs(model),
         "editing": lambda: editing(base, clips),
         "style": lambda: style(base, load(_STYLE.value), clips),
     }
@@ -101,22 +89,10 @@ def _needed() -> list[flags.FlagHolder]:
     return [*found, _STYLE] if "style" in _chosen() else found
 
 
-def draw_clips(model: Model, count: int, seed: int, motions: tuple[str, ...] = ()) -> Clips:
-    """Rendered clips of seen combinations, of these motions only where some are named."""
-    rng, videos, prompts = np.random.default_rng(seed + 1), [], []
-    while len(videos) < count:
-        attributes, clip_seed = draw_attributes("train", rng), int(rng.integers(2**31))
-        if motions and attributes.motion not in motions:
-            continue
-        form = (model.num_frames, model.resolution, model.fps)
-        videos.append(render(attributes, clip_seed, *form))
-        prompts.append(_prompt(attributes, clip_seed))
-    return Clips(np.stack(videos), prompts)
-
-
-def _prompt(attributes: Attributes, seed: int) -> Prompt:
-    words = (attributes.shape, attributes.colour, attributes.motion)
-    return Prompt(caption(attributes, seed), *words)
+def _draw_clips(model: Model, motions: tuple[str, ...] = tuple(MOTIONS)) -> Clips:
+    """Rendered clips of the model's size."""
+    size = (model.num_frames, model.resolution, model.fps)
+    return draw_clips(_CLIPS.value, _SEED.value, *size, motions)
 
 
 def _options() -> dict[str, Any]:
@@ -172,13 +148,13 @@ def _step_across(videos: np.ndarray, mask: np.ndarray) -> float:
     return float(np.concatenate(steps).mean())
 
 
-def cinemagraphs(model: Model, count: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+def cinemagraphs(model: Model) -> tuple[dict[str, Any], np.ndarray]:
     """Objects that stay in place move inside a mask around them, and nothing else."""
-    clips = draw_clips(model, count, seed, IN_PLACE)
+    clips = _draw_clips(model, IN_PLACE)
     images, size = clips.videos[:, 0], model.resolution
     # The object: what differs from the frame's edge, row by row as backgrounds do.
     distance = np.linalg.norm(images - np.median(images, axis=2, keepdims=True), axis=-1)
-    mask = np.zeros((count, size, size, 1), np.float32)
+    mask = np.zeros((len(images), size, size, 1), np.float32)
     for one, frame in zip(mask, distance, strict=True):
         rows, columns = np.nonzero(frame > 0.5)
         top, left = max(0, rows.min() - 2), max(0, columns.min() - 2)

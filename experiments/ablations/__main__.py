@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments.ablations import (
     cost,
+    key_frames,
     multidiffusion,
     resampler_init,
     style_strength,
@@ -58,6 +59,8 @@ def ablations() -> dict[str, Ablation]:
         trained = module.ABLATION
         run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
         found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
+    run = functools.partial(key_frames.run, jobs=_JOBS.value, options=_SET.value)
+    found[key_frames.NAME] = Ablation(("t2i",), run, key_frames.section)
     others = {multidiffusion: ("ssr",), style_strength: ("t2v", "style"), cost: ()}
     for module, models in others.items():
         run = functools.partial(module.run, options=_SET.value)

@@ -19,7 +19,7 @@ from stunet.models.unet import UNetConfig, init_unet
 from stunet.training.metrics import read_metrics
 from stunet.weights.trees import Tree
 
-STEPS = 1200  # of the variant that sets the compute
+STEPS = 600  # of the variant that sets the compute
 JUDGED_CLIPS = 64
 READ = ("colour", "shape", "motion")  # what the judge reads
 

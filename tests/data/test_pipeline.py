@@ -92,6 +92,15 @@ def test_clips_are_those_of_the_captions(config):
         assert batch["tokens"][row, 0] == len(record["caption"])
 
 
+def test_only_clips_of_the_motions_that_are_asked_for(config):
+    every = pipeline.captions(config)
+    wanted = [text for text in every if parse(text)["motion"] in ("left", "spinning")]
+    assert 0 < len(wanted) < len(every)
+    assert pipeline.captions({**config, "motions": ("left", "spinning")}) == wanted
+    with pytest.raises(UserError, match="motions: no 'jumping'; choose of left, right"):
+        pipeline.prepare({**config, "motions": ("left", "jumping")})
+
+
 def test_caption_dropout_is_a_quarter(config):
     batches = take(config, 40)
     empty = np.concatenate([batch["tokens"][:, 0] == 0 for batch in batches])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stunet.evaluation.temporal import flicker
+from stunet.evaluation.temporal import flicker, periodicity
 
 
 def clips(*brightness):
@@ -26,3 +26,22 @@ def test_what_moves_within_the_frame_does_not_flicker():
     assert flicker(video) == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="takes 3 frames, got 2"):
         flicker(video[:, :2])
+
+
+def test_what_repeats_itself_is_explained_by_its_period():
+    t, place = np.arange(16), np.random.default_rng(0).normal(size=(2, 4, 4, 3))
+    angle = 2 * np.pi * 2.5 * t / 16
+    waves = np.stack([np.sin(angle), np.cos(2 * angle)], axis=1)
+    repeating = np.einsum("tk,khwc->thwc", waves, place)
+    noise = np.random.default_rng(1).normal(size=(16, 8, 8, 3))
+    drifting = t[:, None, None, None] * place[0]
+    found = [periodicity(video[None])[0] for video in (repeating, drifting, noise)]
+    assert found[0] == pytest.approx(1)
+    assert found[1] < 0.7 and found[2] < 0.4
+    # Half of the energy in noise is half explained.
+    weight = np.sqrt((repeating**2).sum() / (noise[:, :4, :4] ** 2).sum())
+    mixed = repeating + weight * noise[:, :4, :4]
+    assert 0.5 < periodicity(mixed[None])[0] < 0.75
+    assert periodicity(np.zeros((1, 16, 2, 2, 3)))[0] == 0
+    with pytest.raises(ValueError, match="8 frames, got 7"):
+        periodicity(repeating[None, :7])
