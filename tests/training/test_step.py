@@ -158,3 +158,10 @@ def test_a_fresh_average_is_a_copy():
     for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
         assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_stored_in_bfloat16_is_trained_in_float32():
+    stored = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    state = init_state(stored, make_optimizer(OptimizerConfig(), 10**6))
+    for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
