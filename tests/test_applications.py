@@ -61,9 +61,10 @@ def model(folder):
 def test_before_fine_tuning_what_is_given_changes_nothing(base, cond_in_blocks):
     unet, params = add_conditioning(base.params["unet"], base.unet, 4, cond_in_blocks)
     conditional = dataclasses.replace(base, unet=unet, params={**base.params, "unet": params})
-    made = fill(conditional, CLIP, np.ones_like(CLIP[..., :1]), CAPTIONS[:1], **QUICK)
-    filled = inpaint(conditional, CLIP, HOLE, CAPTIONS[:1], paste_back=False, **QUICK)
-    expected = generate(base, CAPTIONS[:1], **QUICK)
+    unguided = {**QUICK, "guidance_scale": 1.0}  # guidance itself tells given pixels apart
+    made = fill(conditional, CLIP, np.ones_like(CLIP[..., :1]), CAPTIONS[:1], **unguided)
+    filled = inpaint(conditional, CLIP, HOLE, CAPTIONS[:1], paste_back=False, **unguided)
+    expected = generate(base, CAPTIONS[:1], **unguided)
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_array_equal(filled, expected)
 
@@ -75,6 +76,17 @@ def test_the_network_sees_the_known_pixels_and_no_others(model):
     hidden = np.where(HOLE[:, None] == 1, 9.0, CLIP).astype(np.float32)
     again = inpaint(model, hidden, HOLE, CAPTIONS[:1], paste_back=False, **QUICK)
     np.testing.assert_array_equal(again, made)
+
+
+def test_given_pixels_are_not_guided(model):
+    """In a single step, where what is around them cannot reach them yet."""
+    made = [
+        inpaint(model, CLIP, HOLE, CAPTIONS[:1], paste_back=False, steps=1, guidance_scale=scale)
+        for scale in (1.5, 4.0)
+    ]
+    known = np.broadcast_to(HOLE[:, None] == 0, made[0].shape)
+    np.testing.assert_allclose(made[0][known], made[1][known], atol=1e-5)
+    assert np.abs(made[0] - made[1])[~known].mean() > 1e-2
 
 
 def test_each_application_is_a_fill_and_pasting_brings_back_the_bits(model):

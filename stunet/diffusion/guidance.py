@@ -36,7 +36,8 @@ def guided_denoiser(
       kind: what the network predicts, `eps`, `x0` or `v`.
       cond: tree of conditioning arrays [B, ...], e.g. (text_states, text_mask).
       uncond: the same tree for the empty prompt, leading axis B or 1; unused at scale 1.
-      guidance_scale: 1 is no guidance; a number, or an array (scalar or [B]).
+      guidance_scale: 1 is no guidance; a number, or an array: a scalar, [B], or one that broadcasts
+        to x_t, a scale for each place.
       learned_variance: whether the network's variance channels were trained.
       interval: lowest and highest IF timestep (inclusive) at which to guide (2404.07724);
         outside only the conditional output counts. None guides always.
@@ -57,10 +58,13 @@ def guided_denoiser(
         given, empty = jnp.split(output, 2)
         given, variance = split_output(given, x_t.shape[-1], learned_variance)
         empty, _ = split_output(empty, x_t.shape[-1], learned_variance)
-        scale = jnp.broadcast_to(jnp.asarray(guidance_scale, x_t.dtype), t.shape)
+        scale = jnp.asarray(guidance_scale, x_t.dtype)
+        if scale.ndim < x_t.ndim:
+            scale = expand(jnp.broadcast_to(scale, t.shape), x_t.ndim)
         if interval is not None:
-            scale = jnp.where((interval[0] <= t) & (t <= interval[1]), scale, 1.0)
-        guided = given + (expand(scale, x_t.ndim) - 1) * (given - empty)
+            inside = (interval[0] <= t) & (t <= interval[1])
+            scale = jnp.where(expand(inside, x_t.ndim), scale, 1.0)
+        guided = given + (scale - 1) * (given - empty)
         return to_prediction(kind, guided, x_t, log_snr, False)._replace(variance=variance)
 
     return denoiser

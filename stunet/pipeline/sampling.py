@@ -59,7 +59,8 @@ class Sampling:
     Attributes:
       sampler: `dpm2m`, `ddim` or `ancestral`.
       steps: by default the sampler's `DEFAULT_STEPS`.
-      guidance_scale: of classifier-free guidance; 1 is none, and halves the cost.
+      guidance_scale: of classifier-free guidance; 1 is none, and halves the cost. Given pixels
+        are not guided.
       seed: 0 to 2**32 - 1.
       batch_size: videos sampled at a time.
       window: frames of a window; by default as many as the model was trained on. Give the clip's
@@ -312,6 +313,9 @@ def run_chunk(
     if many:
         cond, uncond = (_of_windows(s.windows, tree) for tree in (cond, uncond))
         net = in_parts(net, _rows_at_once(s, len(positions)))
+    if "given" in cond:
+        # Of given pixels words say nothing: guidance would only magnify the network's errors.
+        guidance_scale = jnp.where(cond["given"][..., -1:] > 0.5, 1.0, guidance_scale)
     denoiser = guided_denoiser(
         net,
         s.schedule,

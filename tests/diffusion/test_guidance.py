@@ -46,6 +46,15 @@ def test_extrapolates_in_one_call_of_twice_the_batch(scale):
     assert network.batches == [4]
 
 
+def test_each_place_may_have_a_scale_of_its_own():
+    scale = jnp.array([[1.0], [3.0]]).reshape(1, 1, 1, 2, 1)
+    eps = np.asarray(guide(Network(), scale)(X, jnp.float32(500)).eps)
+    expected = np.array([[1.0, 2.0], [3.0, 8.0]]).reshape(2, 1, 1, 2, 1)
+    np.testing.assert_allclose(eps, np.broadcast_to(expected, X.shape), rtol=1e-6)
+    outside = guide(Network(), scale, interval=(600, 700))(X, jnp.float32(500)).eps
+    assert per_example(outside) == [1.0, 3.0]
+
+
 @pytest.mark.parametrize("scale", [1, 1.0])
 def test_scale_one_skips_the_unconditional_half(scale):
     network = Network()
