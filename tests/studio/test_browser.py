@@ -1,0 +1,378 @@
+"""The studio's page in Chromium: what a user sees, with the real command behind it."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from stunet.video_io import read_comment, read_video, write_video
+from tests.studio.models import FACTOR, save_models
+from tests.tiny import FPS, NUM_FRAMES
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+PATIENCE = 60_000  # milliseconds for a job, most of which compiles
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("studio")
+
+
+@pytest.fixture(scope="module")
+def address(root):
+    """Where `stunet studio` serves tiny models; it has to end well when it is told to."""
+    pytest.importorskip("gradio", reason="needs the extra `studio`")
+    models = save_models(root / "models")
+    command = [sys.executable, "-m", "stunet.cli", "studio", "--port", "0"]
+    command += ["--model", models["fill"], "--upscale", models["ssr"], "--style", models["style"]]
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XDG_CACHE_HOME": str(root / "cache"),
+        "TMPDIR": str(root),
+        "no_proxy": "127.0.0.1",
+    }
+    with (root / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), (root / "log").read_text()
+            yield line.strip()
+        finally:
+            server.send_signal(signal.SIGINT)
+            code = server.wait(30)
+            server.stdout.close()
+    assert code == 0 and not list(root.glob("stunet-studio-*"))
+    assert (root / "log").read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    if not shutil.which(CHROMIUM):
+        pytest.skip("needs Debian's package chromium")
+    with playwright.sync_playwright() as started:
+        with contextlib.closing(
+            started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        ) as browser:
+            yield browser
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens the page as one more user; afterwards nothing may have come from elsewhere."""
+    elsewhere, contexts = [], []
+
+    def asked(request):
+        if not request.url.startswith((address, "data:", "blob:")):
+            elsewhere.append(request.url)
+
+    def opened(size=DESKTOP):
+        context = browser.new_context(viewport=size, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", asked)
+        page.goto(address)
+        page.get_by_role("tab", name="Generate").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not elsewhere
+
+
+@pytest.fixture(scope="module")
+def files(root):
+    """What is uploaded, good and bad."""
+    folder = root / "uploads"
+    folder.mkdir()
+    image = Image.new("RGB", (320, 240), (40, 90, 160))
+    ImageDraw.Draw(image).ellipse((110, 70, 210, 170), fill=(230, 60, 50))
+    image.save(folder / "image.png")
+    frames = []
+    for step in range(6):
+        frame = Image.new("RGB", (256, 256), (30, 30, 60))
+        ImageDraw.Draw(frame).ellipse((20 + 20 * step, 90, 90 + 20 * step, 160), fill="orange")
+        frames.append(np.asarray(frame))
+    write_video(folder / "clip.mp4", np.stack(frames).astype(np.float32) / 127.5 - 1, FPS)
+    mask = Image.new("L", (256, 256))
+    ImageDraw.Draw(mask).rectangle((64, 64, 192, 192), fill=255)
+    mask.save(folder / "mask.png")
+    (folder / "words.png").write_text("not a picture")
+    (folder / "words.mp4").write_text("not a video")
+    Image.new("1", (5000, 4000)).save(folder / "large.png")
+    write_video(folder / "long.mp4", np.zeros((50, 16, 16, 3), np.float32), 2)
+    with (folder / "heavy.mp4").open("wb") as file:
+        file.truncate(65 * 2**20)
+    return folder
+
+
+def tab(page, name):
+    """The panel of an application, with few steps and not enlarged."""
+    page.get_by_role("tab", name=name.capitalize()).click()
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel.get_by_role("button", name="Make it").wait_for()
+    return panel
+
+
+def quick(panel, steps=3, enlarge=False):
+    panel.get_by_label("Prompt").fill("a red star")
+    number(panel, "Steps", steps)
+    if not enlarge and panel.get_by_label("Enlarge").count():
+        panel.get_by_label("Enlarge").uncheck()
+
+
+def number(panel, label, value):
+    field = panel.get_by_role("spinbutton", name=re.compile(label))
+    field.fill(str(value))
+    field.blur()
+
+
+def upload(panel, *paths):
+    """Sends files to the panel's upload fields, the first of which is empty each time."""
+    for path in paths:
+        panel.locator("input[type=file]").first.set_input_files(str(path))
+        panel.page.wait_for_load_state("networkidle")
+
+
+def made(panel):
+    """Waits for the result; its settings, after the page has played its video."""
+    panel.get_by_role("status").get_by_text("done").wait_for(timeout=PATIENCE)
+    video = panel.locator("video").last
+    panel.page.wait_for_function(
+        "v => v.readyState >= 3 && v.videoWidth > 0 && v.played.length > 0 && !v.error",
+        arg=video.element_handle(),
+        timeout=10_000,
+    )
+    slice_width = panel.get_by_role("img", name="X-T slice").evaluate(
+        "async i => (await i.decode(), i.naturalWidth)"
+    )
+    assert slice_width > 0
+    return downloaded(panel)
+
+
+def downloaded(panel):
+    with panel.page.expect_download() as download:
+        panel.get_by_text("Download the MP4").click()
+    path = download.value.path()
+    assert download.value.suggested_filename.endswith(".mp4")
+    settings = json.loads(read_comment(path))
+    frames, fps = read_video(path)
+    assert settings["num_frames"] == len(frames) and settings["fps"] == fps
+    shown = panel.get_by_text('"application"').locator("xpath=ancestor::div[4]").inner_text()
+    assert settings["application"] in shown
+    return settings
+
+
+def paint(panel):
+    """A stroke over the middle of the picture, once it is on the canvas."""
+    page, canvas = panel.page, panel.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+
+
+def test_generate_by_keyboard_with_style_and_enlarged(open_page):
+    page = open_page()
+    panel = tab(page, "generate")
+    reached = []
+    page.get_by_role("tab", name="Generate").focus()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent.trim()"))
+        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    else:
+        pytest.fail(f"Tab never reached the prompt: {reached}")
+    page.keyboard.type("a red circle")
+    page.keyboard.press("Enter")
+    panel.locator("progress").wait_for()
+    panel.get_by_role("img", name="the video so far").wait_for(timeout=PATIENCE)
+    settings = made(panel)
+    assert settings["prompt"] == "a red circle" and settings["style_strength"] == 0.7
+    assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == "Make it":
+            break
+    else:
+        pytest.fail("Tab never reached the button that starts")
+
+
+def test_animate(open_page, files):
+    panel = tab(open_page(), "animate")
+    quick(panel)
+    upload(panel, files / "image.png")
+    settings = made_by(panel)
+    assert settings["image"] == "image.png" and settings["num_frames"] == NUM_FRAMES
+    said = panel.get_by_text("image.png: 320x240 is cropped to its middle, 240x240")
+    assert said.count() == 1
+
+
+def made_by(panel):
+    panel.get_by_role("button", name="Make it").click()
+    return made(panel)
+
+
+def test_interpolate(open_page, files):
+    panel = tab(open_page(), "interpolate")
+    quick(panel)
+    upload(panel, files / "image.png", files / "mask.png")
+    number(panel, "Frames", 6)
+    settings = made_by(panel)
+    assert settings["last"] == "mask.png" and settings["num_frames"] == 6
+
+
+def test_inpaint_what_is_painted_what_a_file_masks_and_around(open_page, files):
+    panel = tab(open_page(), "inpaint")
+    quick(panel)
+    upload(panel, files / "clip.mp4")
+    panel.get_by_role("button", name="Make it").click()
+    panel.get_by_role("alert").get_by_text("nothing is painted").wait_for(timeout=PATIENCE)
+    paint(panel)
+    assert made_by(panel)["mask"] == "painted.png"
+    panel.get_by_label("from a file").check()
+    upload(panel, files / "mask.png")
+    assert made_by(panel)["mask"] == "mask.png"
+    panel.get_by_label("around the video").check()
+    for side in ("left", "right", "top", "bottom"):
+        number(panel, f"Pixels {side}", 64)
+    assert made_by(panel)["outpaint"] == [64, 64, 64, 64]
+
+
+def test_cinemagraph(open_page, files):
+    panel = tab(open_page(), "cinemagraph")
+    quick(panel)
+    upload(panel, files / "image.png")
+    paint(panel)
+    panel.get_by_label("Lead back").check()
+    settings = made_by(panel)
+    assert settings["loop"] is True and settings["num_frames"] == NUM_FRAMES - 1
+
+
+def test_edit(open_page, files):
+    panel = tab(open_page(), "edit")
+    quick(panel)
+    upload(panel, files / "clip.mp4")
+    settings = made_by(panel)
+    assert settings["video"] == "clip.mp4" and settings["strength"] == 0.7
+
+
+def test_upscale(open_page, files):
+    panel = tab(open_page(), "upscale")
+    quick(panel)
+    upload(panel, files / "clip.mp4")
+    settings = made_by(panel)
+    assert settings["upscale"] == ["ssr"] and "model" not in settings and FACTOR == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("animate", "words.png", "words.png: is no picture or video that can be read"),
+        ("animate", "large.png", "large.png: is 5000x4000 pixels large; at most 16.8 megapixels"),
+        ("edit", "words.mp4", "words.mp4: is no picture or video that can be read"),
+        ("edit", "long.mp4", "long.mp4: lasts 25.0 seconds; at most 20 are taken"),
+        ("edit", "heavy.mp4", "File size exceeds the maximum allowed size"),
+    ],
+)
+def test_a_bad_upload_shows_why(open_page, files, name, file, message):
+    page = open_page()
+    upload(tab(page, name), files / file)
+    page.get_by_text(message).first.wait_for(timeout=20_000)
+    assert "Traceback" not in page.inner_text("body")
+
+
+def test_what_is_missing_is_said(open_page):
+    page = open_page()
+    for name, message in (("generate", "the prompt is empty"), ("animate", "upload the image")):
+        panel = tab(page, name)
+        panel.get_by_role("button", name="Make it").click()
+        panel.get_by_role("alert").get_by_text(message).wait_for(timeout=PATIENCE)
+
+
+def long_job(page):
+    """Begins what takes minutes, and waits until it is sampling."""
+    panel = tab(page, "generate")
+    quick(panel, steps=100)
+    number(panel, "Frames", 2000)
+    panel.get_by_role("button", name="Make it").click()
+    panel.get_by_text(re.compile("step [1-9]")).wait_for(timeout=PATIENCE)
+    return panel
+
+
+@pytest.mark.parametrize("how", ["the button", "leaving the page"])
+def test_cancelling_frees_the_queue_for_whoever_waits(open_page, how):
+    anna, ben = open_page(), open_page()
+    long, short = long_job(anna), tab(ben, "generate")
+    quick(short)
+    short.get_by_role("button", name="Make it").click()
+    short.get_by_text("waiting: 1 ahead").wait_for(timeout=PATIENCE)
+    began = time.monotonic()
+    if how == "the button":
+        long.get_by_role("button", name="Cancel").click()
+        long.get_by_role("status").get_by_text("cancelled").wait_for(timeout=PATIENCE)
+    else:
+        anna.close()
+    made(short)
+    assert time.monotonic() - began < 30
+
+
+def test_two_at_once_are_queued_and_each_gets_their_own(open_page):
+    panels = [tab(open_page(), "generate") for _ in range(2)]
+    for seed, panel in enumerate(panels):
+        quick(panel, steps=40)
+        number(panel, "Seed", seed)
+        number(panel, "Frames", 40)
+    for panel in panels:
+        panel.get_by_role("button", name="Make it").click()
+    panels[1].get_by_text("waiting: 1 ahead").wait_for(timeout=PATIENCE)
+    assert [made(panel)["seed"] for panel in panels] == [0, 1]
+
+
+def test_on_a_narrow_screen_nothing_lies_beyond_its_edge(open_page, files):
+    page = open_page(NARROW)
+    names = ("Generate", "Animate", "Interpolate", "Inpaint", "Cinemagraph", "Edit", "Upscale")
+    for name in names:
+        if not page.get_by_role("tab", name=name).is_visible():  # behind the tabs' overflow menu
+            page.locator(".overflow-menu button").first.click()
+            page.locator(".overflow-dropdown").get_by_text(name).click()
+        else:
+            page.get_by_role("tab", name=name).click()
+        page.get_by_role("button", name="Make it").filter(visible=True).wait_for()
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= NARROW["width"], name
+    panel = tab(page, "generate")
+    quick(panel)
+    made_by(panel)
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
