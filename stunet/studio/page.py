@@ -176,10 +176,10 @@ class _Tab:
                 "cinemagraph",
             ):
                 fields["num_frames"] = gr.Number(
-                    models.base.num_frames,
-                    label="Frames",
+                    0,
+                    label=f"Frames (0: as trained, {models.base.num_frames})",
                     precision=0,
-                    minimum=1,
+                    minimum=0,
                     min_width=100,
                 )
         steps = pipeline.DEFAULT_STEPS[pipeline.Sampling.sampler]
@@ -187,6 +187,8 @@ class _Tab:
         fields["guidance_scale"] = gr.Slider(
             1, 12, pipeline.Sampling.guidance_scale, step=0.5, label="Guidance scale"
         )
+        for name, field in fields.items():
+            field.elem_id = f"{application}-{name}"
 
     def _file(self, name: str, kind: type, label: str) -> None:
         options = {"sources": ["upload"], "height": 240, "buttons": []}
@@ -335,7 +337,7 @@ class _Tab:
             "guidance_scale": real_number("guidance scale", sent["guidance_scale"], 0, 100),
         }
         if "num_frames" in sent:
-            values["num_frames"] = whole_number("frames", sent["num_frames"], 1, 10_000)
+            values["num_frames"] = whole_number("frames", sent["num_frames"], 0, 10_000) or None
         for name in ("image", "last", "video"):
             if name in sent:
                 values[name] = self._given(sent[name], str(self.fields[name].label))
