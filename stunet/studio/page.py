@@ -110,6 +110,7 @@ class _Tab:
                 with gr.Column(visible=False) as self.result:
                     self.video = gr.Video(
                         label="Result",
+                        elem_id=f"{application}-result",
                         interactive=False,
                         autoplay=True,
                         loop=True,

@@ -1,7 +1,5 @@
 """The studio's page in Chromium: what a user sees, with the real command behind it."""
 
-import contextlib
-import json
 import os
 import re
 import shutil
@@ -14,25 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stunet.video_io import read_comment, read_video, write_video
+from stunet.video_io import write_video
+from tests.studio.driving import (
+    CHROMIUM,
+    DESKTOP,
+    NARROW,
+    PATIENCE,
+    chromium,
+    made,
+    made_by,
+    number,
+    paint,
+    quick,
+    tab,
+    upload,
+)
 from tests.studio.models import FACTOR, save_models
 from tests.tiny import FPS, NUM_FRAMES
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DESKTOP, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-PATIENCE = 40_000  # milliseconds for a job, most of which compiles
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +69,10 @@ def address(root):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    pytest.importorskip("playwright", reason="needs the extra `browser`")
     if not shutil.which(CHROMIUM):
         pytest.skip("needs Debian's package chromium")
-    with (
-        playwright.sync_playwright() as started,
-        contextlib.closing(
-            started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        ) as browser,
-    ):
+    with chromium() as browser:
         yield browser
 
 
@@ -132,82 +125,6 @@ def files(root):
     with (folder / "heavy.mp4").open("wb") as file:
         file.truncate(65 * 2**20)
     return folder
-
-
-def tab(page, name):
-    """The panel of an application, with few steps and not enlarged."""
-    page.get_by_role("tab", name=name.capitalize()).click()
-    panel = page.get_by_role("tabpanel").filter(visible=True)
-    panel.get_by_role("button", name="Make it").wait_for()
-    return panel
-
-
-def quick(panel, steps=3, enlarge=False):
-    panel.get_by_label("Prompt").fill("a red star")
-    number(panel, "Steps", steps)
-    if not enlarge and panel.get_by_label("Enlarge").count():
-        panel.get_by_label("Enlarge").uncheck()
-
-
-def number(panel, label, value):
-    field = panel.get_by_role("spinbutton", name=re.compile(label))
-    field.fill(str(value))
-    field.blur()
-
-
-def upload(panel, **files):
-    """Sends a file to each of the panel's fields, and waits until it is being checked."""
-    for field, path in files.items():
-        with panel.page.expect_response("**/queue/join*"):
-            panel.locator(f"[id$=-{field}] input[type=file]").set_input_files(str(path))
-
-
-def made(panel):
-    """Waits for the result; its settings, after the page has played its video."""
-    panel.get_by_role("status").get_by_text("done").wait_for(timeout=PATIENCE)
-    video = panel.locator("video").last
-    panel.page.wait_for_function(
-        "v => v.readyState >= 3 && v.videoWidth > 0 && v.played.length > 0 && !v.error",
-        arg=video.element_handle(),
-        timeout=10_000,
-    )
-    slice_width = panel.get_by_role("img", name="X-T slice").evaluate(
-        "async i => (await i.decode(), i.naturalWidth)"
-    )
-    assert slice_width > 0
-    return downloaded(panel)
-
-
-def made_by(panel):
-    panel.get_by_role("button", name="Make it").click()
-    return made(panel)
-
-
-def downloaded(panel):
-    with panel.page.expect_download() as download:
-        panel.get_by_text("Download the MP4").click()
-    path = download.value.path()
-    assert download.value.suggested_filename.endswith(".mp4")
-    settings = json.loads(read_comment(path))
-    frames, fps = read_video(path)
-    assert settings["num_frames"] == len(frames) and settings["fps"] == fps
-    shown = panel.get_by_text('"application"').locator("xpath=ancestor::div[4]").inner_text()
-    assert settings["application"] in shown
-    return settings
-
-
-def paint(panel):
-    """A stroke over the middle of the picture, once it is on the canvas."""
-    page, canvas = panel.page, panel.locator("canvas").first
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 30, y)
-    page.mouse.down()
-    page.mouse.move(x + 30, y, steps=6)
-    page.mouse.up()
-    page.wait_for_timeout(500)
 
 
 def test_generate_by_keyboard_with_style_and_enlarged(open_page):
@@ -305,7 +222,7 @@ def test_upscale(open_page, files):
         ("animate", "large.png", "large.png: is 5000x4000 pixels large; at most 16.8 megapixels"),
         ("edit", "words.mp4", "words.mp4: is no picture or video that can be read"),
         ("edit", "long.mp4", "long.mp4: lasts 25.0 seconds; at most 20 are taken"),
-        ("edit", "heavy.mp4", "exceed the maximum allowed size of 64.0 MB: heavy.mp4"),
+        ("edit", "heavy.mp4", 'exceed the maximum allowed size of 64.0 Mb: "heavy.mp4"'),
     ],
 )
 def test_a_bad_upload_shows_why(open_page, files, name, file, message):
