@@ -28,7 +28,7 @@ class Progress:
       stage: what it does, in words.
       done: steps.
       total: steps of this stage; 0 where they cannot be counted.
-      seconds: since the stage's first step began.
+      seconds: since the stage's first step ended, which takes the compiler's time too.
       frames: an estimate of the video, `[T, H, W, 3]` in [-1, 1], or None.
       thinned: the estimate is every so many frames of the video.
     """
@@ -215,10 +215,14 @@ class Watch:
     @contextlib.contextmanager
     def __call__(self, windows: Any) -> Iterator[Callable[[int, int, Any], None]]:
         """The next sampling's `on_chunk`."""
-        stage, began = next(self._stages), time.monotonic()
+        stage, first_ended = next(self._stages), None
 
         def on_chunk(done: int, total: int, x0: Any) -> None:
+            nonlocal first_ended
             now = time.monotonic()
+            if done and first_ended is None:
+                first_ended = now
+            seconds = now - (first_ended or now)
             if done and (now - self._shown >= self._every or done == total):
                 # Thinned out where it lies: a large clip would take its time to the host.
                 frames, side = (
@@ -230,6 +234,6 @@ class Watch:
                 self._estimate = np.asarray(x0[0, ::frames, ::side, ::side]), frames
                 self._shown = now
             what = stage if done else f"{stage}: getting ready, which takes longer the first time"
-            self._report(Progress(what, done, total, now - began, *self._estimate))
+            self._report(Progress(what, done, total, seconds, *self._estimate))
 
         yield on_chunk

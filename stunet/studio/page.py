@@ -49,6 +49,8 @@ CSS = """
 .status progress::-moz-progress-bar { background: var(--color-accent); border-radius: 4px; }
 .status img { margin-top: 0.5rem; image-rendering: pixelated; border-radius: 4px; }
 .status [role=alert] { border-left: 4px solid #b91c1c; padding: 0.5rem 0.75rem; font-weight: 600; }
+/* Trimming would load FFmpeg for browsers from elsewhere. */
+[title="Trim video to selection"], [title="Reset video to initial value"] { display: none; }
 .status ul { margin: 0.25rem 0 0 1.25rem; list-style: disc; }
 """
 
@@ -178,7 +180,7 @@ class _Tab:
             ):
                 fields["num_frames"] = gr.Number(
                     0,
-                    label=f"Frames (0: as trained, {models.base.num_frames})",
+                    label=f"Frames (0 is {models.base.num_frames})",
                     precision=0,
                     minimum=0,
                     min_width=100,

@@ -62,9 +62,10 @@ def progress_html(progress: Progress, fps: float) -> str:
     words = progress.stage
     if progress.total and progress.done:
         words += f", step {progress.done} of {progress.total}"
-        left = progress.seconds / progress.done * (progress.total - progress.done)
-        # The first step's time is mostly the compiler's.
-        words += f", about {left:.0f} s left" if progress.done > 1 and left >= 1 else ""
+        if progress.done > 1:
+            each = progress.seconds / (progress.done - 1)  # after the first one
+            left = each * (progress.total - progress.done)
+            words += f", about {left:.0f} s left" if left >= 1 else ""
     share = f' value="{progress.done}" max="{progress.total}"' if progress.total else ""
     picture = ""
     if progress.frames is not None:

@@ -34,8 +34,14 @@ def chromium() -> Iterator:
 
 
 def tab(page, name):
-    """The panel of an application, with few steps and not enlarged."""
-    page.get_by_role("tab", name=name.capitalize()).click()
+    """Opens an application's tab; its panel."""
+    page.get_by_role("tab", name="Generate").wait_for()
+    page.wait_for_timeout(500)  # in which tabs that do not fit move into a menu
+    if page.get_by_role("tab", name=name.capitalize()).is_visible():
+        page.get_by_role("tab", name=name.capitalize()).click()
+    else:
+        page.get_by_role("button", name="More tabs").click()
+        page.get_by_role("button", name=name.capitalize(), exact=True).click()
     panel = page.get_by_role("tabpanel").filter(visible=True)
     panel.get_by_role("button", name="Make it").wait_for()
     return panel

@@ -165,7 +165,7 @@ def test_a_model_of_images_makes_a_video_of_one_frame(folders, tmp_path):
 def test_what_the_page_says():
     frames = np.zeros((4, 8, 8, 3), np.float32)
     frames[1::2] = 1
-    said = progress_html(Progress("sampling", 5, 20, 10.0, frames), 8.0)
+    said = progress_html(Progress("sampling", 5, 20, 8.0, frames), 8.0)
     assert "sampling, step 5 of 20, about 30 s left" in said
     assert 'value="5" max="20"' in said and "data:image/webp;base64," in said
     assert "<progress" in progress_html(Progress("waiting: 1 ahead"), 8.0)
