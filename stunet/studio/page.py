@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from stunet import pipeline
+from stunet.cli.options import DEFAULT_STYLE_STRENGTH
 from stunet.errors import UserError
 from stunet.studio import results
 from stunet.studio.inputs import (
@@ -163,7 +164,7 @@ class _Tab:
                 fields["style_strength"] = gr.Slider(
                     0,
                     MAX_STRENGTH,
-                    0.7,
+                    DEFAULT_STYLE_STRENGTH,
                     step=0.05,
                     label="Style strength",
                     info=f"of {models.names['style']}; 0 is without",
@@ -265,25 +266,32 @@ class _Tab:
         )
         self.cancel.click(self._cancel, queue=False, **private)
         for name in ("image", "last", "video", "mask"):
-            if name not in self.fields:
-                continue
-            field = self.fields[name]
-            painting = self.fields.get("painting") if name in ("image", "video") else None
-            changed = [field, self.status, *([painting] if painting else [])]
-            field.upload(self._uploaded, field, changed, **raw)
-            if painting:
-                field.clear(lambda: None, None, painting, queue=False, **private)
+            if name in self.fields:
+                painting = self.fields.get("painting") if name in ("image", "video") else None
+                self._checked(self.fields[name], painting, raw)
 
-    def _uploaded(self, sent: Any) -> Iterator[list]:
-        """Checks a file as soon as it is there; (its component, the status, the painting)."""
-        painted = "painting" in self.fields and sent is not None
-        try:
-            check_upload(sent["path"], self.studio.limits)
-            shown = canvas(sent["path"]) if painted else None
-        except UserError as error:
-            yield [None, results.message_html(str(error)), None][: 3 if painted else 2]
-            raise gr.Error(str(error), print_exception=False) from None
-        yield [gr.skip(), "", shown][: 3 if painted else 2]
+    def _checked(
+        self,
+        field: gr.components.Component,
+        painting: gr.ImageEditor | None,
+        options: dict[str, Any],
+    ) -> None:
+        """Checks a file as soon as it is there, and puts it under the painting."""
+
+        def uploaded(sent: dict[str, Any]) -> Iterator[dict]:
+            try:
+                check_upload(sent["path"], self.studio.limits)
+                shown = None if painting is None else canvas(sent["path"])
+            except UserError as error:
+                emptied = {one: None for one in (field, painting) if one is not None}
+                yield {**emptied, self.status: results.message_html(str(error))}
+                raise gr.Error(str(error), print_exception=False) from None
+            yield {self.status: "", **({} if painting is None else {painting: shown})}
+
+        changed = [field, self.status, *([] if painting is None else [painting])]
+        field.upload(uploaded, field, changed, **options)
+        if painting is not None:
+            field.clear(lambda: None, None, painting, queue=False, **options)
 
     def _run(self, request: gr.Request, *sent: Any) -> Iterator[dict]:
         fps = self.studio.models.base.fps or 1.0

@@ -181,6 +181,8 @@ def test_inpaint_what_is_painted_what_a_file_masks_and_around(open_page, files):
     paint(panel)
     assert made_by(panel)["mask"] == "painted.png"
     panel.get_by_label("from a file").check()
+    upload(panel, mask=files / "words.png")
+    panel.get_by_role("alert").get_by_text("words.png: is no picture").wait_for()
     upload(panel, mask=files / "mask.png")
     assert made_by(panel)["mask"] == "mask.png"
     panel.get_by_label("around the video").check()
