@@ -19,7 +19,7 @@ FLAGS = [
     "--disable-sync",
 ]
 DESKTOP, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-PATIENCE = 40_000  # milliseconds for a job, most of which compiles
+PATIENCE = 120_000  # milliseconds for a job, most of which compiles
 
 
 @contextlib.contextmanager

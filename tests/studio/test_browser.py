@@ -61,7 +61,7 @@ def address(root):
             yield line.strip()
         finally:
             server.send_signal(signal.SIGINT)
-            code = server.wait(30)
+            code = server.wait(60)
             server.stdout.close()
     assert code == 0 and not list(root.glob("stunet-studio-*"))
     assert "stunet/studio" not in (root / "log").read_text()  # no traceback through our code
@@ -89,7 +89,7 @@ def open_page(browser, address):
         context = browser.new_context(viewport=size, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("request", asked)
         page.goto(address)
         page.get_by_role("tab", name="Generate").wait_for()
@@ -270,7 +270,7 @@ def long_job(page):
     """Begins what takes minutes, and waits until it is sampling."""
     panel = tab(page, "generate")
     quick(panel, steps=100)
-    number(panel, "Frames", 400)
+    number(panel, "Frames", 800)
     panel.get_by_role("button", name="Make it").click()
     panel.get_by_text(re.compile("step [1-9]")).wait_for(timeout=PATIENCE)
     return panel
@@ -290,7 +290,7 @@ def test_cancelling_frees_the_queue_for_whoever_waits(open_page, how):
     else:
         anna.close()
     made(short)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60  # the long one would go on for longer
 
 
 def test_two_at_once_are_queued_and_each_gets_their_own(open_page):
