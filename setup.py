@@ -43,6 +43,8 @@ setup(
     ],
     extras_require={
         "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
+        "studio": ["gradio>=6,<7"],
+        "browser": ["playwright>=1.40"],  # the studio's tests; the browser is Debian's
         # The PyTorch modules that imported weights are held against; install torch first.
         "parity": ["diffusers==0.42.*", "sentencepiece>=0.2", "transformers>=5.0"],
         # `experiments.benchmarks.peers`; install torch first.

@@ -4,6 +4,7 @@ Videos are `[T, H, W, 3]` float32 in [-1, 1] on this side of the file.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -60,6 +61,38 @@ def read_video(
     return to_float(np.stack(frames)), rates[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How large a video is before it is decoded: height and width in pixels, frames, seconds."""
+
+    height: int
+    width: int
+    frames: int
+    seconds: float
+
+
+def extent(path: str | Path) -> Extent:
+    """What a file holds, from its packets alone; of an image, which lasts no time, 0 seconds.
+
+    Raises:
+      UserError: the file is absent, or no video.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        count, first, end = 0, None, 0.0
+        for packet in container.demux(stream):
+            if not packet.size:  # the last one, which only flushes decoders
+                continue
+            count += 1
+            if packet.pts is not None:
+                start = float(packet.pts * packet.time_base)
+                first = start if first is None else min(first, start)
+                end = max(end, start + float((packet.duration or 0) * packet.time_base))
+        seconds = 0.0 if first is None or _is_picture(container) else end - first
+        context = stream.codec_context
+        return Extent(context.height, context.width, count, seconds)
+
+
 def decode_frames(
     source: str | Path | BinaryIO, fps: float, resolution: int
 ) -> Iterator[np.ndarray]:
@@ -73,6 +106,16 @@ def frame_size(source: str | Path | BinaryIO) -> tuple[int, int]:
     return picture.shape[0], round(picture.shape[1] * aspect)
 
 
+def read_comment(path: str | Path) -> str | None:
+    """The comment of `write_video`; None for a file without one.
+
+    Raises:
+      UserError: the file is absent, or no video.
+    """
+    with _opened(path) as container:
+        return container.metadata.get("comment")
+
+
 def margin_mask(
     source: str | Path | BinaryIO, margins: tuple[int, int, int, int], resolution: int
 ) -> np.ndarray:
@@ -82,7 +125,9 @@ def margin_mask(
     return to_float(_resized(picture, resolution, aspect=aspect))[None]
 
 
-def write_video(path: str | Path, video: np.ndarray, fps: float) -> None:
+def write_video(
+    path: str | Path, video: np.ndarray, fps: float, comment: str | None = None
+) -> None:
     """Writes a clip as its file's ending says.
 
     `.mp4`: H.264, 4:2:0, the index in front, as browsers want it; sides under 256
@@ -95,6 +140,7 @@ def write_video(path: str | Path, video: np.ndarray, fps: float) -> None:
       path: ends in .mp4, .gif or .png.
       video: `[T, H, W, 3]` in [-1, 1].
       fps: frames per second.
+      comment: text that the file carries, of an .mp4 alone; see `read_comment`.
 
     Raises:
       UserError: another ending, or a place that cannot be written.
@@ -105,9 +151,11 @@ def write_video(path: str | Path, video: np.ndarray, fps: float) -> None:
         write_image(path, video[0] if len(video) == 1 else contact_sheet(video))
         return
     frames = to_uint8(_enlarge(video))
-    writer = _write_mp4 if path.suffix.lower() == ".mp4" else _write_gif
     with _complete_file(path) as temporary:
-        writer(temporary, frames, fps)
+        if path.suffix.lower() == ".mp4":
+            _write_mp4(temporary, frames, fps, comment)
+        else:
+            _write_gif(temporary, frames, fps)
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -191,27 +239,39 @@ def _pictures(
 ) -> Iterator[tuple[np.ndarray, float, float]]:
     """Frames `[H, W, 3]` uint8 of the source's size, their pixels' width over height, the rate."""
     name = _name(source)
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        rate = float(stream.average_rate or 0) or 25.0
+        timed = _time_stamped(_whole(container.decode(stream), stream.frames, name), rate)
+        # A picture lasts no time: what its format says of it would be rounded to 0 or 2 frames.
+        as_it_is = fps is None or _is_picture(container)
+        chosen = (frame for _, frame, _ in timed) if as_it_is else retime(timed, fps)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        previous, picture = None, None
+        for frame in chosen:
+            if frame is not previous:  # a frame shown twice is converted once
+                previous, picture = frame, _upright(frame, aspect)
+            yield *picture, float(fps or rate)
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | BinaryIO) -> Iterator[av.container.InputContainer]:
+    """A container with a video stream; what FFmpeg finds wrong with it becomes a UserError."""
+    name = _name(source)
     try:
         with av.open(str(source) if isinstance(source, str | Path) else source) as container:
             if not container.streams.video:
                 raise UserError(f"{name}: has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = float(stream.average_rate or 0) or 25.0
-            timed = _time_stamped(_whole(container.decode(stream), stream.frames, name), rate)
-            # A picture lasts no time: what its format says of it would be rounded to 0 or 2 frames.
-            as_it_is = fps is None or container.format.name.endswith(("_pipe", "image2"))
-            chosen = (frame for _, frame, _ in timed) if as_it_is else retime(timed, fps)
-            aspect = float(stream.sample_aspect_ratio or 1)
-            previous, picture = None, None
-            for frame in chosen:
-                if frame is not previous:  # a frame shown twice is converted once
-                    previous, picture = frame, _upright(frame, aspect)
-                yield *picture, float(fps or rate)
+            yield container
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"{name}: not a readable video ({error.strerror})") from error
+
+
+def _is_picture(container: av.container.InputContainer) -> bool:
+    return container.format.name.endswith(("_pipe", "image2"))
 
 
 def _with_margins(
@@ -305,11 +365,13 @@ def _enlarge(video: np.ndarray) -> np.ndarray:
     return video.repeat(factor, 1).repeat(factor, 2) if factor > 1 else video
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, comment: str | None) -> None:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     options = {"movflags": "faststart"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
+        if comment is not None:
+            container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

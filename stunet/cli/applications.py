@@ -1,7 +1,6 @@
 """`stunet animate`, `interpolate`, `inpaint`, `cinemagraph`, `edit`: from images and videos."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,18 +17,15 @@ from stunet.cli.options import (
     positive_int,
     progress,
     sampling,
+    say,
     warn_of_cut_prompt,
     write,
 )
 from stunet.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from stunet.inputs import Filled
     from stunet.pipeline import Model
-
-# A resolution -> `pipeline.fill`'s videos [1, T, R, R, 3] and masks [1, T, R, R, 1].
-Filled = Callable[[int], tuple["np.ndarray", "np.ndarray"]]
 
 ANIMATE = """\
 Makes a video that begins with an image.
@@ -136,83 +132,44 @@ def _add_pasting(add: Callable, default: bool) -> None:
 
 
 def _animate(args: argparse.Namespace) -> None:
-    from stunet.pipeline import given_frames
+    from stunet.inputs import first_given
 
     model, upscalers = _begin(args)
-    frames = args.num_frames or model.num_frames
-
-    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
-        return given_frames({0: _read_still(args.image, resolution)}, frames)
-
     _say_if_not_square(args.image)
+    filled = first_given(args.image, args.num_frames or model.num_frames)
     _fill(args, model, upscalers, filled, args.fps or model.fps)
 
 
 def _interpolate(args: argparse.Namespace) -> None:
-    from stunet.pipeline import given_frames
+    from stunet.inputs import ends_given
 
     model, upscalers = _begin(args)
-    frames = args.num_frames or model.num_frames
-    if frames < 3:
-        raise UserError(f"--num-frames is {frames}: there is nothing between the two images")
-
-    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
-        ends = {
-            0: _read_still(args.first, resolution),
-            -1: _read_still(args.last, resolution),
-        }
-        return given_frames(ends, frames)
-
+    filled = ends_given(args.first, args.last, args.num_frames or model.num_frames)
     for path in (args.first, args.last):
         _say_if_not_square(path)
     _fill(args, model, upscalers, filled, args.fps or model.fps)
 
 
 def _inpaint(args: argparse.Namespace) -> None:
-    from stunet.video_io import margin_mask, read_video
+    from stunet.inputs import NO_MARGINS, masked, widened
 
     if (args.mask is None) == (args.outpaint is None):
         raise UserError("give one of --mask=FILE and --outpaint=LEFT,RIGHT,TOP,BOTTOM")
     model, upscalers = _begin(args)
-    margins = args.outpaint or (0, 0, 0, 0)
-
-    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
-        sizes = {"fps": model.fps, "resolution": resolution}
-        video, _ = read_video(args.video, margins=margins, **sizes)
-        if args.mask is None:
-            mask = margin_mask(args.video, margins, resolution)
-            if mask.max() < 0:
-                raise UserError(
-                    "--outpaint: all that is added is cropped away again, as the middle square is "
-                    "used; add to the other sides too"
-                )
-        else:
-            mask = read_video(args.mask, **sizes)[0]
-            if len(mask) not in (1, len(video)):
-                raise UserError(
-                    f"{args.mask}: has {len(mask)} frames at {model.fps:g} a second, "
-                    f"{args.video} {len(video)}; a mask is one image, or as long as the video"
-                )
-        return video[None], _as_mask(args.mask or "--outpaint", mask, len(video))
-
-    if args.mask is not None:
-        _check_mask_size(args.mask, args.video)
-    _say_if_not_square(args.video, margins)
+    if args.mask is None:
+        filled = widened(args.video, args.outpaint, model.fps)
+    else:
+        filled = masked(args.video, args.mask, model.fps)
+    _say_if_not_square(args.video, args.outpaint or NO_MARGINS)
     _fill(args, model, upscalers, filled, model.fps)
 
 
 def _cinemagraph(args: argparse.Namespace) -> None:
-    from stunet.pipeline import given_still
+    from stunet.inputs import still_but
 
     model, upscalers = _begin(args)
     frames = (args.num_frames or model.num_frames - args.loop) + args.loop
-    _check_mask_size(args.mask, args.image)
-
-    def filled(resolution: int) -> "tuple[np.ndarray, np.ndarray]":
-        image = _read_still(args.image, resolution)
-        mask = _as_mask(args.mask, _read_still(args.mask, resolution), 1)[:, 0]
-        return given_still(image, mask, frames, args.loop)
-
+    filled = still_but(args.image, args.mask, frames, args.loop)
     _say_if_not_square(args.image)
     _fill(args, model, upscalers, filled, args.fps or model.fps, drop_last=args.loop)
 
@@ -254,71 +211,34 @@ def _fill(
     args: argparse.Namespace,
     model: "Model",
     upscalers: "list[Model]",
-    filled: Filled,
+    filled: "Filled",
     fps: float,
     drop_last: bool = False,
 ) -> None:
     """Fills in, enlarges with the same pixels given at the larger size, and writes."""
     from stunet import pipeline
 
-    videos, masks = filled(model.resolution)
-    frames = pipeline.whole_strides(model, videos.shape[1])
+    given = filled(model.resolution)
+    frames = pipeline.whole_strides(model, given[0].shape[1])
     check_length(model, upscalers, frames, given=True)
-    with progress(pipeline.windows_of(model, frames)) as on_chunk:
-        videos = pipeline.fill(
-            model,
-            videos,
-            masks,
-            [args.prompt],
-            paste_back=args.paste_back,
-            on_chunk=on_chunk,
-            **sampling(args),
-        )
-    videos = enlarge(args, upscalers, videos, *([filled] if args.paste_back else []))
+    videos = pipeline.fill_and_enlarge(
+        model,
+        upscalers,
+        given,
+        filled,
+        [args.prompt],
+        progress,
+        args.paste_back,
+        **sampling(args),
+    )
     warn_of_cut_prompt(model, args.prompt)
     write(videos[:, :-1] if drop_last else videos, [args.out], None, fps)
 
 
-def _read_still(path: str, resolution: int) -> "np.ndarray":
-    """The first frame, `[1, R, R, 3]` in [-1, 1]."""
-    from stunet.video_io import read_video
+def _say_if_not_square(path: str, margins: tuple[int, ...] = (0, 0, 0, 0)) -> None:
+    from stunet.inputs import said_of_crop
 
-    return read_video(path, resolution=resolution, max_frames=1)[0]
-
-
-def _as_mask(name: str, pictures: "np.ndarray", frames: int) -> "np.ndarray":
-    """Pictures `[T or 1, R, R, 3]` of white and black as `[1, T, R, R, 1]` of 1 and 0."""
-    import numpy as np
-
-    mask = (pictures.mean(-1, keepdims=True) > 0).astype(np.float32)
-    if mask.min() == mask.max():
-        said = (
-            ("black", "nothing is to be made") if mask.max() == 0 else ("white", "nothing is kept")
-        )
-        raise UserError(f"{name}: the mask is {said[0]} all over: {said[1]}")
-    return np.repeat(mask, frames // len(mask), axis=0)[None]
-
-
-def _check_mask_size(mask: str, picture: str) -> None:
-    from stunet.video_io import frame_size
-
-    sizes = [frame_size(path) for path in (mask, picture)]
-    if sizes[0] != sizes[1]:
-        of_mask, of_picture = (f"{width}x{height}" for height, width in sizes)
-        raise UserError(f"{mask}: is {of_mask}, but {picture} is {of_picture}; make them equal")
-
-
-def _say_if_not_square(path: str, margins: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
-    from stunet.video_io import frame_size
-
-    height, width = frame_size(path)
-    width, height = width + margins[0] + margins[1], height + margins[2] + margins[3]
-    if width != height:
-        side = min(width, height)
-        print(
-            f"stunet: {path}: {width}x{height} is cropped to its middle, {side}x{side}",
-            file=sys.stderr,
-        )
+    say(said_of_crop(path, margins))
 
 
 def _margins(text: str) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """`stunet generate` and `stunet upscale`."""
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,24 +123,19 @@ def _upscale(args: argparse.Namespace) -> None:
 
     from stunet import pipeline
     from stunet.compiling import prepare_compiler
-    from stunet.video_io import read_video
+    from stunet.inputs import to_enlarge
 
     prepare_compiler()
 
     model = pipeline.load(args.model)
     if model.super_resolution is None:
         raise UserError(f"{args.model}: makes videos; enlarging one takes a model of stage 'ssr'")
-    factor, stride = model.super_resolution.factor, model.unet.spatial_stride
-    video, fps = read_video(
-        args.video,
-        resolution=model.resolution // factor,
-        multiple_of=stride // math.gcd(stride, factor),
-    )
-    frames = pipeline.whole_strides(model, len(video))
+    videos, fps = to_enlarge(args.video, model)
+    frames = pipeline.whole_strides(model, videos.shape[1])
     with progress(pipeline.windows_of(model, frames)) as on_chunk:
         videos = pipeline.upscale(
             model,
-            video[None],
+            videos,
             [args.prompt],
             noise_level=args.noise_level,
             on_chunk=on_chunk,

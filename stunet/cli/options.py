@@ -125,26 +125,13 @@ def check_prompt(prompt: str) -> None:
 
 
 def enlarge(
-    args: argparse.Namespace,
-    upscalers: "list[Model]",
-    videos: "np.ndarray",
-    filled: "Callable[[int], tuple[np.ndarray, np.ndarray] | None]" = lambda resolution: None,
+    args: argparse.Namespace, upscalers: "list[Model]", videos: "np.ndarray"
 ) -> "np.ndarray":
-    """Enlarges the videos by each model; `filled` gives `upscale`'s argument at a resolution."""
+    """Enlarges the videos by each model."""
     from stunet import pipeline
 
-    for upscaler in upscalers:
-        frames = pipeline.whole_strides(upscaler, videos.shape[1])
-        with progress(pipeline.windows_of(upscaler, frames)) as on_chunk:
-            videos = pipeline.upscale(
-                upscaler,
-                videos,
-                [args.prompt] * len(videos),
-                filled=filled(upscaler.resolution),
-                on_chunk=on_chunk,
-                **sampling(args),
-            )
-    return videos
+    prompts = [args.prompt] * len(videos)
+    return pipeline.enlarge(upscalers, videos, prompts, progress, **sampling(args))
 
 
 def check_length(model: "Model", upscalers: "list[Model]", num_frames: int, given: bool) -> None:
@@ -152,18 +139,15 @@ def check_length(model: "Model", upscalers: "list[Model]", num_frames: int, give
 
     Says where windows cost more than a seam: `given` is whether pixels are given to the first.
     """
-    from stunet.pipeline import whole_strides, windows_of
+    from stunet.pipeline import said_of_windows
 
-    for one in upscalers:
-        windows_of(one, whole_strides(one, num_frames))
-    windows = windows_of(model, num_frames)
-    if len(windows.starts) == 1:
-        return
-    length = f"{num_frames} frames go through windows of {windows.length}"
-    if given:
-        print(f"stunet: {length}, each of which sees only what is given in it", file=sys.stderr)
-    elif model.unet.temporal.frame_modulation:
-        print(f"stunet: {length}, each of which the model takes for a whole clip", file=sys.stderr)
+    say(said_of_windows(model, upscalers, num_frames, given))
+
+
+def say(words: str | None) -> None:
+    """Tells the user something beside the result."""
+    if words is not None:
+        print(f"stunet: {words}", file=sys.stderr)
 
 
 def check_cascade(model: "Model", names: list[str], upscalers: "list[Model]") -> None:

@@ -19,6 +19,7 @@ from stunet.pipeline.applications import (
     interpolate,
     stylised,
 )
+from stunet.pipeline.cascade import enlarge, fill_and_enlarge, said_of_windows
 from stunet.pipeline.given import given_frames, given_still, whole_strides
 from stunet.pipeline.making import generate, upscale
 from stunet.pipeline.sampling import (
@@ -42,7 +43,9 @@ __all__ = [
     "devices_for",
     "edit",
     "encode_text",
+    "enlarge",
     "fill",
+    "fill_and_enlarge",
     "generate",
     "given_frames",
     "given_still",
@@ -51,6 +54,7 @@ __all__ = [
     "load",
     "network",
     "run_chunk",
+    "said_of_windows",
     "stylised",
     "upscale",
     "whole_strides",

@@ -1,0 +1,121 @@
+"""Using the studio's page in Chromium, as its tests do and its screenshots need."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+
+from stunet.video_io import read_comment, read_video
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+PATIENCE = 120_000  # milliseconds for a job, most of which compiles
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator:
+    """The browser, by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def tab(page, name):
+    """Opens an application's tab; its panel."""
+    page.get_by_role("tab", name="Generate").wait_for()
+    page.wait_for_timeout(500)  # in which tabs that do not fit move into a menu
+    if page.get_by_role("tab", name=name.capitalize()).is_visible():
+        page.get_by_role("tab", name=name.capitalize()).click()
+    else:
+        page.get_by_role("button", name="More tabs").click()
+        page.get_by_role("button", name=name.capitalize(), exact=True).click()
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel.get_by_role("button", name="Make it").wait_for()
+    return panel
+
+
+def quick(panel, steps=3, enlarge=False):
+    panel.get_by_label("Prompt").fill("a red star")
+    number(panel, "Steps", steps)
+    if not enlarge and panel.get_by_label("Enlarge").count():
+        panel.get_by_label("Enlarge").uncheck()
+
+
+def number(panel, label, value):
+    field = panel.get_by_role("spinbutton", name=re.compile(label))
+    field.fill(str(value))
+    field.blur()
+
+
+def upload(panel, **files):
+    """Sends a file to each of the panel's fields, and waits until it is being checked."""
+    for field, path in files.items():
+        with panel.page.expect_response("**/queue/join*"):
+            panel.locator(f"[id$=-{field}] input[type=file]").set_input_files(str(path))
+
+
+def made(panel, before=None):
+    """Waits for another result than `before`; its settings, after the page has played it."""
+    panel.get_by_role("status").get_by_text("done").wait_for(timeout=PATIENCE)
+    video = panel.locator("[id$=-result] video")
+    panel.page.wait_for_function(
+        "([v, before]) => v.currentSrc != before && v.readyState >= 3 && v.videoWidth > 0"
+        " && v.played.length > 0 && !v.error",
+        arg=[video.element_handle(timeout=PATIENCE), before],
+        timeout=PATIENCE,
+    )
+    slice_width = panel.get_by_role("img", name="X-T slice").evaluate(
+        "async i => (await i.decode(), i.naturalWidth)"
+    )
+    assert slice_width > 0
+    return downloaded(panel)
+
+
+def made_by(panel):
+    """Starts, and waits for the result."""
+    shown = panel.locator("[id$=-result] video")
+    before = shown.evaluate("v => v.currentSrc") if shown.count() else None
+    panel.get_by_role("button", name="Make it").click()
+    if before:
+        shown.wait_for(state="detached")
+    return made(panel, before)
+
+
+def downloaded(panel):
+    with panel.page.expect_download() as download:
+        panel.get_by_text("Download the MP4").click()
+    path = download.value.path()
+    assert download.value.suggested_filename.endswith(".mp4")
+    settings = json.loads(read_comment(path))
+    frames, fps = read_video(path)
+    assert settings["num_frames"] == len(frames) and settings["fps"] == fps
+    shown = panel.get_by_text('"application"').locator("xpath=ancestor::div[4]").inner_text()
+    assert settings["application"] in shown
+    return settings
+
+
+def paint(panel):
+    """A stroke over the middle of the picture, once it is on the canvas."""
+    page, canvas = panel.page, panel.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(500)

@@ -1,0 +1,31 @@
+"""Tiny models with random weights for the studio's tests."""
+
+import dataclasses
+from pathlib import Path
+
+from stunet.config import to_dict
+from stunet.diffusion import SuperResolution
+from tests.tiny import RESOLUTION, UNET, save_tiny_model
+
+CONDITIONAL = dataclasses.replace(UNET, cond_channels=4, cond_in_blocks=True)
+ENLARGING = dataclasses.replace(
+    UNET, in_channels=6, noise_level_embedding=True, self_attention=False
+)
+FACTOR = 2
+
+
+def save_models(root: Path) -> dict[str, str]:
+    """Model folders by what they are for: `fill`, `ssr`, `style` and, of images, `images`."""
+    enlarges = {
+        "stage": "ssr",
+        "resolution": FACTOR * RESOLUTION,
+        "super_resolution": to_dict(SuperResolution(FACTOR)),
+    }
+    image = UNET.text_to_image()
+    folders = {
+        "fill": save_tiny_model(root / "fill", CONDITIONAL, stage="conditional"),
+        "ssr": save_tiny_model(root / "ssr", ENLARGING, **enlarges),
+        "style": save_tiny_model(root / "style", image, num_frames=1),
+        "images": save_tiny_model(root / "images", image, num_frames=1),
+    }
+    return {name: str(folder) for name, folder in folders.items()}

@@ -1,0 +1,316 @@
+"""The studio's page in Chromium: what a user sees, with the real command behind it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from stunet.video_io import write_video
+from tests.studio.driving import (
+    CHROMIUM,
+    DESKTOP,
+    NARROW,
+    PATIENCE,
+    chromium,
+    made,
+    made_by,
+    number,
+    paint,
+    quick,
+    tab,
+    upload,
+)
+from tests.studio.models import FACTOR, save_models
+from tests.tiny import FPS, NUM_FRAMES
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("studio")
+
+
+@pytest.fixture(scope="module")
+def address(root):
+    """Where `stunet studio` serves tiny models; it has to end well when it is told to."""
+    pytest.importorskip("gradio", reason="needs the extra `studio`")
+    models = save_models(root / "models")
+    command = [sys.executable, "-m", "stunet.cli", "studio", "--port", "0"]
+    command += ["--model", models["fill"], "--upscale", models["ssr"], "--style", models["style"]]
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XDG_CACHE_HOME": str(root / "cache"),
+        "TMPDIR": str(root),
+        "no_proxy": "127.0.0.1",
+    }
+    with (root / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), (root / "log").read_text()
+            yield line.strip()
+        finally:
+            server.send_signal(signal.SIGINT)
+            code = server.wait(60)
+            server.stdout.close()
+    assert code == 0 and not list(root.glob("stunet-studio-*"))
+    assert "stunet/studio" not in (root / "log").read_text()  # no traceback through our code
+
+
+@pytest.fixture(scope="module")
+def browser():
+    pytest.importorskip("playwright", reason="needs the extra `browser`")
+    if not shutil.which(CHROMIUM):
+        pytest.skip("needs Debian's package chromium")
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens the page as one more user; afterwards nothing may have come from elsewhere."""
+    elsewhere, contexts = [], []
+
+    def asked(request):
+        if not request.url.startswith((address, "data:", "blob:")):
+            elsewhere.append(request.url)
+
+    def opened(size=DESKTOP):
+        context = browser.new_context(viewport=size, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("request", asked)
+        page.goto(address)
+        page.get_by_role("tab", name="Generate").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not elsewhere
+
+
+@pytest.fixture(scope="module")
+def files(root):
+    """What is uploaded, good and bad."""
+    folder = root / "uploads"
+    folder.mkdir()
+    image = Image.new("RGB", (320, 240), (40, 90, 160))
+    ImageDraw.Draw(image).ellipse((110, 70, 210, 170), fill=(230, 60, 50))
+    image.save(folder / "image.png")
+    frames = []
+    for step in range(NUM_FRAMES):
+        frame = Image.new("RGB", (256, 256), (30, 30, 60))
+        ImageDraw.Draw(frame).ellipse((20 + 20 * step, 90, 90 + 20 * step, 160), fill="orange")
+        frames.append(np.asarray(frame))
+    write_video(folder / "clip.mp4", np.stack(frames).astype(np.float32) / 127.5 - 1, FPS)
+    mask = Image.new("L", (256, 256))
+    ImageDraw.Draw(mask).rectangle((64, 64, 192, 192), fill=255)
+    mask.save(folder / "mask.png")
+    (folder / "words.png").write_text("not a picture")
+    (folder / "words.mp4").write_text("not a video")
+    Image.new("1", (5000, 4000)).save(folder / "large.png")
+    write_video(folder / "long.mp4", np.zeros((50, 16, 16, 3), np.float32), 2)
+    with (folder / "heavy.mp4").open("wb") as file:
+        file.truncate(65 * 2**20)
+    return folder
+
+
+def test_generate_by_keyboard_with_style_and_enlarged(open_page):
+    page = open_page()
+    panel = tab(page, "generate")
+    reached = []
+    page.get_by_role("tab", name="Generate").focus()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent.trim()"))
+        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    else:
+        pytest.fail(f"Tab never reached the prompt: {reached}")
+    page.keyboard.type("a red circle")
+    page.keyboard.press("Enter")
+    panel.locator("progress").wait_for()
+    panel.get_by_role("img", name="the video so far").wait_for(timeout=PATIENCE)
+    settings = made(panel)
+    assert settings["prompt"] == "a red circle" and settings["style_strength"] == 0.7
+    assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == "Make it":
+            break
+    else:
+        pytest.fail("Tab never reached the button that starts")
+
+
+def test_animate(open_page, files):
+    panel = tab(open_page(), "animate")
+    quick(panel)
+    upload(panel, image=files / "image.png")
+    settings = made_by(panel)
+    assert settings["image"] == "image.png" and settings["num_frames"] == NUM_FRAMES
+    said = panel.get_by_text("image.png: 320x240 is cropped to its middle, 240x240")
+    assert said.count() == 1
+
+
+def test_interpolate(open_page, files):
+    panel = tab(open_page(), "interpolate")
+    quick(panel)
+    upload(panel, image=files / "image.png", last=files / "mask.png")
+    settings = made_by(panel)
+    assert (settings["image"], settings["last"]) == ("image.png", "mask.png")
+
+
+def test_inpaint_what_is_painted_what_a_file_masks_and_around(open_page, files):
+    panel = tab(open_page(), "inpaint")
+    quick(panel)
+    upload(panel, video=files / "clip.mp4")
+    panel.get_by_role("button", name="Make it").click()
+    panel.get_by_role("alert").get_by_text("nothing is painted").wait_for(timeout=PATIENCE)
+    paint(panel)
+    assert made_by(panel)["mask"] == "painted.png"
+    panel.get_by_label("from a file").check()
+    upload(panel, mask=files / "words.png")
+    panel.get_by_role("alert").get_by_text("words.png: is no picture").wait_for()
+    upload(panel, mask=files / "mask.png")
+    assert made_by(panel)["mask"] == "mask.png"
+    panel.get_by_label("around the video").check()
+    for side in ("left", "right", "top", "bottom"):
+        number(panel, f"Pixels {side}", 64)
+    assert made_by(panel)["outpaint"] == [64, 64, 64, 64]
+
+
+def test_cinemagraph(open_page, files):
+    panel = tab(open_page(), "cinemagraph")
+    quick(panel)
+    upload(panel, image=files / "image.png")
+    paint(panel)
+    panel.get_by_label("Lead back").check()
+    settings = made_by(panel)
+    assert settings["loop"] is True and settings["num_frames"] == NUM_FRAMES - 1
+
+
+def test_edit(open_page, files):
+    panel = tab(open_page(), "edit")
+    quick(panel)
+    upload(panel, video=files / "clip.mp4")
+    settings = made_by(panel)
+    assert settings["video"] == "clip.mp4" and settings["strength"] == 0.7
+
+
+def test_upscale(open_page, files):
+    panel = tab(open_page(), "upscale")
+    quick(panel)
+    upload(panel, video=files / "clip.mp4")
+    settings = made_by(panel)
+    assert settings["upscale"] == ["ssr"] and "model" not in settings and FACTOR == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("animate", "words.png", "words.png: is no picture or video that can be read"),
+        ("animate", "large.png", "large.png: is 5000x4000 pixels large; at most 16.8 megapixels"),
+        ("edit", "words.mp4", "words.mp4: is no picture or video that can be read"),
+        ("edit", "long.mp4", "long.mp4: lasts 25.0 seconds; at most 20 are taken"),
+        ("edit", "heavy.mp4", 'exceed the maximum allowed size of 64.0 Mb: "heavy.mp4"'),
+    ],
+)
+def test_a_bad_upload_shows_why(open_page, files, name, file, message):
+    page = open_page()
+    tab(page, name).locator("input[type=file]").first.set_input_files(str(files / file))
+    page.get_by_text(message).first.wait_for(timeout=20_000)
+    assert "Traceback" not in page.inner_text("body")
+
+
+def test_the_page_has_what_the_models_can_do(root, address):
+    """In a process of its own, since Gradio's import warns of what is none of ours."""
+    script = """
+import sys
+from pathlib import Path
+from stunet.studio.inputs import Limits
+from stunet.studio.models import load_models
+from stunet.studio.page import Studio, build
+for folder in sys.argv[1:]:
+    page = build(Studio(load_models(folder, [], None), None, Path("."), Limits()))
+    components = page.config["components"]
+    tabs = [one["props"]["label"] for one in components if one["type"] == "tabitem"]
+    labels = [str(one["props"].get("label")) for one in components]
+    print(*tabs, any("Style" in label or "Enlarge" in label for label in labels))
+"""
+    folders = [str(root / "models" / name) for name in ("fill", "images")]
+    command = [sys.executable, "-c", script, *folders]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == [
+        "Generate Animate Interpolate Inpaint Cinemagraph Edit False",
+        "Generate False",
+    ]
+
+
+def test_what_is_missing_is_said(open_page):
+    page = open_page()
+    for name, message in (("generate", "the prompt is empty"), ("animate", "upload the image")):
+        panel = tab(page, name)
+        panel.get_by_role("button", name="Make it").click()
+        panel.get_by_role("alert").get_by_text(message).wait_for(timeout=PATIENCE)
+
+
+def long_job(page):
+    """Begins what takes minutes, and waits until it is sampling."""
+    panel = tab(page, "generate")
+    quick(panel, steps=100)
+    number(panel, "Frames", 800)
+    panel.get_by_role("button", name="Make it").click()
+    panel.get_by_text(re.compile("step [1-9]")).wait_for(timeout=PATIENCE)
+    return panel
+
+
+@pytest.mark.parametrize("how", ["the button", "leaving the page"])
+def test_cancelling_frees_the_queue_for_whoever_waits(open_page, how):
+    anna, ben = open_page(), open_page()
+    long, short = long_job(anna), tab(ben, "generate")
+    quick(short)
+    short.get_by_role("button", name="Make it").click()
+    short.get_by_text("waiting: 1 ahead").wait_for(timeout=PATIENCE)
+    began = time.monotonic()
+    if how == "the button":
+        long.get_by_role("button", name="Cancel").click()
+        long.get_by_role("status").get_by_text("cancelled").wait_for(timeout=PATIENCE)
+    else:
+        anna.close()
+    made(short)
+    assert time.monotonic() - began < 60  # the long one would go on for longer
+
+
+def test_two_at_once_are_queued_and_each_gets_their_own(open_page):
+    panels = [tab(open_page(), "generate") for _ in range(2)]
+    for seed, panel in enumerate(panels):
+        quick(panel, steps=100)
+        number(panel, "Seed", seed)
+    for panel in panels:
+        panel.get_by_role("button", name="Make it").click()
+    panels[1].get_by_text("waiting: 1 ahead").wait_for(timeout=PATIENCE)
+    assert [made(panel)["seed"] for panel in panels] == [0, 1]
+
+
+def test_on_a_narrow_screen_nothing_lies_beyond_its_edge(open_page, files):
+    page = open_page(NARROW)
+    for name in ("generate", "animate", "interpolate", "inpaint", "cinemagraph", "edit", "upscale"):
+        tab(page, name)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= NARROW["width"], name
+    panel = tab(page, "generate")
+    quick(panel)
+    made_by(panel)
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
