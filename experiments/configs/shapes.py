@@ -65,8 +65,8 @@ def _conditional(config: ConfigDict) -> None:
     # How closely known pixels are followed shows where there is less noise than motion needs.
     config.diffusion.schedule.log_snr_shift = -2.0
     config.optimizer.learning_rate = 1e-3
-    config.total_steps = 6000
-    config.optimizer.cooldown_steps = 1500
+    config.total_steps = 8000
+    config.optimizer.cooldown_steps = 2500
 
 
 def _ssr(config: ConfigDict) -> None:

@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Callable
 
 from stunet.errors import UserError
+from stunet.weights import shipped
 
-DEFAULT_MODEL = "shapes"
 DEFAULT_PORT = 7860
 STUDIO = """\
 Serves a web page with a tab for each thing that the model can do, on this machine alone.
 
+  stunet studio
   stunet studio --model runs/fill --upscale runs/tiny_ssr --style runs/duotone
 """
 STUDIO_MORE = """\
@@ -26,8 +27,8 @@ def add_commands(command: Callable) -> None:
     add(
         "--model",
         metavar="DIR",
-        default=DEFAULT_MODEL,
-        help="a model folder, or a training workdir; default: %(default)s",
+        help="a model folder, or a training workdir; without it the models that come with stunet, "
+        f"{', '.join(shipped.NAMES)}",
     )
     add(
         "--upscale",
@@ -54,7 +55,11 @@ def _studio(args: argparse.Namespace) -> None:
 
     free_port(args.host, args.port)  # before the models take their time
     prepare_compiler()
-    serve(load_models(args.model, args.upscale, args.style), args.host, args.port)
+    model, upscale, style = args.model, args.upscale, args.style
+    if model is None:
+        model = shipped.VIDEO_MODEL
+        upscale, style = upscale or [shipped.UPSCALER], style or shipped.STYLE
+    serve(load_models(model, upscale, style), args.host, args.port)
 
 
 def _check_gradio() -> None:
