@@ -25,7 +25,17 @@ from stunet.errors import UserError, run_command
 from stunet.evaluation.moving_shapes import MOTIONS
 from stunet.evaluation.seams import frame_differences, psnr
 from stunet.evaluation.shapes_judge import agreement, judge
-from stunet.pipeline import Model, animate, cinemagraph, edit, generate, inpaint, load, stylised
+from stunet.pipeline import (
+    Model,
+    animate,
+    edit,
+    fill,
+    generate,
+    given_still,
+    load,
+    stylised,
+)
+from stunet.pipeline.given import FEATHER, pasted
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a style, the paper's range
@@ -123,19 +133,20 @@ def inpainting(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     size = model.resolution
     mask = np.zeros((len(clips.videos), size, size, 1), np.float32)
     mask[:, size // 4 : -size // 4, size // 4 : -size // 4] = 1
-    made = inpaint(model, clips.videos, mask, clips.texts, paste_back=False, **_options())
-    pasted = inpaint(model, clips.videos, mask, clips.texts, **_options())
-    outside = np.broadcast_to(mask[:, None] == 0, made.shape)
+    masks = np.repeat(mask[:, None], clips.videos.shape[1], axis=1)
+    made = fill(model, clips.videos, masks, clips.texts, paste_back=False, **_options())
+    back = pasted(made, clips.videos, masks, FEATHER)
+    outside = np.broadcast_to(masks == 0, made.shape)
     error = np.square(made - clips.videos)[outside].reshape(len(made), -1).mean(1)
-    step, true_step = (_step_across(videos, mask) for videos in (pasted, clips.videos))
+    step, true_step = (_step_across(videos, mask) for videos in (back, clips.videos))
     return {
         "known_psnr": float((10 * np.log10(4 / error)).mean()),
         "known_psnr_worst": float((10 * np.log10(4 / error)).min()),
-        "known_pixels_equal_after_pasting": bool((pasted == clips.videos)[outside].all()),
+        "known_pixels_equal_after_pasting": bool((back == clips.videos)[outside].all()),
         "step_across_edge": step,
         "step_across_edge_of_true_clips": true_step,
         "step_ratio": step / true_step,
-    }, _sheet(np.where(outside, clips.videos, 0), pasted)
+    }, _sheet(np.where(outside, clips.videos, 0), back)
 
 
 def _step_across(videos: np.ndarray, mask: np.ndarray) -> float:
@@ -159,8 +170,9 @@ def cinemagraphs(model: Model) -> tuple[dict[str, Any], np.ndarray]:
         rows, columns = np.nonzero(frame > 0.5)
         top, left = max(0, rows.min() - 2), max(0, columns.min() - 2)
         one[top : rows.max() + 3, left : columns.max() + 3] = 1
-    loose = cinemagraph(model, images, mask, clips.texts, paste_back=False, **_options())
-    tight = cinemagraph(model, images, mask, clips.texts, feather=0, **_options())
+    given = given_still(images, mask, model.num_frames, loop=False)
+    loose = fill(model, *given, clips.texts, paste_back=False, **_options())
+    tight = pasted(loose, *given, feather=0)
     inside = np.broadcast_to(mask > 0, loose.std(1).shape)
     moving, still = loose.std(1)[inside].mean(), loose.std(1)[~inside].mean()
     return {

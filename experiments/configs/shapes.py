@@ -74,8 +74,8 @@ def _ssr(config: ConfigDict) -> None:
     config.data.resolution = config.data.crop = 64
     config.data.num_frames, config.data.clip_frames, config.data.fps = 8, 16, 8.0
     config.data.texture = 0.0
-    config.total_steps = 1800
-    config.optimizer.cooldown_steps = 800
+    config.total_steps = 1500
+    config.optimizer.cooldown_steps = 700
 
 
 def _style(config: ConfigDict) -> None:
