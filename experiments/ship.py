@@ -25,7 +25,8 @@ from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 
-FROM_STAGE = {shipped.VIDEO_MODEL: "conditional", shipped.UPSCALER: "ssr", shipped.STYLE: "style"}
+FROM_STAGE = {shipped.VIDEO_MODEL: "t2v", shipped.FILLER: "conditional", shipped.UPSCALER: "ssr"}
+BASE = {shipped.FILLER: shipped.VIDEO_MODEL}  # with which it shares the image model
 PICTURES = 24  # that the style is tuned to
 PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
 
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> int:
             return code
     for name, stage in FROM_STAGE.items():
         folder = Path(_OUT.value) / name
-        save_model(folder, with_kernels_in_bfloat16(load_model(workdir / stage / "model")))
+        model = with_kernels_in_bfloat16(load_model(workdir / stage / "model"))
+        save_model(folder, model, base=BASE.get(name))
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 1e6:.1f} MB")
     return 0

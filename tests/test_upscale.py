@@ -1,5 +1,6 @@
 """Super-resolution, and clips longer than a model's own, through windows."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -20,7 +21,7 @@ from stunet.diffusion import (
 )
 from stunet.errors import UserError
 from stunet.models.unet import UNet
-from stunet.pipeline import encode_text, generate, load, upscale, windows_of
+from stunet.pipeline import encode_text, enlarge, generate, load, upscale, windows_of
 from stunet.video_io import read_video, write_video
 from tests.tiny import (
     CAPTIONS,
@@ -141,6 +142,33 @@ def test_a_residual_model_adds_to_the_enlarged_clip(folder, model, clip):
     bounded = dataclasses.replace(residual, threshold=Threshold(max_value=1.0))
     bounded = upscale(bounded, 0.9 * np.sign(clip), CAPTIONS[:1], **options)
     assert np.abs(bounded).max() <= 1 + 1e-5 and np.mean(np.abs(bounded) > 0.999) > 0.01
+
+
+def test_a_model_s_own_steps(model, clip):
+    config = dataclasses.replace(model.super_resolution, steps=2)
+    own = dataclasses.replace(model, super_resolution=config)
+    seen = []
+
+    def on_chunk(done, total, x0):
+        seen.append(total)
+
+    expected = upscale(model, clip, CAPTIONS[:1], steps=2)
+    for options in ({}, {"steps": 2}):
+        made = upscale(own, clip, CAPTIONS[:1], on_chunk=on_chunk, **options)
+        np.testing.assert_array_equal(made, expected)
+    upscale(own, clip, CAPTIONS[:1], steps=3, on_chunk=on_chunk)
+    assert set(seen) == {2, 3}
+
+    @contextlib.contextmanager
+    def progress(windows):
+        yield on_chunk
+
+    seen.clear()
+    made = enlarge([own], clip, CAPTIONS[:1], progress, steps=3)  # of the base model
+    np.testing.assert_array_equal(made, expected)
+    assert set(seen) == {2}
+    with pytest.raises(UserError, match="super_resolution.steps is 0; it must be at least 1"):
+        SuperResolution(steps=0)
 
 
 def test_windows_at_once_change_nothing(model, clip):

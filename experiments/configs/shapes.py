@@ -59,7 +59,6 @@ def _conditional(config: ConfigDict) -> None:
     # frames, and are all trained on.
     config.data.num_frames, config.data.fps = 16, 8.0
     config.batch_size = 4
-    # The shipped model makes videos from text alone, too.
     config.conditioning.none = 0.25
     config.conditioning.first_frame = 0.25
     # How closely known pixels are followed shows where there is less noise than motion needs.

@@ -22,6 +22,7 @@ from stunet.cli.options import (
     write,
 )
 from stunet.errors import UserError
+from stunet.weights import shipped
 
 if TYPE_CHECKING:
     from stunet.inputs import Filled
@@ -59,11 +60,18 @@ SQUARE = "Of what is not square the middle is used. A video keeps its duration.\
 def add_commands(command: Callable) -> None:
     """Adds these commands by `command(name, run, **texts)`."""
 
-    def one(name: str, run: Callable, short: str, text: str, *inputs: tuple[str, str]) -> Callable:
+    def one(
+        name: str,
+        run: Callable,
+        short: str,
+        text: str,
+        *inputs: tuple[str, str],
+        model: str = shipped.FILLER,
+    ) -> Callable:
         add = command(name, run, help=short, description=text, epilog=SQUARE)
         for metavar, what in inputs:
             add(metavar.lower(), metavar=metavar, help=what)
-        add_sampling(add)
+        add_sampling(add, model)
         add_base_model(add)
         return add
 
@@ -102,7 +110,8 @@ def add_commands(command: Callable) -> None:
     add("--loop", action="store_true", help="lead back to the first frame, without a jump")
     _add_frames(add)
     _add_pasting(add, default=True)
-    add = one("edit", _edit, "make a video over", EDIT, ("VIDEO", "what to start from"))
+    start = ("VIDEO", "what to start from")
+    add = one("edit", _edit, "make a video over", EDIT, start, model=shipped.VIDEO_MODEL)
     add(
         "--strength",
         metavar="S",

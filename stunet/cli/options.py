@@ -76,8 +76,7 @@ def add_base_model(add: Callable) -> None:
     add(
         "--style",
         metavar="DIR",
-        help="a model whose text-to-image weights were tuned to a style; "
-        f"{shipped.STYLE} comes with stunet",
+        help="a model whose text-to-image weights were tuned to a style",
     )
     add(
         "--style-strength",

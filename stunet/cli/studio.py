@@ -27,8 +27,8 @@ def add_commands(command: Callable) -> None:
     add(
         "--model",
         metavar="DIR",
-        help="a model folder, or a training workdir; without it the models that come with stunet, "
-        f"{', '.join(shipped.NAMES)}",
+        help="a model folder, or a training workdir; without it models that come with stunet, "
+        f"{shipped.FILLER} and {shipped.UPSCALER}",
     )
     add(
         "--upscale",
@@ -55,11 +55,10 @@ def _studio(args: argparse.Namespace) -> None:
 
     free_port(args.host, args.port)  # before the models take their time
     prepare_compiler()
-    model, upscale, style = args.model, args.upscale, args.style
-    if model is None:
-        model = shipped.VIDEO_MODEL
-        upscale, style = upscale or [shipped.UPSCALER], style or shipped.STYLE
-    serve(load_models(model, upscale, style), args.host, args.port)
+    model, upscale = args.model, args.upscale
+    if model is None:  # one that all tabs are for
+        model, upscale = shipped.FILLER, upscale or [shipped.UPSCALER]
+    serve(load_models(model, upscale, args.style), args.host, args.port)
 
 
 def _check_gradio() -> None:

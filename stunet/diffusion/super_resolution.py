@@ -46,6 +46,7 @@ class SuperResolution:
     noise_level: float = 250.0
     residual_scale: float = 0.0
     align_corners: bool = False
+    steps: int | None = None
 
     def __post_init__(self):
         if self.factor < 2:
@@ -56,6 +57,8 @@ class SuperResolution:
                 f"{self.max_noise_level}; expected 0 <= noise_level <= max_noise_level <= "
                 f"{MAX_NOISE_LEVEL}"
             )
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"super_resolution.steps is {self.steps}; it must be at least 1")
         if not self.residual_scale >= 0:
             raise UserError(
                 f"super_resolution.residual_scale is {self.residual_scale}; it must be at least 0"

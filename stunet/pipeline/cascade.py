@@ -35,7 +35,8 @@ def enlarge(
       prompts: N texts.
       progress: of each model's sampling.
       filled: gives `upscale`'s argument at a resolution.
-      **sampling: fields of `Sampling`.
+      **sampling: fields of `Sampling`; a model that says its own number of steps keeps to it, as
+        `steps` is for the base model.
 
     Returns:
       `[N, T, H, W, 3]` float32 in [-1, 1].
@@ -45,6 +46,7 @@ def enlarge(
     """
     for upscaler in upscalers:
         frames = whole_strides(upscaler, videos.shape[1])
+        steps = upscaler.super_resolution.steps or sampling.get("steps")
         with progress(windows_of(upscaler, frames)) as on_chunk:
             videos = upscale(
                 upscaler,
@@ -52,7 +54,7 @@ def enlarge(
                 prompts,
                 filled=None if filled is None else filled(upscaler.resolution),
                 on_chunk=on_chunk,
-                **sampling,
+                **{**sampling, "steps": steps},
             )
     return videos
 

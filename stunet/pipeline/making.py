@@ -1,5 +1,6 @@
 """Videos from text, and larger videos from small ones."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +67,8 @@ def upscale(
       filled: videos and masks as for `fill`, of the result's size: what the masks do not cover
         comes back to the bit.
       feather: of that, as for `fill`.
-      **sampling: fields of `Sampling`. `windows_at_once` bounds the network's memory.
+      **sampling: fields of `Sampling`. `steps` are the model's own by default; `windows_at_once`
+        bounds the network's memory.
 
     Returns:
       `[N, T, factor * h, factor * w, 3]` float32 in [-1, 1].
@@ -93,7 +95,10 @@ def upscale(
     def low(key: jax.Array, rows: np.ndarray) -> dict[str, jax.Array]:
         return _augmented(config, shape, key, rows, videos[rows], noise_level)
 
-    result = sample(model, prompts, shape, Sampling(**sampling), low)[:, :frames]
+    options = Sampling(**sampling)
+    if options.steps is None:
+        options = dataclasses.replace(options, steps=config.steps)
+    result = sample(model, prompts, shape, options, low)[:, :frames]
     return result if filled is None else pasted(result, *filled, feather)
 
 

@@ -181,8 +181,11 @@ def _edit(
 def _upscale(
     base: Model, upscalers: Sequence[Model], request: Request, watch: Watch, sampling: dict
 ) -> Applied:
-    videos, fps = inputs.to_enlarge(request.video, upscalers[0])
-    videos = pipeline.enlarge(upscalers, videos, [request.prompt], watch, **sampling)
+    videos, fps = inputs.to_enlarge(request.video, base)
+    prompts, num_frames = [request.prompt], pipeline.whole_strides(base, videos.shape[1])
+    with watch(pipeline.windows_of(base, num_frames)) as on_chunk:
+        videos = pipeline.upscale(base, videos, prompts, on_chunk=on_chunk, **sampling)
+    videos = pipeline.enlarge(upscalers[1:], videos, prompts, watch, **sampling)
     return videos, fps, []
 
 

@@ -187,6 +187,8 @@ class _Tab:
                     min_width=100,
                 )
         steps = pipeline.DEFAULT_STEPS[pipeline.Sampling.sampler]
+        if application == "upscale":
+            steps = models.upscalers[0].super_resolution.steps or steps
         fields["steps"] = gr.Slider(1, 100, steps, step=1, label="Steps")
         fields["guidance_scale"] = gr.Slider(
             1, 12, pipeline.Sampling.guidance_scale, step=0.5, label="Guidance scale"

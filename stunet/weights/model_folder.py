@@ -6,7 +6,8 @@
     text_encoder.safetensors  where the text encoder travels with the model
     tokenizer.json            likewise
 
-Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`.
+Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`. A folder may name
+a `base` beside it, whose text-to-image parameters, text encoder and tokenizer are its own, too.
 """
 
 import dataclasses
@@ -25,7 +26,15 @@ from stunet.errors import UserError
 from stunet.files import read_bytes, read_json
 from stunet.weights import shipped
 from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
-from stunet.weights.trees import Tree, flatten, is_added, merge, partition, unflatten
+from stunet.weights.trees import (
+    Tree,
+    compare_shapes,
+    flatten,
+    is_added,
+    merge,
+    partition,
+    unflatten,
+)
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 2 * 10**9
@@ -102,9 +111,15 @@ class _ConfigFile(ModelConfig):
     format_version: int
     weights: _Weights
     tokenizer: Literal["tokenizer.json"] | None
+    base: str | None = None
 
 
-def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_BYTES) -> None:
+def save_model(
+    folder: str | Path,
+    model: ModelFolder,
+    shard_bytes: int = SHARD_BYTES,
+    base: str | None = None,
+) -> None:
     """Writes a model folder, replacing an older one.
 
     The files are written into a hidden folder beside it, which is then renamed, so that
@@ -116,10 +131,13 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
         `tensor_files`, of which one at a time is held.
       shard_bytes: size above which a part's weights are split over several files. A
         single larger array has a file to itself.
+      base: the name of a model folder beside this one, whose text-to-image parameters, text encoder
+        and tokenizer are the model's; they are left there.
 
     Raises:
       UserError: the config has missing, unknown or mistyped fields, or the folder holds
-        something that is no part of a model folder, or it cannot be written.
+        something that is no part of a model folder, or it cannot be written, or `base` has other
+        parameters.
     """
     folder = Path(folder).resolve()  # behind a link, the rename must meet the folder itself
     if not folder.name:
@@ -134,6 +152,11 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
         "text_encoder": model.params.get("text_encoder", {}),
     }
     new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    stored_tokenizer = model.tokenizer
+    if base is not None:
+        _check_shared(folder.parent / base, spatial, model)
+        parts |= {"unet_spatial": {}, "text_encoder": {}}
+        stored_tokenizer = None
     try:
         _refuse_foreign(folder)
         shutil.rmtree(new, ignore_errors=True)  # left behind by a process that was killed
@@ -141,13 +164,14 @@ def save_model(folder: str | Path, model: ModelFolder, shard_bytes: int = SHARD_
         weights = _Weights(
             **{part: _save_part(new, part, tree, shard_bytes) for part, tree in parts.items()}
         )
-        if model.tokenizer is not None:
-            (new / "tokenizer.json").write_bytes(model.tokenizer)
+        if stored_tokenizer is not None:
+            (new / "tokenizer.json").write_bytes(stored_tokenizer)
         content = {
             "format_version": FORMAT_VERSION,
             **model.config,
             "weights": to_dict(weights),
-            "tokenizer": None if model.tokenizer is None else "tokenizer.json",
+            "tokenizer": None if stored_tokenizer is None else "tokenizer.json",
+            **({} if base is None else {"base": base}),
         }
         config_file = new / "config.json"
         config_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -176,18 +200,46 @@ def open_model(folder: str | Path) -> ModelFolder:
     content = _read_config(path)
     stored = from_dict(_ConfigFile, content, str(path))
     parts = {part: _load_part(folder, part, names) for part, names in vars(stored.weights).items()}
+    tokenizer = None
+    if stored.tokenizer is not None:
+        tokenizer = read_bytes(folder / stored.tokenizer)
+    if stored.base is not None:
+        base = _open_base(folder, stored.base)
+        parts["unet_spatial"] = partition(base.params["unet"], is_added)[1]
+        parts["text_encoder"] = base.params.get("text_encoder", {})
+        tokenizer = base.tokenizer
     try:
         params = {"unet": merge(parts["unet_spatial"], parts["unet_temporal"])}
     except ValueError as error:
         raise UserError(f"{folder}: its weights contradict each other: {error}") from error
     if parts["text_encoder"]:
         params["text_encoder"] = parts["text_encoder"]
-    tokenizer = None
-    if stored.tokenizer is not None:
-        tokenizer = read_bytes(folder / stored.tokenizer)
     public = [field.name for field in dataclasses.fields(ModelConfig)]
     present = {name: content[name] for name in public if name in content}
     return ModelFolder(present, params, tokenizer)
+
+
+def _open_base(folder: Path, name: str) -> ModelFolder:
+    if Path(name).name != name or name == folder.name:
+        raise UserError(f"{folder / 'config.json'}: base is {name!r}; name a folder beside it")
+    try:
+        return open_model(folder.parent / name)
+    except UserError as error:
+        raise UserError(f"{folder}: its base: {error}") from error
+
+
+def _check_shared(base: Path, spatial: Tree, model: ModelFolder) -> None:
+    """Raises `UserError` unless the base has these parameters, text encoder and tokenizer."""
+    found = open_model(base)
+    wanted = {"unet": spatial, "text_encoder": model.params.get("text_encoder", {})}
+    there = {**found.params, "unet": partition(found.params["unet"], is_added)[1]}
+    compare_shapes(wanted, {"text_encoder": {}, **there}, str(base))
+    there = flatten(there)
+    for path, leaf in flatten(wanted).items():
+        if np.asarray(leaf).tobytes() != np.asarray(there[path]).tobytes():
+            raise UserError(f"{base}: {path} has other values than the model's")
+    if found.tokenizer != model.tokenizer:
+        raise UserError(f"{base}: has another tokenizer than the model's")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

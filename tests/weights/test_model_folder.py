@@ -120,6 +120,36 @@ def test_shards(tmp_path):
         load_model(tmp_path / "m")
 
 
+def test_a_base_keeps_what_two_models_share(tmp_path):
+    save_model(tmp_path / "one", MODEL)
+    temporal = {"temporal_mid": {"scale": noise((), np.float32, 1)}}
+    params = {**PARAMS, "unet": {**PARAMS["unet"], **temporal}}
+    save_model(tmp_path / "other", ModelFolder(CONFIG, params, MODEL.tokenizer), base="one")
+    names = sorted(path.name for path in (tmp_path / "other").iterdir())
+    assert names == ["config.json", "unet_temporal.safetensors"]
+    again = load_model(tmp_path / "other")
+    assert_bit_equal(again.params, params)
+    assert (again.config, again.tokenizer) == (CONFIG, MODEL.tokenizer)
+
+    changed = {**params, "text_encoder": {"shared": {"embedding": noise((50, 16), np.float32, 2)}}}
+    for model, message in (
+        (ModelFolder(CONFIG, changed, MODEL.tokenizer), "shared/embedding has other values"),
+        (ModelFolder(CONFIG, {"unet": params["unet"]}, MODEL.tokenizer), "unexpected: text_enc"),
+        (ModelFolder(CONFIG, params, b"{}"), "one: has another tokenizer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            save_model(tmp_path / "other", model, base="one")
+    assert_bit_equal(load_model(tmp_path / "other").params, params)
+    (tmp_path / "one").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"other: its base: .*one: not a model folder"):
+        load_model(tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    for base in ("../gone", "other"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base": base}))
+        with pytest.raises(UserError, match=f"base is '{base}'; name a folder beside it"):
+            load_model(tmp_path / "other")
+
+
 def test_replaces_an_older_model_whole(folder):
     image_model = ModelFolder(CONFIG | {"stage": "t2i"}, {"unet": {"a": np.ones(3)}})
     save_model(folder, image_model)
