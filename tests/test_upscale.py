@@ -167,7 +167,7 @@ def test_a_model_s_own_steps(model, clip):
     made = enlarge([own], clip, CAPTIONS[:1], progress, steps=3)  # of the base model
     np.testing.assert_array_equal(made, expected)
     assert set(seen) == {2}
-    with pytest.raises(UserError, match="super_resolution.steps is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"super_resolution.steps is 0; it must be at least 1"):
         SuperResolution(steps=0)
 
 
