@@ -6,14 +6,15 @@ or one of them, as any other config, its name after a colon:
 
     python -m experiments.train --config=experiments/configs/shapes.py:t2i --workdir=runs/shapes/t2i
 
-Cost, on one CPU each with the other at work, 2026-11-25, one run: t2i 40 minutes, t2v 34, conditional
-77, ssr 32, style 3; 3 hours 6 minutes, which two CPUs share. Each was stopped and went on once or
-twice, with other numbers of steps at first, so that the same commands give a like model, not the same.
+Cost, on one CPU each with the other at work, 2026-11-25, one run: t2i 40 minutes, t2v 34,
+conditional 77, ssr 32, style 3; 3 hours 6 minutes, which two CPUs share. Each was stopped and went
+on once or twice, with other numbers of steps at first, so that the same commands give a like model,
+not the same.
 
-The judge, 25 steps, guidance 4, seen prompts: t2i of 128 pictures 100 % of the colours and 79 % of the
-shapes; t2v of 128 clips 100, 65 and 72 % of the motions; conditional, from words alone, of 24 clips 96,
-79 and 42 %, from a picture as in docs/applications.md. Held-out prompts, and 512 clips, have not been
-measured. The style is not in the package: 24 MiB hold the other three.
+The judge, 25 steps, guidance 4, seen prompts: t2i of 128 pictures 100 % of the colours and 79 % of
+the shapes; t2v of 128 clips 100, 65 and 72 % of the motions; conditional, from words alone, of 24
+clips 96, 79 and 42 %, from a picture as in docs/applications.md. Held-out prompts, and 512 clips,
+have not been measured. The style is not in the package: 24 MiB hold the other three.
 """
 
 from ml_collections import ConfigDict
