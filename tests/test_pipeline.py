@@ -141,7 +141,7 @@ def test_load_reads_a_model_folder_or_a_workdir(folder, model, tmp_path):
 
 
 def test_load_says_what_is_missing(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder; name a model folder or"):
+    with pytest.raises(UserError, match="nowhere: no such folder; name a model folder, a training"):
         load(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"neither a model folder .* nor a training workdir"):
         load(tmp_path)
