@@ -12,7 +12,6 @@ import stunet
 from stunet.pipeline import generate, load
 from tests.tiny import NUM_FRAMES, RESOLUTION, fast_compiles, save_tiny_model
 
-
 NEEDS = {"stunet.studio.page": "gradio"}  # of an extra
 
 
