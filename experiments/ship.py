@@ -3,7 +3,7 @@
     python -m experiments.ship --workdir=runs/shapes
     python -m experiments.ship --workdir=runs/shapes --minutes=10
 
-Runs the stages of `experiments/configs/shapes.py` one after the other, each in WORKDIR/STAGE, then
+Runs stages of `experiments/configs/shapes.py` one after the other, each in WORKDIR/STAGE, then
 writes what `stunet.weights.shipped` names, kernels in bfloat16. The same command again goes on
 where it stopped; with `--minutes` it stops by itself, saved, and exits with 75 until all is done.
 """
@@ -18,7 +18,6 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from data.moving_shapes.duotone import write_pictures
 from experiments.configs import shapes
 from experiments.flag_reading import read_flags
 from stunet.errors import UserError, run_command
@@ -26,8 +25,8 @@ from stunet.weights import shipped
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 
 FROM_STAGE = {shipped.VIDEO_MODEL: "t2v", shipped.FILLER: "conditional", shipped.UPSCALER: "ssr"}
+STAGES = ("t2i", *FROM_STAGE.values())  # in the order of their needs
 BASE = {shipped.FILLER: shipped.VIDEO_MODEL}  # with which it shares the image model
-PICTURES = 24  # that the style is tuned to
 PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--workdir=DIR is needed")
     workdir = Path(_WORKDIR.value)
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
-    for stage in shapes.STAGES:
+    for stage in STAGES:
         code = _train(stage, workdir, end)
         if code:
             return code
@@ -61,10 +60,6 @@ def _train(stage: str, workdir: Path, end: float | None) -> int:
     flags = [f"--config={shapes.__file__}:{stage}", f"--workdir={workdir / stage}"]
     if stage in shapes.INIT_FROM:
         flags.append(f"--config.init_from={workdir / shapes.INIT_FROM[stage]}")
-    if stage == "style":
-        pictures = workdir / "duotone"
-        write_pictures(pictures, PICTURES)
-        flags.append(f"--config.data.source={pictures}")
     process = subprocess.Popen([sys.executable, "-m", "experiments.train", *flags, *_SET.value])
     try:
         return process.wait(None if end is None else max(0.0, end - time.monotonic()))

@@ -21,7 +21,7 @@ from stunet.errors import UserError, run_command
 from stunet.evaluation.shapes_judge import agreement
 from stunet.evaluation.temporal import periodicity
 from stunet.evaluation.xt_slice import xt_slice
-from stunet.pipeline import fill, generate, load
+from stunet.pipeline import fill, generate, given_frames, load
 from stunet.video_io import contact_sheet, write_image
 
 SHOWN = 8
@@ -43,10 +43,11 @@ def main(argv: list[str]) -> None:
     )
     truth = draw_clips(_CLIPS.value, seed, FRAMES, whole.resolution, FPS, MOTIONS)
     texts = truth.texts
-    key_frames = generate(keys, texts, seed=seed)
+    made = generate(keys, texts, seed=seed)
+    known = given_frames({KEY_FRAMES * i: made[:, i] for i in range(made.shape[1])}, FRAMES)
     videos = {
         "space_time": generate(whole, texts, seed=seed),
-        "cascade": fill(between, *spread(key_frames), texts, paste_back=False, seed=seed),
+        "cascade": fill(between, *known, texts, paste_back=False, seed=seed),
         "true": truth.videos,
     }
     report = {
@@ -58,15 +59,6 @@ def main(argv: list[str]) -> None:
     columns = min(SHOWN, _CLIPS.value)
     write_image(workdir / f"seed_{seed}.png", contact_sheet(np.stack(slices), columns))
     (workdir / f"seed_{seed}.json").write_text(json.dumps(report, indent=2) + "\n")
-
-
-def spread(key_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Key frames `[N, K, H, W, 3]` as `fill`'s videos and masks, unknown frames between them."""
-    n, keys, height, width, _ = key_frames.shape
-    videos = np.zeros((n, keys * KEY_FRAMES, height, width, 3), np.float32)
-    masks = np.ones((*videos.shape[:-1], 1), np.float32)
-    videos[:, ::KEY_FRAMES], masks[:, ::KEY_FRAMES] = key_frames, 0
-    return videos, masks
 
 
 if __name__ == "__main__":

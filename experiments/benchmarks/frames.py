@@ -88,7 +88,7 @@ def measured(config: TrainConfig, programs: list) -> dict[Any, dict[str, float]]
     runs, found = {}, {}
     for unet, frames in tqdm(programs, desc="compiling"):
         _, function, structs, _ = sample_program(
-            _with_frames(config, frames), jax.local_devices()[:1], unet, None, _tokens(config)
+            _with_frames(config, frames), jax.local_devices()[:1], unet, None, _tokens()
         )
         compiled = function.lower(*structs).compile()
         bytes_ = compiled.memory_analysis().temp_size_in_bytes
@@ -107,7 +107,7 @@ def estimated(config: TrainConfig, programs: list) -> dict[Any, dict[str, float]
     found = {}
     for unet, frames in tqdm(programs, desc="compiling"):
         at = _with_frames(config, frames)
-        report = compile_for(_TOPOLOGY.value, "sample", at, unet, None, _tokens(config))
+        report = compile_for(_TOPOLOGY.value, "sample", at, unet, None, _tokens())
         found[unet, frames] = {
             "temporary_bytes": report["temporary_bytes"],
             "seconds": report["estimated_s"],
@@ -124,8 +124,8 @@ def _unet(config: TrainConfig) -> UNetConfig:
     return dataclasses.replace(unet, temporal=config.temporal, dtype=config.dtype or unet.dtype)
 
 
-def _tokens(config: TrainConfig) -> int:
-    return 77 if _BACKBONE.value is not None else 20
+def _tokens() -> int:
+    return 77 if _BACKBONE.value is not None else tiny_t2i.get_config().text_encoder.max_tokens
 
 
 def _with_frames(config: TrainConfig, frames: int) -> TrainConfig:

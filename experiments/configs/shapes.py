@@ -1,4 +1,4 @@
-"""The models that come with the package, `stunet/shipped`: five stages, one after the other.
+"""The models that come with the package, `stunet/shipped`, and a style: five stages.
 
     python -m experiments.ship --workdir=runs/shapes
 
@@ -46,7 +46,8 @@ def get_config(stage: str) -> ConfigDict:
     config = _TINY[stage].get_config()
     if stage in INIT_FROM:
         config.init_from = f"{WORKDIR}/{INIT_FROM[stage]}"
-    _CHANGES[stage](config)
+    if stage in _CHANGES:
+        _CHANGES[stage](config)
     return config
 
 
@@ -85,14 +86,9 @@ def _ssr(config: ConfigDict) -> None:
     config.optimizer.cooldown_steps = 700
 
 
-def _style(config: ConfigDict) -> None:
-    pass
-
-
 _CHANGES = {
     "t2i": _t2i,
     "t2v": _t2v,
     "conditional": _conditional,
     "ssr": _ssr,
-    "style": _style,
 }

@@ -36,9 +36,11 @@ class SuperResolution:
       align_corners: whether the outer pixels' centres, instead of their edges, stay in place as
         the clip is resized. IF's stage II was trained so; it does not go with crops, in which
         what lies where then differs from whole frames.
+      steps: of the sampler, where it is told of none; None for the sampler's own number. Few steps
+        come near to the mean of what the frames may have been, which has little grain.
 
     Raises:
-      UserError: a factor below 2, levels out of order, or a negative scale.
+      UserError: a factor below 2, levels out of order, a negative scale, or steps below 1.
     """
 
     factor: int = 4
