@@ -195,7 +195,7 @@ def sample_program(
     """The mesh, a jitted sampler's step, its arguments' shapes, and the step for one device."""
     enlarging, rows = config.super_resolution, config.batch_size
     frames, size = config.data["num_frames"], config.data["resolution"]
-    mesh = devices_for(devices, 2 * rows, frames, unet.temporal_stride, many=False)
+    mesh = devices_for(devices, 2 * rows, frames, many=False)
     shape = (frames, size, size, 3)
     settings = ChunkSettings(
         unet=unet,

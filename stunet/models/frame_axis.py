@@ -3,8 +3,10 @@
 A network applied by `split_over_frames` runs on every device's own frames. Its layers see frame by
 frame, but for those of `stunet.models.temporal`: convolutions and resamplers over time take one
 frame from each neighbour, attention gathers the coarsest level's. They know the split by the mesh
-axis's name, which is None where a device has the whole clip. (Left to XLA's partitioner, time that
-is folded into the batch is gathered on every device before the first convolution.)
+axis's name, which is None where a device has the whole clip: a level of too few frames to go round
+is gathered before the resampler that leads to it, and every device works out all of it. (Left to
+XLA's partitioner, time that is folded into the batch is gathered on every device before the first
+convolution.)
 """
 
 from collections.abc import Callable
@@ -29,22 +31,21 @@ def split_over_frames(network: nn.Module, mesh: Mesh | None) -> Callable[..., ja
       mesh: None, or of one device along "frames", for a network that is not split.
 
     Raises:
-      UserError: by the function: the clip's frames do not divide into parts of a multiple of the
-        network's temporal stride.
+      UserError: by the function: the clip's frames do not divide among the devices.
     """
     shards = 1 if mesh is None else mesh.shape[AXIS]
     if shards == 1:
         return network.apply
-    split, stride = network.clone(frame_axis=AXIS), network.config.temporal_stride
+    split = network.clone(frame_axis=AXIS)
 
     def apply(variables, x, t, text, noise_level=None, cond=None) -> jax.Array:
         frames = x.shape[1]
         if frames == 1:  # an image
             return network.apply(variables, x, t, text, noise_level, cond)
-        if frames % (shards * stride):
+        if frames % shards:
             raise UserError(
-                f"num_frames is {frames}; over mesh.frames {shards} devices it must be a multiple "
-                f"of {shards * stride}, the temporal stride of {stride} on each"
+                f"num_frames is {frames}, which mesh.frames {shards} devices cannot share alike; "
+                f"choose a multiple of {shards}"
             )
         video, whole = PartitionSpec(None, AXIS), PartitionSpec()
         return jax.shard_map(
@@ -66,25 +67,34 @@ def shards_of(axis: str | None) -> int:
     return 1 if axis is None else jax.lax.axis_size(axis)
 
 
+def axis_of(num_frames: int, axis: str | None) -> str | None:
+    """The axis if so many frames can be split over it, else None: every device holds them all."""
+    return axis if num_frames % shards_of(axis) == 0 else None
+
+
 def own_frames(x: jax.Array, axis: str | None) -> jax.Array:
-    """This device's part of `[T, ...]`, what is known of each of the clip's frames."""
+    """This device's part of `[B, T, ...]`, of which it holds the whole clip.
+
+    Parts are selected, here and below, since at a slice whose place depends on the device, as at an
+    all-gather, XLA's partitioner gathers the batch, too.
+    """
     if axis is None:
         return x
-    count = x.shape[0] // shards_of(axis)
-    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * count, count)
+    parts = jnp.split(x, shards_of(axis), axis=1)
+    return jax.lax.select_n(jax.lax.axis_index(axis), *parts)
 
 
-def all_frames(x: jax.Array, axis: str | None) -> jax.Array:
-    """`[B, T, ...]` of the whole clip, from every device's part, each device's own frames first.
-
-    Parts are handed round a ring: at an all-gather XLA's partitioner gathers the batch, too.
-    """
-    shards = shards_of(axis)
+def gathered(x: jax.Array, axis: str | None) -> jax.Array:
+    """`[B, T, ...]` of the whole clip, from every device's part, which are handed round a ring."""
+    if axis is None:
+        return x
+    shards, own = shards_of(axis), jax.lax.axis_index(axis)
     ring = [(i, (i + 1) % shards) for i in range(shards)]
-    parts = [x]
+    parts = [x]  # the k-th from k devices before this one
     for _ in range(shards - 1):
         parts.append(jax.lax.ppermute(parts[-1], axis, ring))
-    return jnp.concatenate(parts, axis=1)
+    in_order = [jax.lax.select_n((own - i) % shards, *parts) for i in range(shards)]
+    return jnp.concatenate(in_order, axis=1)
 
 
 def with_neighbours(x: jax.Array, axis: str) -> jax.Array:

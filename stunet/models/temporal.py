@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import all_frames, own_frames, shards_of, with_neighbours
+from stunet.models.frame_axis import gathered, own_frames, shards_of, with_neighbours
 from stunet.models.layers import NORM_EPSILON, GroupNorm, conv3x3, gelu, per_frame
 
 BLOCKS = ("factorised", "conv1d", "conv3d")
@@ -227,7 +227,7 @@ class TemporalModulation(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array, num_frames: int) -> jax.Array:
-        """For text states `[B, L, D]` and this device's frames, of which there are num_frames."""
+        """For text states `[B, L, D]` and a clip of num_frames, of which it makes this device's."""
         hidden = 2 * self.width
 
         def dense(features, name, variance):
@@ -241,8 +241,8 @@ class TemporalModulation(nn.Module):
             words = nn.tanh(dense(hidden, "text", 4.0)(words)).sum(1)
             mixed = nn.LayerNorm(name="norm", **norm)(words)[:, None]
         if self.config.frame_modulation:
-            waves = _waves(num_frames * shards_of(self.frame_axis), FRAME_WAVES)
-            waves = own_frames(waves, self.frame_axis).astype(self.dtype)
+            waves = own_frames(_waves(num_frames, FRAME_WAVES)[None], self.frame_axis)[0]
+            waves = waves.astype(self.dtype)
             mixed = mixed * (1 + dense(hidden, "frame", 18.0)(waves))
         return dense(self.width, "mix", MIXED_VARIANCE)(mixed)
 
@@ -340,8 +340,9 @@ def rotary(x: jax.Array, axis: str | None = None) -> jax.Array:
     """Rotates pairs of features of `[B, T, P, heads, D]` by angles that grow with the frame."""
     half = x.shape[-1] // 2
     frequencies = 10000.0 ** (-jnp.arange(half) / half)
-    angles = own_frames(jnp.arange(x.shape[1] * shards_of(axis)), axis)[:, None] * frequencies
-    cos, sin = (f(angles)[:, None, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    frames = own_frames(jnp.arange(x.shape[1] * shards_of(axis))[None], axis)
+    angles = frames[0, :, None, None, None] * frequencies
+    cos, sin = (f(angles).astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -379,7 +380,7 @@ class TemporalAttention(nn.Module):
             return y.reshape(b, t, height * width, channels // head_dim, head_dim)
 
         query, key = (rotary(project(name), self.frame_axis) for name in ("q", "k"))
-        key, value = (all_frames(y, self.frame_axis) for y in (key, project("v")))
+        key, value = (gathered(y, self.frame_axis) for y in (key, project("v")))
         logits = jnp.einsum("btphd,bsphd->bphts", query, key).astype(jnp.float32)
         weights = nn.softmax(logits / math.sqrt(head_dim)).astype(self.dtype)
         h = jnp.einsum("bphts,bsphd->btphd", weights, value).reshape(x.shape)

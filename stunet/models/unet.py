@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import shards_of
+from stunet.models.frame_axis import axis_of, gathered, own_frames, shards_of
 from stunet.models.layers import (
     GroupNorm,
     ResBlock,
@@ -200,14 +200,18 @@ class UNet(nn.Module):
           `[B, T, H, W, out_channels]`, float32.
         """
         cfg = self.config
-        check_video_shape(cfg, *x.shape[1:4])
         dtype = jnp.dtype(cfg.dtype)
-        clip = x.shape[1] * shards_of(self.frame_axis) > 1
-        temporal = cfg.temporal if clip else None
+        num_frames = x.shape[1] * shards_of(self.frame_axis)
+        check_video_shape(cfg, num_frames, *x.shape[2:4])
+        temporal = cfg.temporal if num_frames > 1 else None
         coarsest = len(cfg.channels) - 1
+        frames = [num_frames]  # of the clip at each level
+        for halved in temporal.resample if temporal is not None else ():
+            frames.append(frames[-1] // 2 if halved else frames[-1])
+        axes = [axis_of(n, self.frame_axis) for n in frames]  # over which each level is split
 
         embedding = self._embedding(t, text, noise_level)
-        modulation = self._temporal_modulation(temporal, embedding, text, x.shape[1])
+        modulation = self._temporal_modulation(temporal, embedding, text, num_frames)
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
         remat = REMAT_POLICIES[self.remat]
 
@@ -234,17 +238,29 @@ class UNet(nn.Module):
                 return h
             block = TemporalAttentionBlock if level == coarsest else TemporalConvBlock
             block = remat(block)(
-                temporal, cfg.norm_groups, dtype, self.frame_axis, name=f"temporal_{name}"
+                temporal, cfg.norm_groups, dtype, axes[level], name=f"temporal_{name}"
             )
-            shown = cond is not None and cfg.cond_in_blocks
-            at_level = averaged(cond, h.shape[1:4]) if shown else None
-            return block(h, modulation[:, :: x.shape[1] // h.shape[1]], at_level)
+            embedded, given = modulation, None
+            if temporal.frame_modulation:
+                embedded = of_frames(modulation, level)[:, :: num_frames // frames[level]]
+            if cond is not None and cfg.cond_in_blocks:
+                given = averaged(cond, (cond.shape[1], *h.shape[2:4]))
+                given = averaged(of_frames(given, level), h.shape[1:4])
+            return block(h, embedded, given)
 
-        def resample_time(h, name, resampler, resize):
-            if temporal is None or not temporal.resample[resize]:
+        def of_frames(x, level):
+            """`x` of this device's frames, or of the whole clip if the level is not split."""
+            return x if axes[level] == self.frame_axis else gathered(x, self.frame_axis)
+
+        def resample_time(h, name, resampler, level, to):
+            if temporal is None or not temporal.resample[min(level, to)]:
                 return h
-            init = temporal.resampler_init
-            return resampler(init, dtype, self.frame_axis, name=f"temporal_{name}")(h)
+            coarser = axes[max(level, to)]
+            if axes[level] != coarser:
+                h = gathered(h, axes[level])
+            resample = resampler(temporal.resampler_init, dtype, coarser, name=f"temporal_{name}")
+            h = resample(h)
+            return own_frames(h, axes[to]) if axes[to] != coarser else h
 
         h = per_frame(conv3x3(cfg.channels[0], "conv_in", dtype), x.astype(dtype))
         if temporal is not None and cond is not None:
@@ -265,7 +281,7 @@ class UNet(nn.Module):
                 skips.append(h)
             if level != coarsest:
                 h = res(h, f"down_{level}_resample", features, "down")
-                h = resample_time(h, f"down_{level}_resample", TemporalDownsample, level)
+                h = resample_time(h, f"down_{level}_resample", TemporalDownsample, level, level + 1)
                 skips.append(h)
 
         mid_scale = cfg.mid_output_scale_factor
@@ -284,7 +300,7 @@ class UNet(nn.Module):
                 h = inflate(h, f"up_{level}_block_{j}", level)
             if level != 0:
                 h = res(h, f"up_{level}_resample", features, "up")
-                h = resample_time(h, f"up_{level}_resample", TemporalUpsample, level - 1)
+                h = resample_time(h, f"up_{level}_resample", TemporalUpsample, level, level - 1)
 
         h = gelu(GroupNorm(cfg.norm_groups, name="norm_out")(h))
         return per_frame(conv3x3(cfg.out_channels, "conv_out", dtype), h).astype(jnp.float32)

@@ -149,16 +149,13 @@ def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Netwo
     return apply
 
 
-def devices_for(
-    devices: Sequence[jax.Device], rows: int, frames: int, stride: int, many: bool
-) -> Mesh | None:
+def devices_for(devices: Sequence[jax.Device], rows: int, frames: int, many: bool) -> Mesh | None:
     """A mesh ("data", "frames") of some of the devices, or None where one can be used.
 
     Args:
       devices: of this process.
       rows: of the batches that the network is called on.
       frames: of a row's video.
-      stride: the network's over time, of which each device needs a multiple.
       many: whether the rows are so many windows that they are called part by part, and may be
         filled up to any number.
     """
@@ -167,7 +164,7 @@ def devices_for(
         return max(n for n in range(1, count + 1) if count % n == 0 and fits(n))
 
     data = min(len(devices), rows) if many else most(len(devices), lambda n: rows % n == 0)
-    split = most(len(devices) // data, lambda n: n == 1 or frames % (n * stride) == 0)
+    split = most(len(devices) // data, lambda n: frames % n == 0)
     if data * split == 1:
         return None
     return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", AXIS))
@@ -210,8 +207,7 @@ def sample(
     count, size = len(prompts), min(len(prompts), sampling.batch_size)
     guided, many = sampling.guidance_scale != 1, len(windows.starts) > 1
     called_on = size * len(windows.starts) * (2 if guided else 1)
-    stride = model.unet.temporal_stride
-    mesh = devices_for(jax.local_devices(), called_on, windows.length, stride, many)
+    mesh = devices_for(jax.local_devices(), called_on, windows.length, many)
     settings = ChunkSettings(
         unet=model.unet,
         schedule=model.schedule,
