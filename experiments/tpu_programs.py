@@ -147,7 +147,7 @@ def train_program(
             config.stage,
             networks,
             config.diffusion,
-            inflates=bool(config.init_from),
+            trains=config.trains,
             text_denoising=config.text_denoising,
             adapter_rank=config.adapter_rank,
         )

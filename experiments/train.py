@@ -102,7 +102,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         config.stage,
         networks,
         config.diffusion,
-        inflates=bool(config.init_from),
+        trains=config.trains,
         text_denoising=config.text_denoising,
         adapter_rank=config.adapter_rank,
     )

@@ -130,7 +130,7 @@ def train_step(
 ) -> tuple[Callable, Callable[[Tree], tuple[TrainState, Tree]]]:
     """The training loop's own step of stage t2v, and parameters -> (its state, frozen ones)."""
     networks, diffusion = Networks(config, None, remat), DiffusionConfig(prediction="v")
-    stage = make_stage("t2v", networks, diffusion, inflates=True)
+    stage = make_stage("t2v", networks, diffusion, trains="added")
     optimizer = make_optimizer(OptimizerConfig(), 10**6)
 
     def init(params: Tree) -> tuple[TrainState, Tree]:

@@ -19,13 +19,13 @@ from experiments.configs import inflate_if
 
 SLICES = {
     "v5p": {"batch_size": 64, "mesh": {"fsdp": 64, "frames": 1}},
-    "v6e": {"batch_size": 32, "mesh": {"fsdp": 32, "frames": 2}},
-    "v5e": {"batch_size": 8, "mesh": {"fsdp": 8, "frames": 2}},
+    "v6e": {"batch_size": 16, "mesh": {"fsdp": 16, "frames": 4}},
+    "v5e": {"batch_size": 4, "mesh": {"fsdp": 4, "frames": 4}},
 }
 
 
 def get_config(chips: str = "v5p") -> ConfigDict:
-    """`inflate_if.py` at twice the size; one video (or half of one) a chip."""
+    """`inflate_if.py` at twice the size; one video, or a quarter of one, a chip."""
     base = inflate_if.get_config().to_dict()
     return ConfigDict(
         {

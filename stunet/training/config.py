@@ -98,6 +98,8 @@ class TrainConfig:
         (`UNetConfig.cond_in_blocks`).
       dtype: the U-Net's compute type, "float32" or "bfloat16" (norm statistics, softmax and the
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
+      trained: of a model that starts from `init_from`, for "t2v", "conditional" and "ssr": "added",
+        what the stage adds to it (the paper keeps the image model as it is), or "unet", all of it.
       frozen_dtype: for a stage that leaves an image model as it is: what that model's kernels are
         kept in and saved as, "float32" or "bfloat16"; None for what they are in `init_from`. (Norms
         and biases keep their type: few, and computed with in float32.)
@@ -129,6 +131,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: Literal["float32", "bfloat16"] | None = None
+    trained: Literal["added", "unet"] = "added"
     frozen_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "elementwise", "blocks"] = "none"
     seed: int = 0
@@ -171,6 +174,16 @@ class TrainConfig:
                 f"frozen_dtype is {self.frozen_dtype!r}, but without init_from all of the U-Net is "
                 "trained; leave it out"
             )
+        if self.trained == "unet":
+            if not self.init_from or self.stage in ("t2i", "style"):
+                raise UserError(
+                    "trained is 'unet', which is a choice for stages 't2v', 'conditional' and 'ssr' "
+                    "that start from a model in init_from; leave it out"
+                )
+            if self.frozen_dtype:
+                raise UserError(
+                    "trained is 'unet', which leaves nothing for frozen_dtype; drop one"
+                )
         if not self.init_from and self.data.get("text_states"):
             raise UserError("the run trains the text encoder, so data.text_states must be off")
         if self.init_from and self.text_denoising:
@@ -196,3 +209,10 @@ class TrainConfig:
                 f"batch_size is {self.batch_size}; gradient_accumulation "
                 f"{self.gradient_accumulation} does not divide it"
             )
+
+    @property
+    def trains(self) -> str:
+        """What of the parameters: "all", "unet" or "added" (to the model in `init_from`)."""
+        if not self.init_from:
+            return "all"
+        return "unet" if self.stage == "style" else self.trained

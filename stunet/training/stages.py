@@ -102,19 +102,17 @@ def make_stage(
     networks: Networks,
     diffusion: DiffusionConfig,
     *,
-    inflates: bool,
+    trains: str,
     text_denoising: float = 0.0,
     adapter_rank: int = 0,
 ) -> Stage:
     """The stage `name` ("t2i", "style", "t2v", "conditional" or "ssr") for these networks.
 
     Args:
-      inflates: whether a finished model of images lies inside, of which the parameters stay as
-        they are; otherwise all are trained.
+      trains: "all" parameters, the "unet" alone, or those "added" to a finished model inside it.
       text_denoising: weight of `text_denoising_loss`, for a stage that trains the text encoder.
       adapter_rank: for "style", of adapters to train; 0 trains the U-Net itself.
     """
-    chosen = {"style": _is_unet}.get(name, is_added if inflates else _is_any)
 
     def loss(params: Tree, batch: Batch, seed: int) -> jax.Array:
         total = denoising_loss(networks, diffusion, params, batch, seed)
@@ -124,15 +122,14 @@ def make_stage(
             )
         return total
 
-    return Stage(name, chosen, loss, adapter_rank)
+    return Stage(name, IS_TRAINED[trains], loss, adapter_rank)
 
 
-def _is_unet(path: str) -> bool:
-    return path.startswith("unet/")
-
-
-def _is_any(path: str) -> bool:
-    return True
+IS_TRAINED = {
+    "all": lambda path: True,
+    "unet": lambda path: path.startswith("unet/"),
+    "added": is_added,
+}
 
 
 def text_states(networks: Networks, params: Tree, batch: Batch) -> jax.Array:

@@ -232,6 +232,7 @@ def test_values_that_cannot_be(command, config):
     assert "stage 't2i' has no use for the field 'super_resolution'" in error
     error = command({**config, "frozen_dtype": "bfloat16"})
     assert "stage 't2i' has no use for the field 'frozen_dtype'" in error
+    assert "trained is 'unet', which is a choice for" in command({**config, "trained": "unet"})
     error = command(changed(config, stage="ssr", temporal={"resample": (True,)}))
     assert "stage 'ssr' needs the field 'super_resolution'" in error
     assert "batch_size" in command(config, "--config.batch_size=many")
@@ -298,6 +299,8 @@ def test_resuming_with_another_type_of_frozen_kernels(command, t2v, tmp_path):
     shutil.copytree(t2v[1] / "initial", tmp_path / "run" / "initial")
     error = command({**t2v[0], "frozen_dtype": "bfloat16"}, workdir=tmp_path / "run")
     assert "in float32, but frozen_dtype is 'bfloat16'; choose another workdir" in error
+    error = command({**t2v[0], "frozen_dtype": "bfloat16", "trained": "unet"})
+    assert "trained is 'unet', which leaves nothing for frozen_dtype" in error
 
 
 def test_a_model_folder_says_how_it_was_trained(whole, t2v):

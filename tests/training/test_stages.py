@@ -12,10 +12,10 @@ from stunet.diffusion import (
     draw_mask,
     variational_loss,
 )
-from stunet.models.t5 import T5Encoder
+from stunet.models.t5 import T5Encoder, TextEncoderConfig
 from stunet.models.unet import init_unet
 from stunet.training import stages
-from stunet.training.config import DiffusionConfig
+from stunet.training.config import DiffusionConfig, TrainConfig
 from stunet.training.stages import (
     Networks,
     denoising_loss,
@@ -243,7 +243,7 @@ def test_real_networks_take_the_batch_in_any_order(networks):
     """(That each trained parameter gets a gradient is seen where whole runs train them.)"""
     networks, params = networks
     diffusion = DiffusionConfig(prediction="v", loss="min_snr")
-    stage = make_stage("t2v", networks, diffusion, inflates=True)
+    stage = make_stage("t2v", networks, diffusion, trains="added")
     batch = make_batch(num_frames=4)
     del batch["text_states"]
     tokens = np.arange(B * 5, dtype=np.int32).reshape(B, 5)
@@ -278,19 +278,27 @@ def test_which_parameters_a_stage_trains(networks):
     networks, params = networks
     everything = flatten(params).keys()
     new = {path for path in everything if "/temporal_" in path}
-    for name, inflates, expected in (
-        ("t2i", False, everything),
-        ("style", True, {path for path in everything if path.startswith("unet/")}),
-        ("t2v", True, new),
-        ("ssr", False, everything),
-        ("ssr", True, new),
+    unet = {path for path in everything if path.startswith("unet/")}
+    start = {"init_from": "there", "data": {}, "batch_size": 1, "total_steps": 1}
+    t2v = {"stage": "t2v", "temporal": UNET.temporal}
+    ssr = {"stage": "ssr", "temporal": UNET.temporal, "super_resolution": SuperResolution(4)}
+    new_networks = {"init_from": "", "unet": UNET, "text_encoder": TextEncoderConfig(T5, 4)}
+    for fields, expected in (
+        ({"stage": "t2i", **new_networks}, everything),
+        ({"stage": "style"}, unet),
+        (t2v, new),
+        ({**t2v, "trained": "unet"}, unet),
+        ({**ssr, **new_networks}, everything),
+        (ssr, new),
+        ({**ssr, "trained": "unet"}, unet),
     ):
-        stage = make_stage(name, networks, DiffusionConfig(), inflates=inflates)
+        config = TrainConfig(**{**start, **fields})
+        stage = make_stage(config.stage, networks, DiffusionConfig(), trains=config.trains)
         trained, frozen = partition(params, stage.is_trained)
-        assert stage.name == name
+        assert stage.name == config.stage
         assert flatten(trained).keys() == expected
         assert flatten(frozen).keys() == everything - expected
-    assert 0 < len(expected) < len(everything)
+    assert 0 < len(new) < len(unet) < len(everything)
 
 
 def test_configs_are_values():
