@@ -177,8 +177,8 @@ class TrainConfig:
         if self.trained == "unet":
             if not self.init_from or self.stage in ("t2i", "style"):
                 raise UserError(
-                    "trained is 'unet', which is a choice for stages 't2v', 'conditional' and 'ssr' "
-                    "that start from a model in init_from; leave it out"
+                    "trained is 'unet', which is a choice for stages 't2v', 'conditional' and "
+                    "'ssr' that start from a model in init_from; leave it out"
                 )
             if self.frozen_dtype:
                 raise UserError(
