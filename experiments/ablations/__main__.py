@@ -6,6 +6,12 @@
 The models are trained ones; `--only=NAME` runs one ablation, and takes the models that it needs.
 The same command again goes on where it stopped. Writes WORKDIR/ablations.md, which holds all that
 have been run there, and plots beside it.
+
+    python -m experiments.ablations --scale=tpu --workdir=runs/ablations_tpu
+
+is the same at the paper's size, where each run wants a TPU slice of its own: it prints the commands
+of the runs that WORKDIR does not hold yet, T2I and FOLDER yet to be filled in, and reports on those
+ablations of which it holds all.
 """
 
 import functools
@@ -18,7 +24,9 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.ablations import (
+    attention_depth,
     cost,
+    frozen_image_model,
     key_frames,
     multidiffusion,
     resampler_init,
@@ -26,6 +34,7 @@ from experiments.ablations import (
     temporal_blocks,
     temporal_resampling,
     training,
+    window_length,
 )
 from experiments.flag_reading import read_flags
 from stunet.errors import UserError, run_command
@@ -40,6 +49,15 @@ class Ablation(NamedTuple):
     section: Callable[[Path], str]
 
 
+TRAINED = (
+    resampler_init,
+    temporal_resampling,
+    temporal_blocks,
+    attention_depth,
+    frozen_image_model,
+    window_length,
+)
+
 _ONLY = flags.DEFINE_string("only", None, "one ablation; default: all")
 _MODELS = {
     "t2i": flags.DEFINE_string("t2i", None, "the text-to-image model that variants start from"),
@@ -47,6 +65,7 @@ _MODELS = {
     "t2v": flags.DEFINE_string("t2v", None, "the text-to-video model that a style is put on"),
     "style": flags.DEFINE_string("style", None, "the style: a text-to-image model tuned to it"),
 }
+_SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs and the report are kept")
 _JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "training runs at a time", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "a flag of the programs that are run, to try out")
@@ -55,8 +74,7 @@ _SET = flags.DEFINE_multi_string("set", [], "a flag of the programs that are run
 def ablations() -> dict[str, Ablation]:
     """All of them, by name; how they run is in the flags."""
     found = {}
-    for module in (resampler_init, temporal_resampling, temporal_blocks):
-        trained = module.ABLATION
+    for trained in _trained_at("cpu").values():
         run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
         found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
     run = functools.partial(key_frames.run, jobs=_JOBS.value, options=_SET.value)
@@ -68,30 +86,50 @@ def ablations() -> dict[str, Ablation]:
     return found
 
 
+def _trained_at(scale: str) -> dict[str, training.Training]:
+    every = (module.ABLATION for module in TRAINED)
+    return {ablation.name: ablation for ablation in every if scale in ablation.scales}
+
+
 def main(argv: list[str]) -> None:
-    """Runs what is asked for and writes the report of it."""
+    """Runs what is asked for, or says how to, and writes the report of it."""
     read_flags(argv)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed")
-    every = chosen = ablations()
+    every = chosen = ablations() if _SCALE.value == "cpu" else _trained_at("tpu")
     if _ONLY.value is not None:
         if _ONLY.value not in every:
             raise UserError(f"--only={_ONLY.value}: choose one of {', '.join(every)}")
         chosen = {_ONLY.value: every[_ONLY.value]}
+    workdir = Path(_WORKDIR.value)
+    if _SCALE.value == "tpu":
+        for name, ablation in chosen.items():
+            commands = training.missing(ablation, workdir / name)
+            if commands:
+                print("\n".join(commands))
+            else:
+                section = training.section(ablation, workdir / name, "tpu")
+                (workdir / f"{name}.md").write_text(section)
+    else:
+        run(chosen, workdir)
+    sections = [path for name in every if (path := workdir / f"{name}.md").exists()]
+    if sections:
+        report = workdir / "ablations.md"
+        report.write_text("\n".join(path.read_text() for path in sections))
+        print(report)
+
+
+def run(chosen: dict[str, Ablation], workdir: Path) -> None:
+    """Runs them one after the other; writes each one's section."""
     for name, ablation in chosen.items():  # a mistake is told of before anything runs
         for model in ablation.models:
             if not _MODELS[model].value:
                 raise UserError(f"{name} needs --{model}=DIR")
             find_model(_MODELS[model].value)
-    workdir = Path(_WORKDIR.value)
     for name, ablation in chosen.items():
         models = (Path(_MODELS[model].value).resolve() for model in ablation.models)
         ablation.run(workdir / name, *models)
         (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
-    sections = (workdir / f"{name}.md" for name in every)
-    report = workdir / "ablations.md"
-    report.write_text("\n".join(path.read_text() for path in sections if path.exists()))
-    print(report)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments.ablations.programs import SEEDS, call
-from experiments.ablations.training import base_config, variant_and_seed
+from experiments.ablations.training import base_config, read_run
 from experiments.configs import tiny_conditional
 
 NAME = "key_frames"
@@ -32,7 +32,7 @@ WAYS = {"space_time": "in one pass", "cascade": "key frames, then between", "tru
 
 def get_config(argument: str) -> ConfigDict:
     """The run of "NETWORK,SEED". Batches have as many frames for each network."""
-    network, seed = variant_and_seed(argument, NETWORKS)
+    network, seed, _ = read_run(argument, NETWORKS)
     config = base_config(seed)
     config.sample_prompts = ()
     config.data.motions = MOTIONS

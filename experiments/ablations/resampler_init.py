@@ -5,17 +5,15 @@ python -m experiments.ablations --only=resampler_init --t2i=runs/t2i --workdir=r
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.programs import SEEDS
-from experiments.ablations.training import Training, base_config, lower_in, variant_and_seed
+from experiments.ablations.training import Training, base_config, lower_in, read_run
 
 
 def _verdict(losses: dict) -> str:
     wins = lower_in(losses, "identity", "he")
-    if wins == len(SEEDS):
+    seeds = len(losses["he"])
+    if wins == seeds:
         return "Agrees with the paper: the identity ends lower with every seed."
-    return (
-        f"Does not bear the paper out: the identity ends lower with {wins} of {len(SEEDS)} seeds."
-    )
+    return f"Does not bear the paper out: the identity ends lower with {wins} of {seeds} seeds."
 
 
 ABLATION = Training(
@@ -28,8 +26,8 @@ ABLATION = Training(
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED"."""
-    variant, seed = variant_and_seed(argument, ABLATION.variants)
-    config = base_config(seed)
+    """The run of "VARIANT,SEED", or of "VARIANT,SEED,tpu"."""
+    variant, seed, scale = read_run(argument, ABLATION.variants, ABLATION.scales)
+    config = base_config(seed, scale)
     config.temporal.resampler_init = variant
     return config

@@ -1,39 +1,44 @@
-"""Ablations that train: the inflation stage once for each variant and seed, then the judge."""
+"""Ablations that train: a stage once for each variant and seed, and here then the judge.
+
+A run's config is `experiments/ablations/NAME.py:VARIANT,SEED`; `:VARIANT,SEED,tpu` is the same run
+at the paper's size.
+"""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments.ablations.programs import SEEDS, call
-from experiments.configs import tiny_t2i, tiny_t2v
-from stunet.config import from_dict
+from experiments.configs import base_128, tiny_t2v
 from stunet.errors import UserError
-from stunet.models.unet import UNetConfig, init_unet
 from stunet.training.metrics import read_metrics
-from stunet.weights.trees import Tree
 
-STEPS = 600  # of the variant that sets the compute
+STEPS = {"cpu": 600, "tpu": 20000}  # at each scale, of the variant that sets the compute
+SEEDS_AT = {"cpu": SEEDS, "tpu": SEEDS[:1]}
 JUDGED_CLIPS = 64
 READ = ("colour", "shape", "motion")  # what the judge reads
 
 
 @dataclass(frozen=True)
 class Training:
-    """An ablation of the stage `t2v`.
+    """An ablation that trains.
 
     Attributes:
-      name: also of the module that holds it, whose `get_config` is given "VARIANT,SEED".
+      name: also of the module that holds it.
       question: one line.
       paper: what the paper found, or that it did not ask.
       variants: what each is called; the first is the paper's own choice.
       verdict: from the losses at the end, `[seeds]` of each variant, to one sentence.
+      scales: that it is there at.
+      options: further flags that its training takes at the scale of a TPU.
     """
 
     name: str
@@ -41,39 +46,44 @@ class Training:
     paper: str
     variants: tuple[str, ...]
     verdict: Callable[[dict[str, np.ndarray]], str]
+    scales: tuple[str, ...] = ("cpu", "tpu")
+    options: tuple[str, ...] = ("--config.init_from=T2I", "--config.data.source=FOLDER")
 
 
-def base_config(seed: int) -> ConfigDict:
-    """What all variants share, at the scale of a CPU: `tiny_t2v` with samples early on."""
-    config = tiny_t2v.get_config()
-    config.seed = config.data.seed = seed
-    config.total_steps = STEPS
-    config.optimizer.cooldown_steps = STEPS // 4
-    config.sample_every = STEPS // 4
-    config.checkpoint_every = STEPS // 4
-    return config
+class Run(NamedTuple):
+    """Which of an ablation's runs."""
+
+    variant: str
+    seed: int
+    scale: str
 
 
-def network(config: ConfigDict) -> tuple[UNetConfig, Tree]:
-    """The network of a run's config, and its parameters' shapes."""
-    fields = {**tiny_t2i.get_config().unet.to_dict(), "temporal": config.temporal.to_dict()}
-    unet = from_dict(UNetConfig, fields, "unet")
-    return unet, jax.eval_shape(lambda: init_unet(unet, jax.random.key(0)))
-
-
-def variant_and_seed(argument: str, variants: Sequence[str]) -> tuple[str, int]:
-    """Reads "VARIANT,SEED".
+def read_run(argument: str, variants: Sequence[str], scales: Sequence[str] = ("cpu",)) -> Run:
+    """Reads "VARIANT,SEED", or "VARIANT,SEED,tpu".
 
     Raises:
-      UserError: it is neither, or no variant.
+      UserError: there is no such run.
     """
-    name, _, seed = argument.partition(",")
-    if name not in variants or not seed.isdigit():
-        raise UserError(
-            f"{argument!r} is no variant and seed; write one of {', '.join(variants)}, a comma and "
-            "a number"
-        )
-    return name, int(seed)
+    match = re.fullmatch(r"(\w+),(\d+)(,tpu)?", argument)
+    if match and match[1] in variants:
+        found = Run(match[1], int(match[2]), "tpu" if match[3] else "cpu")
+        if found.scale in scales:
+            return found
+    raise UserError(
+        f"{argument!r} is no variant and seed; write one of {', '.join(variants)}, a comma and a "
+        f"number{' and ,tpu' if scales == ('tpu',) else ''}"
+    )
+
+
+def base_config(seed: int, scale: str = "cpu") -> ConfigDict:
+    """What all variants share: `tiny_t2v` with samples early on, or `base_128` with IF-I-M."""
+    config = tiny_t2v.get_config() if scale == "cpu" else base_128.get_config("v5e")
+    config.seed = config.data.seed = seed
+    config.total_steps = steps = STEPS[scale]
+    config.optimizer.cooldown_steps = steps // 4
+    if scale == "cpu":
+        config.sample_every = config.checkpoint_every = steps // 4
+    return config
 
 
 def run(
@@ -120,22 +130,38 @@ def _train_and_judge(out: Path, flags: Sequence[str]) -> None:
         call("experiments.judge", judge, out.with_suffix(".log"))
 
 
-def results(ablation: Training, workdir: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Of each variant the loss curves `[seeds, steps]`, the last tenth's mean loss `[seeds]` and
-    what the judge read `[seeds]`, shares of clips.
+def missing(ablation: Training, workdir: Path) -> list[str]:
+    """The commands of the runs at a TPU's scale that `workdir` does not hold, finished."""
+    found = []
+    for variant in ablation.variants:
+        for seed in SEEDS_AT["tpu"]:
+            out = workdir / f"{variant}_{seed}"
+            config = f"experiments/ablations/{ablation.name}.py:{variant},{seed},tpu"
+            flags = [f"--config={config}", *ablation.options, f"--workdir={out}"]
+            if not (out / "DONE").exists():
+                found.append(f"python -m experiments.train {' '.join(flags)}")
+    return found
+
+
+def results(
+    ablation: Training, workdir: Path, scale: str = "cpu"
+) -> dict[str, dict[str, np.ndarray]]:
+    """Of each variant the loss curves `[seeds, steps]`, the last tenth's mean loss `[seeds]` and,
+    at the scale of a CPU, what the judge read `[seeds]`, shares of clips.
     """
     found = {}
     for variant in ablation.variants:
-        folders = [workdir / f"{variant}_{seed}" for seed in SEEDS]
+        folders = [workdir / f"{variant}_{seed}" for seed in SEEDS_AT[scale]]
         curves = np.array(
             [[row["loss"] for row in read_metrics(out / "metrics.csv")] for out in folders]
         )
-        judged = [json.loads((out / "judge.json").read_text()) for out in folders]
         found[variant] = {
             "curves": curves,
             "loss": curves[:, -max(1, curves.shape[1] // 10) :].mean(1),
-            **{name: np.array([report[name] for report in judged]) for name in READ},
         }
+        if scale == "cpu":
+            judged = [json.loads((out / "judge.json").read_text()) for out in folders]
+            found[variant] |= {name: np.array([said[name] for said in judged]) for name in READ}
     return found
 
 
@@ -163,9 +189,18 @@ def lower_in(losses: dict[str, np.ndarray], one: str, other: str) -> int:
     return int((losses[one] < losses[other]).sum())
 
 
-def section(ablation: Training, workdir: Path) -> str:
+def ranking(losses: dict[str, np.ndarray]) -> str:
+    """Which of the variants end lowest, as a verdict."""
+    ranked = sorted(losses, key=lambda variant: losses[variant].mean())
+    first, second = losses[ranked[0]], losses[ranked[1]]
+    clearly = "in every seed" if (first < second).all() else "in the mean, not in every seed"
+    return f"{ranked[0]} ends lowest; {ranked[1]} comes next, behind it {clearly}."
+
+
+def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
     """The part of the report about one ablation, in Markdown; draws its plot."""
-    found = results(ablation, workdir)
+    found = results(ablation, workdir, scale)
+    read, seeds = READ if scale == "cpu" else (), SEEDS_AT[scale]
     picture = workdir.with_suffix(".png")
     plot(ablation, found, picture)
     losses = {variant: values["loss"] for variant, values in found.items()}
@@ -176,19 +211,17 @@ def section(ablation: Training, workdir: Path) -> str:
         "",
         f"Ours: {ablation.verdict(losses)}",
         "",
-        f"| | steps | loss of the last tenth, seeds {', '.join(map(str, SEEDS))} | "
-        f"{' | '.join(f'{name} as asked' for name in READ)} |",
-        "|---" * (3 + len(READ)) + "|",
+        f"| | steps | loss of the last tenth, seeds {', '.join(map(str, seeds))} |"
+        + "".join(f" {name} as asked |" for name in read),
+        "|---" * (3 + len(read)) + "|",
     ]
     for variant, values in found.items():
-        shares = " | ".join(f"{100 * values[name].mean():.0f} %" for name in READ)
+        shares = "".join(f" {100 * values[name].mean():.0f} % |" for name in read)
         each = ", ".join(f"{loss:.4f}" for loss in values["loss"])
-        lines.append(f"| {variant} | {values['curves'].shape[1]} | {each} | {shares} |")
-    lines += [
-        "",
-        f"(Bands: between the seeds. The judge reads {JUDGED_CLIPS} clips of each run.)",
-        "",
-        f"![loss curves]({picture.name})",
-        "",
-    ]
-    return "\n".join(lines)
+        lines.append(f"| {variant} | {values['curves'].shape[1]} | {each} |{shares}")
+    if scale == "cpu":
+        lines += [
+            "",
+            f"(Bands: between the seeds. The judge reads {JUDGED_CLIPS} clips of each run.)",
+        ]
+    return "\n".join([*lines, "", f"![loss curves]({picture.name})", ""])

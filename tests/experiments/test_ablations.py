@@ -1,15 +1,21 @@
 """Ablations: their configs, and what becomes of runs, which are written down here, not trained."""
 
 import csv
+import dataclasses
 import functools
 import json
 import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.ablations import (
+    attention_depth,
     cost,
+    frozen_image_model,
     key_frames,
     multidiffusion,
     programs,
@@ -18,23 +24,39 @@ from experiments.ablations import (
     temporal_blocks,
     temporal_resampling,
     training,
+    window_length,
 )
-from experiments.benchmarks.workloads import Call, calls
+from experiments.benchmarks.flops import model_flops
+from experiments.benchmarks.workloads import IF_M, Call, calls
+from experiments.configs import tiny_t2i
+from experiments.tpu_programs import laid_out
 from stunet.config import from_dict
 from stunet.errors import UserError
+from stunet.models.temporal import TemporalConfig
+from stunet.models.unet import UNet, UNetConfig, init_unet
 from stunet.training.config import TrainConfig
+from stunet.weights.trees import flatten, is_temporal
 from tests.tiny import UNET
 
 STEPS = 40
-MODULES = (resampler_init, temporal_resampling, temporal_blocks)
+ASKED = {
+    attention_depth: "temporal",
+    frozen_image_model: "trained",
+    resampler_init: "temporal",
+    temporal_resampling: "temporal",
+    temporal_blocks: "temporal",
+    window_length: "batch_size",
+}
+CASES = [(m, scale) for m in ASKED for scale in m.ABLATION.scales]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_variants_differ_in_what_is_asked_and_seeds_in_nothing_else(module):
-    ablation = module.ABLATION
+@pytest.mark.parametrize(("module", "scale"), CASES)
+def test_variants_differ_in_what_is_asked_and_seeds_in_nothing_else(module, scale):
+    ablation, asked = module.ABLATION, ASKED[module]
     assert f"experiments.ablations.{ablation.name}" == module.__name__
+    end = "" if scale == "cpu" else ",tpu"
     configs = {
-        (variant, seed): module.get_config(f"{variant},{seed}").to_dict()
+        (variant, seed): module.get_config(f"{variant},{seed}{end}").to_dict()
         for variant in ablation.variants
         for seed in (0, 2)
     }
@@ -42,47 +64,119 @@ def test_variants_differ_in_what_is_asked_and_seeds_in_nothing_else(module):
         from_dict(TrainConfig, said, ablation.name)
     one, other, *_ = ablation.variants
     paper, changed = configs[one, 0], configs[other, 0]
-    assert paper["temporal"] != changed["temporal"]
+    assert paper[asked] != changed[asked]
     again = configs[one, 2]
     assert (again["seed"], again["data"]["seed"]) == (2, 2)
     for said in (changed, again):
-        for name in ("temporal", "total_steps", "seed", "data"):
+        for name in (asked, "total_steps", "optimizer", "seed", "data"):
             del said[name]
     assert changed == {name: paper[name] for name in changed}
     assert again == changed
 
 
-def test_the_full_rate_gets_as_many_flops_in_fewer_steps():
+def network(config, scale):
+    """The network of a run's config, its parameters' shapes, and tokens of a caption."""
+    if scale == "cpu":
+        image, tokens = from_dict(UNetConfig, tiny_t2i.get_config().unet.to_dict(), "unet"), 20
+    else:
+        image, tokens = laid_out(IF_M, config.data.resolution), 77
+    temporal = from_dict(TemporalConfig, config.temporal.to_dict(), "temporal")
+    unet = dataclasses.replace(image, temporal=temporal)
+    return unet, jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), tokens
+
+
+def forward_flops(config, scale):
+    unet, params, tokens = network(config, scale)
+    size = config.data.resolution
+    inputs = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in ((1, config.data.num_frames, size, size, 3), (1,), (1, tokens, unet.text_dim))
+    ]
+    return sum(
+        model_flops(lambda p, *a: UNet(unet).apply({"params": p}, *a), params, *inputs).values()
+    )
+
+
+def num_added(config, scale):
+    _, params, _ = network(config, scale)
+    return sum(leaf.size for path, leaf in flatten(params).items() if is_temporal(path))
+
+
+@pytest.mark.parametrize(("scale", "end"), [("cpu", ""), ("tpu", ",tpu")])
+def test_the_full_rate_gets_as_many_flops_in_fewer_steps(scale, end):
     resampled, full = (
-        temporal_resampling.get_config(f"{variant},0") for variant in ("resampled", "full_rate")
+        temporal_resampling.get_config(f"{variant},0{end}")
+        for variant in ("resampled", "full_rate")
     )
     assert full.total_steps < resampled.total_steps
-    flops = [c.total_steps * temporal_resampling.forward_flops(c) for c in (resampled, full)]
+    flops = [c.total_steps * forward_flops(c, scale) for c in (resampled, full)]
     assert flops[1] == pytest.approx(flops[0], rel=1 / full.total_steps)
 
 
-def test_kinds_of_blocks_are_compared_at_equal_parameters():
+@pytest.mark.parametrize(("scale", "end"), [("cpu", ""), ("tpu", ",tpu")])
+def test_kinds_of_blocks_are_compared_at_equal_parameters(scale, end):
     added = [
-        temporal_blocks.num_added(temporal_blocks.get_config(f"{variant},0"))
+        num_added(temporal_blocks.get_config(f"{variant},0{end}"), scale)
         for variant in temporal_blocks.ABLATION.variants
     ]
     np.testing.assert_allclose(added, added[0], rtol=0.01)
+
+
+def test_the_lowest_variants_are_named():
     losses = {
         "factorised": np.array([1, 2]),
         "conv3d": np.array([2, 1]),
         "conv1d": np.array([3, 3]),
     }
-    verdict = temporal_blocks.ABLATION.verdict(losses)
+    verdict = training.ranking(losses)
     assert (
         verdict.startswith("factorised ends lowest; conv3d comes next")
         and "not in every" in verdict
     )
 
 
-@pytest.mark.parametrize("argument", ["he", "xavier,0", "he,first"])
+@pytest.mark.parametrize("argument", ["he", "xavier,0", "he,first", "he,0,pod", "he,0,tpu,1"])
 def test_what_is_no_variant_is_refused(argument):
     with pytest.raises(UserError, match="no variant and seed; write one of identity, he"):
         resampler_init.get_config(argument)
+    with pytest.raises(UserError, match="one of two, one, four, a comma and a number and ,tpu"):
+        attention_depth.get_config("two,0")
+
+
+def test_at_a_tpus_scale_windows_of_any_length_come_to_as_many_frames_a_step():
+    for variant in window_length.ABLATION.variants:
+        config = window_length.get_config(f"{variant},0,tpu")
+        assert config.data.num_frames == int(variant)
+        assert config.batch_size * config.data.num_frames == 64 * 8
+
+
+def test_at_a_tpus_scale_commands_are_said_and_finished_runs_reported(tmp_path):
+    def ablations(only):
+        flags = ["--scale=tpu", f"--only={only}", f"--workdir={tmp_path}"]
+        command = [sys.executable, "-m", "experiments.ablations", *flags]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    said = training.missing(attention_depth.ABLATION, tmp_path / "attention_depth")
+    assert said[1] == (
+        "python -m experiments.train "
+        "--config=experiments/ablations/attention_depth.py:one,0,tpu --config.init_from=T2I "
+        f"--config.data.source=FOLDER --workdir={tmp_path}/attention_depth/one_0"
+    )
+    for loss, line in enumerate(said, start=1):
+        workdir = programs.Path(line.rsplit("=", 1)[1])
+        workdir.mkdir(parents=True)
+        rows = [("step", "loss", "grad_norm"), *((step, loss / 8, 1.0) for step in range(1, 41))]
+        with (workdir / "metrics.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        assert training.missing(attention_depth.ABLATION, workdir.parent) == said[loss - 1 :]
+        (workdir / "DONE").touch()
+    assert ablations("attention_depth").stdout == f"{tmp_path / 'ablations.md'}\n"
+    report = (tmp_path / "ablations.md").read_text()
+    assert "Ours: two ends lowest; one comes next" in report
+    assert "| four | 40 | 0.3750 |\n" in report and "judge" not in report.lower()
+    refused = ablations("style_strength")
+    assert refused.returncode == 2
+    assert "--only=style_strength: choose one of resampler_init, " in refused.stderr
 
 
 @pytest.fixture
