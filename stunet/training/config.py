@@ -74,7 +74,8 @@ class TrainConfig:
     Attributes:
       stage: "t2i" trains a text-to-image network and its text encoder on single frames; "style"
         tunes the network of such a model, `init_from`, to a handful of pictures;
-        "t2v" inflates the model in `init_from` and trains the new parameters only; "conditional"
+        "t2v" inflates the model in `init_from` and trains the new parameters only, or goes on with
+        those of one that is inflated already, such as at more frames; "conditional"
         teaches a model of stage "t2v" to fill in around given pixels, by its temporal parameters
         and a convolution that shows them; "ssr" trains
         a super-resolution network on short windows of clips, of `init_from` as "t2v" does, or

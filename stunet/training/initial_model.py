@@ -58,7 +58,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
         unet = _in_dtype(config, start.unet)
         temporal = config.temporal or unet.temporal
         _check(config, replace(unet, temporal=temporal), start.text_encoder)
-        if config.stage == "style":
+        if config.stage == "style" or (config.stage == "t2v" and start.unet.temporal is not None):
             enlarged = content.params["unet"]
         elif config.stage == "conditional":
             unet, enlarged = add_conditioning(
@@ -183,10 +183,17 @@ def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
             f"init_from {source} predicts {start.prediction!r}, but diffusion.prediction is "
             f"{config.diffusion.prediction!r}"
         )
-    of_videos = config.stage == "conditional"
-    if not of_videos and start.unet.temporal is not None:
+    inflated = start.unet.temporal
+    if config.stage in ("style", "ssr") and inflated is not None:
         raise UserError(f"init_from {source} is inflated already; name a model of images")
-    if of_videos and start.unet.temporal is None:
+    if config.stage == "t2v" and inflated not in (None, config.temporal):
+        was, wanted = (flatten(to_dict(temporal)) for temporal in (inflated, config.temporal))
+        name = next(name for name in was if was[name] != wanted[name])
+        raise UserError(
+            f"init_from {source} is inflated already, with temporal.{name} {was[name]!r}, but the "
+            f"config says {wanted[name]!r}; go on with the former, or name a model of images"
+        )
+    if config.stage == "conditional" and inflated is None:
         raise UserError(f"init_from {source} makes images; name a model of stage 't2v'")
     if start.unet.cond_channels:
         raise UserError(

@@ -14,7 +14,10 @@ from absl import flags
 from PIL import Image
 
 from experiments import train
+from stunet.config import from_dict
 from stunet.errors import UserError, run_command
+from stunet.training.config import TrainConfig
+from stunet.training.initial_model import make_initial_model
 from stunet.training.metrics import read_metrics
 from stunet.training.stages import Stage
 from stunet.weights.model_folder import load_model
@@ -111,6 +114,16 @@ def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
         else:
             assert is_temporal(path)
             assert not np.array_equal(leaf, before[path]), path
+
+
+def test_t2v_goes_on_with_an_inflated_model_at_more_frames(t2v):
+    config = changed(t2v[0], init_from=str(t2v[1]), data__num_frames=8)
+    started = make_initial_model(from_dict(TrainConfig, config, "config"), list)
+    assert started.config["num_frames"] == 8 != t2v[0]["data"]["num_frames"]
+    before = flatten(load_model(t2v[1] / "model").params)
+    assert flatten(started.params).keys() == before.keys()
+    for path, leaf in flatten(started.params).items():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
 
 
 def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
@@ -254,8 +267,11 @@ def test_init_from(command, t2v, tmp_path, whole):
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     error = command({**config, "init_from": str(tmp_path / "young")})
     assert "young: a training workdir without a model yet" in error
-    error = command({**config, "init_from": str(t2v[1])})
-    assert f"init_from {t2v[1]}/model is inflated already; name a model of images" in error
+    another = changed(config, init_from=str(t2v[1]), temporal__block="conv1d")
+    error = command(another)
+    assert (
+        f"init_from {t2v[1]}/model is inflated already, with temporal.block 'factorised'" in error
+    )
     shutil.copytree(whole[0] / "model", tmp_path / "torn")
     weights = tmp_path / "torn" / "unet_spatial.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
