@@ -106,6 +106,21 @@ def test_without_one_the_others_end_and_all_resume_exactly(cluster, interrupted)
             assert path.read_bytes() == (workdir / folder / path.name).read_bytes()
 
 
+def test_all_fall_back_where_what_one_wrote_is_damaged(root, cluster):
+    workdir = root / "cluster_damaged"
+    shutil.copytree(cluster[0], workdir)
+    (workdir / "DONE").unlink()
+    written = list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_1/d/*"))
+    for path in written:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (_, err), (_, quiet_err) = finish(
+        *start_cluster(root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2")
+    )
+    assert written and f"checkpoint {workdir}/checkpoints/20 cannot be read" in err
+    assert "falling back to the checkpoint of step 16" in err and "falling back" not in quiet_err
+    assert losses(workdir) == losses(cluster[0])
+
+
 def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
     workdir = root / "one_of_two"
     shutil.copytree(cluster[0], workdir)
