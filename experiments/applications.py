@@ -84,7 +84,8 @@ def main(argv: list[str]) -> None:
         write_image(Path(f"{_OUT.value}_{name}.png"), sheet)
         Path(f"{_OUT.value}.json").write_text(json.dumps(report, indent=2) + "\n")
         for figure, value in report[name].items():
-            tqdm.write(f"{name:15} {figure:32} {np.round(value, 3)}")
+            rounded = json.loads(json.dumps(value), parse_float=lambda s: round(float(s), 3))
+            tqdm.write(f"{name:15} {figure:32} {rounded}")
 
 
 def _chosen() -> list[str]:

@@ -15,12 +15,23 @@ import jax.numpy as jnp
 NORM_EPSILON = 1e-5  # PyTorch's default, which IF's weights were trained with; Flax's is 1e-6
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU; Flax's default is the tanh approximation.
 
-    By erf, not by erfc as `jax.nn.gelu` has it, which costs two polynomials and a select.
+    By erf, not by erfc as `jax.nn.gelu` has it, which costs two polynomials and a select. The
+    gradient is written out so that x alone is kept for it, and none of what lies between.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_backward(x, grad):
+    below = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))  # how much of a normal variable
+    density = jnp.exp(-0.5 * jnp.square(x)) * math.sqrt(0.5 / math.pi)
+    return (grad * (below + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _group_mean(per_channel: jax.Array, groups: int) -> jax.Array:
@@ -54,6 +65,9 @@ def _group_norm_forward(x, scale, shift, groups):
 
 def _group_norm_backward(groups, residuals, grad):
     x, mean, inverse, scale = residuals
+    if x.dtype != jnp.float32:
+        # Else XLA keeps the forward pass's float32 copy of x until here, at twice the memory.
+        x, grad = jax.lax.optimization_barrier((x, grad))
     grad = grad.astype(jnp.float32)
     centred = x.astype(jnp.float32) - mean
     grad_shift = grad.sum(1, keepdims=True)

@@ -258,7 +258,9 @@ class UNet(nn.Module):
             coarser = axes[max(level, to)]
             if axes[level] != coarser:
                 h = gathered(h, axes[level])
-            resample = resampler(temporal.resampler_init, dtype, coarser, name=f"temporal_{name}")
+            resample = remat(resampler)(
+                temporal.resampler_init, dtype, coarser, name=f"temporal_{name}"
+            )
             h = resample(h)
             return own_frames(h, axes[to]) if axes[to] != coarser else h
 

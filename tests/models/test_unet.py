@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import jax
@@ -99,6 +100,12 @@ def test_gelu_is_exact():
     x = np.linspace(-6, 6, 101)
     expected = 0.5 * x * (1 + erf(x / np.sqrt(2)))
     np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def test_gelu_s_own_gradient_is_the_derivative():
+    x = jnp.linspace(-6, 6, 1001)
+    plain = jax.vmap(jax.grad(lambda x: 0.5 * x * (1 + jax.lax.erf(x / math.sqrt(2)))))
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), plain(x), atol=1e-6)
 
 
 def test_group_norm_is_per_frame_and_modulated_by_scale_then_shift():
