@@ -24,8 +24,8 @@ from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 
-FROM_STAGE = {shipped.VIDEO_MODEL: "t2v", shipped.FILLER: "conditional", shipped.UPSCALER: "ssr"}
-STAGES = ("t2i", *FROM_STAGE.values())  # in the order of their needs
+FROM_STAGE = {shipped.VIDEO_MODEL: "t2v_16", shipped.FILLER: "conditional", shipped.UPSCALER: "ssr"}
+STAGES = ("t2i", "t2v", *FROM_STAGE.values())  # in the order of their needs
 BASE = {shipped.FILLER: shipped.VIDEO_MODEL}  # with which it shares the image model
 PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
 
