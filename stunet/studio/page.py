@@ -109,6 +109,8 @@ class _Tab:
                     start = gr.Button("Make it", variant="primary", min_width=100)
                     self.cancel = gr.Button("Cancel", interactive=False, min_width=100)
             with gr.Column(min_width=300):
+                # Apart from the job's status: a check may end after the job that followed it.
+                self.refusal = gr.HTML(elem_classes="status", elem_id=f"{application}-refusal")
                 self.status = gr.HTML(elem_classes="status", elem_id=f"{application}-status")
                 with gr.Column(visible=False) as self.result:
                     self.video = gr.Video(
@@ -286,11 +288,11 @@ class _Tab:
                 shown = None if painting is None else canvas(sent["path"])
             except UserError as error:
                 emptied = {one: None for one in (field, painting) if one is not None}
-                yield {**emptied, self.status: results.message_html(str(error))}
+                yield {**emptied, self.refusal: results.message_html(str(error))}
                 raise gr.Error(str(error), print_exception=False) from None
-            yield {self.status: "", **({} if painting is None else {painting: shown})}
+            yield {self.refusal: "", **({} if painting is None else {painting: shown})}
 
-        changed = [field, self.status, *([] if painting is None else [painting])]
+        changed = [field, self.refusal, *([] if painting is None else [painting])]
         field.upload(uploaded, field, changed, **options)
         if painting is not None:
             field.clear(lambda: None, None, painting, queue=False, **options)
