@@ -9,11 +9,11 @@ import numpy as np
 
 import stunet
 from stunet import inputs, pipeline
-from stunet.cli.options import check_prompt
 from stunet.model import Model
 from stunet.studio.inputs import named, without_folders
 from stunet.studio.jobs import Progress, Report, Watch
 from stunet.studio.models import Models
+from stunet.text import check_prompt
 from stunet.video_io import read_video
 from stunet.weights.style import USUAL_STRENGTH
 

@@ -12,7 +12,6 @@ from typing import Any
 import gradio as gr
 
 from stunet import pipeline
-from stunet.cli.options import DEFAULT_STYLE_STRENGTH
 from stunet.errors import UserError
 from stunet.studio import results
 from stunet.studio.inputs import (
@@ -26,7 +25,7 @@ from stunet.studio.inputs import (
 from stunet.studio.jobs import Cancelled, Queue
 from stunet.studio.making import Request, make
 from stunet.studio.models import Models
-from stunet.weights.style import MAX_STRENGTH
+from stunet.weights.style import DEFAULT_STRENGTH, MAX_STRENGTH
 
 PAINTED, FROM_FILE, AROUND = "painted here", "from a file", "around the video"
 SIDES = ("left", "right", "top", "bottom")
@@ -166,7 +165,7 @@ class _Tab:
                 fields["style_strength"] = gr.Slider(
                     0,
                     MAX_STRENGTH,
-                    DEFAULT_STYLE_STRENGTH,
+                    DEFAULT_STRENGTH,
                     step=0.05,
                     label="Style strength",
                     info=f"of {models.names['style']}; 0 is without",
