@@ -25,7 +25,7 @@ from tests.studio.driving import (
     tab,
     upload,
 )
-from tests.studio.models import FACTOR, save_models
+from tests.studio.models import FACTOR, STEPS, save_models
 from tests.tiny import FPS, NUM_FRAMES
 
 pytestmark = pytest.mark.browser
@@ -155,6 +155,7 @@ def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
     settings = made(panel)
     assert settings["prompt"] == "a red circle" and settings["style_strength"] == 0.7
     assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
+    assert settings["steps"] == 25 and settings["upscale_steps"] == [STEPS]
     for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.textContent.trim()") == "Make it":
