@@ -3,6 +3,7 @@
 python -m tests.studio.held FILE ARGUMENTS
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ def main(file: Path, arguments: list[str]) -> int:
             report(job, progress)  # a cancelled job ends here, as it does at every step
 
     Job._report = held
+    # In the background of a script Ctrl-C is ignored, and with it the signal that the tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return cli.main(["studio", *arguments])
 
 
