@@ -96,7 +96,7 @@ def open_page(browser, address):
         context = browser.new_context(viewport=size, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE)
         page.on("request", asked)
         page.goto(address)
         page.get_by_role("tab", name="Generate").wait_for()
@@ -148,7 +148,7 @@ def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
         pytest.fail(f"Tab never reached the prompt: {reached}")
     page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
-    panel.get_by_text("sampling, step 1 of 25").wait_for(timeout=PATIENCE)
+    panel.get_by_text("sampling, step 1 of 25").wait_for()
     assert panel.locator("progress").get_attribute("value") == "1"
     panel.get_by_role("img", name="the video so far").wait_for()
     hold.unlink()
@@ -187,7 +187,7 @@ def test_inpaint_what_is_painted_what_a_file_masks_and_around(open_page, files):
     quick(panel)
     upload(panel, video=files / "clip.mp4")
     panel.get_by_role("button", name="Make it").click()
-    panel.get_by_role("alert").get_by_text("nothing is painted").wait_for(timeout=PATIENCE)
+    panel.get_by_role("alert").get_by_text("nothing is painted").wait_for()
     paint(panel)
     assert made_by(panel)["mask"] == "painted.png"
     panel.get_by_label("from a file").check()
@@ -240,7 +240,7 @@ def test_upscale(open_page, files):
 def test_a_bad_upload_shows_why(open_page, files, name, file, message):
     page = open_page()
     tab(page, name).locator("input[type=file]").first.set_input_files(str(files / file))
-    page.get_by_text(message).first.wait_for(timeout=20_000)
+    page.get_by_text(message).first.wait_for()
     assert "Traceback" not in page.inner_text("body")
 
 
@@ -273,7 +273,7 @@ def test_what_is_missing_is_said(open_page):
     for name, message in (("generate", "the prompt is empty"), ("animate", "upload the image")):
         panel = tab(page, name)
         panel.get_by_role("button", name="Make it").click()
-        panel.get_by_role("alert").get_by_text(message).wait_for(timeout=PATIENCE)
+        panel.get_by_role("alert").get_by_text(message).wait_for()
 
 
 def begun(page, seed=0):
@@ -287,7 +287,7 @@ def begun(page, seed=0):
 
 def sampling(panel):
     """Waits until the panel's job is held."""
-    panel.get_by_text("sampling, step 1 of 3").wait_for(timeout=PATIENCE)
+    panel.get_by_text("sampling, step 1 of 3").wait_for()
 
 
 @pytest.mark.parametrize("how", ["the button", "leaving the page"])
