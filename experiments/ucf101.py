@@ -27,14 +27,13 @@ from tqdm import tqdm
 
 from data.ucf101.builder import find_clips, read_prompts
 from experiments.flag_reading import read_flags
-from stunet.cli.options import check_cascade
 from stunet.compiling import prepare_compiler
 from stunet.config import from_dict, to_dict
 from stunet.errors import UserError, run_command
 from stunet.evaluation.clip_folders import open_folder
 from stunet.evaluation.evaluate import evaluate, load_metrics, table
 from stunet.files import read_json
-from stunet.pipeline import Model, generate, load, upscale
+from stunet.pipeline import Model, check_cascade, generate, load, upscale
 from stunet.video_io import check_writable, write_video
 
 # FVD and Inception Score, as the paper's table has them.

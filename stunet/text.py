@@ -57,6 +57,16 @@ class Tokenizer:
         return self.vocabulary.encode(text, add_special_tokens=False).ids
 
 
+def check_prompt(prompt: str) -> None:
+    """Refuses a prompt that says nothing.
+
+    Raises:
+      UserError: it does.
+    """
+    if not prompt.strip():
+        raise UserError("the prompt is empty; say what the video shows")
+
+
 def load_tokenizer(path: str | Path, max_tokens: int = MAX_TOKENS) -> Tokenizer:
     """Reads a `tokenizer.json`, of a model trained here or of a published T5.
 

@@ -9,7 +9,6 @@ from stunet.cli.options import (
     add_sampling,
     check_length,
     check_outputs,
-    check_prompt,
     enlarge,
     load_cascade,
     number,
@@ -204,6 +203,8 @@ def _edit(args: argparse.Namespace) -> None:
 
 def _begin(args: argparse.Namespace, conditional: bool = True) -> "tuple[Model, list[Model]]":
     """The checks and the models of every command here."""
+    from stunet.text import check_prompt
+
     check_prompt(args.prompt)
     check_outputs([args.out], None)
     model, upscalers = load_cascade(args)

@@ -9,7 +9,6 @@ from stunet.cli.options import (
     add_sampling,
     check_length,
     check_outputs,
-    check_prompt,
     enlarge,
     load_cascade,
     number,
@@ -95,6 +94,8 @@ def add_commands(command: Callable) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from stunet.text import check_prompt
+
     check_prompt(args.prompt)
     outputs = output_paths(args.out, args.num_videos)
     check_outputs(outputs, args.xt_slice)
@@ -118,6 +119,8 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _upscale(args: argparse.Namespace) -> None:
+    from stunet.text import check_prompt
+
     check_prompt(args.prompt)
     check_outputs([args.out], None)
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from stunet.pipeline import Model, OnChunk
 
 SAMPLERS = ("dpm2m", "ddim", "ancestral")
-DEFAULT_STYLE_STRENGTH = 0.7
 
 
 def add_sampling(add: Callable, default_model: str = shipped.VIDEO_MODEL) -> None:
@@ -90,16 +89,16 @@ def load_cascade(args: argparse.Namespace) -> "tuple[Model, list[Model]]":
     """The base model, in its style, and the models that enlarge what it makes."""
     from stunet import pipeline
     from stunet.compiling import prepare_compiler
-    from stunet.weights.style import USUAL_STRENGTH
+    from stunet.weights.style import DEFAULT_STRENGTH, USUAL_STRENGTH
 
     prepare_compiler()
     model, upscalers = pipeline.load(args.model), [pipeline.load(path) for path in args.upscale]
-    check_cascade(model, [args.model, *args.upscale], upscalers)
+    pipeline.check_cascade(model, [args.model, *args.upscale], upscalers)
     if args.style is None:
         if args.style_strength is not None:
             raise UserError("--style-strength goes with --style=DIR")
         return model, upscalers
-    strength = DEFAULT_STYLE_STRENGTH if args.style_strength is None else args.style_strength
+    strength = DEFAULT_STRENGTH if args.style_strength is None else args.style_strength
     model = pipeline.stylised(model, pipeline.load(args.style), strength, args.style)
     low, high = USUAL_STRENGTH
     if not low <= strength <= high:
@@ -115,12 +114,6 @@ def sampling(args: argparse.Namespace) -> dict:
     """The arguments of `add_sampling` that are fields of `pipeline.Sampling`."""
     names = ("sampler", "steps", "guidance_scale", "seed", "windows_at_once")
     return {name: getattr(args, name) for name in names}
-
-
-def check_prompt(prompt: str) -> None:
-    """Refuses a prompt that says nothing."""
-    if not prompt.strip():
-        raise UserError("the prompt is empty; say what the video shows")
 
 
 def enlarge(
@@ -147,28 +140,6 @@ def say(words: str | None) -> None:
     """Tells the user something beside the result."""
     if words is not None:
         print(f"stunet: {words}", file=sys.stderr)
-
-
-def check_cascade(model: "Model", names: list[str], upscalers: "list[Model]") -> None:
-    """That each model has a text encoder and takes the size that the one before it makes."""
-    if model.super_resolution is not None:
-        raise UserError(f"{names[0]}: a super-resolution model; name it by --upscale")
-    made = model.resolution
-    for name, upscaler in zip(names[1:], upscalers, strict=True):
-        if upscaler.super_resolution is None:
-            raise UserError(f"{name}: no super-resolution model, which --upscale takes")
-        if made * upscaler.super_resolution.factor != upscaler.resolution:
-            raise UserError(
-                f"{name}: enlarges {upscaler.resolution // upscaler.super_resolution.factor} "
-                f"pixels, but is given {made}"
-            )
-        made = upscaler.resolution
-    for name, one in zip(names, (model, *upscalers), strict=True):
-        if one.text_encoder is None:
-            raise UserError(
-                f"{name}: the model has no text encoder, which prompts need; "
-                f"`stunet import-t5 T5_FOLDER {name}` adds one"
-            )
 
 
 def warn_of_cut_prompt(model: "Model", prompt: str) -> None:

@@ -19,7 +19,7 @@ from stunet.pipeline.applications import (
     interpolate,
     stylised,
 )
-from stunet.pipeline.cascade import enlarge, fill_and_enlarge, said_of_windows
+from stunet.pipeline.cascade import check_cascade, enlarge, fill_and_enlarge, said_of_windows
 from stunet.pipeline.given import given_frames, given_still, whole_strides
 from stunet.pipeline.making import generate, upscale
 from stunet.pipeline.sampling import (
@@ -39,6 +39,7 @@ __all__ = [
     "Model",
     "Sampling",
     "animate",
+    "check_cascade",
     "cinemagraph",
     "devices_for",
     "edit",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stunet.diffusion import Windows
+from stunet.errors import UserError
 from stunet.model import Model
 from stunet.pipeline.applications import fill
 from stunet.pipeline.given import whole_strides
@@ -17,6 +18,37 @@ from stunet.pipeline.sampling import OnChunk, windows_of
 Progress = Callable[[Windows], AbstractContextManager[OnChunk]]
 # A resolution R -> `fill`'s videos [N, T, R, R, 3] and masks [N, T, R, R, 1].
 Filled = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+def check_cascade(model: Model, names: Sequence[str], upscalers: Sequence[Model]) -> None:
+    """That each model has a text encoder and takes the size that the one before it makes.
+
+    Args:
+      model: makes the video.
+      names: of all of them, in turn, for errors.
+      upscalers: enlarge it.
+
+    Raises:
+      UserError: one of them does not.
+    """
+    if model.super_resolution is not None:
+        raise UserError(f"{names[0]}: a super-resolution model; name it by --upscale")
+    made = model.resolution
+    for name, upscaler in zip(names[1:], upscalers, strict=True):
+        if upscaler.super_resolution is None:
+            raise UserError(f"{name}: no super-resolution model, which --upscale takes")
+        if made * upscaler.super_resolution.factor != upscaler.resolution:
+            raise UserError(
+                f"{name}: enlarges {upscaler.resolution // upscaler.super_resolution.factor} "
+                f"pixels, but is given {made}"
+            )
+        made = upscaler.resolution
+    for name, one in zip(names, (model, *upscalers), strict=True):
+        if one.text_encoder is None:
+            raise UserError(
+                f"{name}: the model has no text encoder, which prompts need; "
+                f"`stunet import-t5 T5_FOLDER {name}` adds one"
+            )
 
 
 def enlarge(

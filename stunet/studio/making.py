@@ -9,11 +9,11 @@ import numpy as np
 
 import stunet
 from stunet import inputs, pipeline
-from stunet.cli.options import check_prompt
 from stunet.model import Model
 from stunet.studio.inputs import named, without_folders
 from stunet.studio.jobs import Progress, Report, Watch
 from stunet.studio.models import Models
+from stunet.text import check_prompt
 from stunet.video_io import read_video
 from stunet.weights.style import USUAL_STRENGTH
 
@@ -121,7 +121,10 @@ def settings_of(models: Models, request: Request, num_frames: int, fps: float) -
         if value is not None and not isinstance(value, Path)
     }
     used = dict(models.names)
+    steps = request.steps or pipeline.DEFAULT_STEPS[pipeline.Sampling.sampler]
+    upscale_steps = [one.super_resolution.steps or steps for one in models.upscalers]
     if request.application == "upscale":
+        steps = upscale_steps[0] = request.steps or upscale_steps[0]
         del used["model"]
         fields.pop("enlarge")
     elif not request.enlarge:
@@ -130,7 +133,8 @@ def settings_of(models: Models, request: Request, num_frames: int, fps: float) -
     if not request.style_strength:
         used.pop("style", None)
         fields.pop("style_strength", None)
-    steps = request.steps or pipeline.DEFAULT_STEPS[pipeline.Sampling.sampler]
+    if "upscale" in used:
+        used["upscale_steps"] = upscale_steps
     files = {name: path.name for name, path in request.files.items()}
     return {
         **fields,

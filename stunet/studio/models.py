@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stunet import pipeline
-from stunet.cli.options import check_cascade
 from stunet.model import Model
 from stunet.weights.style import USUAL_STRENGTH
 
@@ -61,7 +60,7 @@ def load_models(model: str, upscale: Sequence[str], style: str | None) -> Models
       UserError: as `pipeline.load`, or one of them cannot do what it is named for.
     """
     base, upscalers = pipeline.load(model), tuple(map(pipeline.load, upscale))
-    check_cascade(base, [model, *upscale], list(upscalers))
+    pipeline.check_cascade(base, [model, *upscale], upscalers)
     names = {"model": _name(model)}
     if upscale:
         names["upscale"] = [_name(one) for one in upscale]

@@ -12,7 +12,6 @@ from typing import Any
 import gradio as gr
 
 from stunet import pipeline
-from stunet.cli.options import DEFAULT_STYLE_STRENGTH
 from stunet.errors import UserError
 from stunet.studio import results
 from stunet.studio.inputs import (
@@ -26,7 +25,7 @@ from stunet.studio.inputs import (
 from stunet.studio.jobs import Cancelled, Queue
 from stunet.studio.making import Request, make
 from stunet.studio.models import Models
-from stunet.weights.style import MAX_STRENGTH
+from stunet.weights.style import DEFAULT_STRENGTH, MAX_STRENGTH
 
 PAINTED, FROM_FILE, AROUND = "painted here", "from a file", "around the video"
 SIDES = ("left", "right", "top", "bottom")
@@ -109,6 +108,8 @@ class _Tab:
                     start = gr.Button("Make it", variant="primary", min_width=100)
                     self.cancel = gr.Button("Cancel", interactive=False, min_width=100)
             with gr.Column(min_width=300):
+                # Apart from the job's status: a check may end after the job that followed it.
+                self.refusal = gr.HTML(elem_classes="status", elem_id=f"{application}-refusal")
                 self.status = gr.HTML(elem_classes="status", elem_id=f"{application}-status")
                 with gr.Column(visible=False) as self.result:
                     self.video = gr.Video(
@@ -164,7 +165,7 @@ class _Tab:
                 fields["style_strength"] = gr.Slider(
                     0,
                     MAX_STRENGTH,
-                    DEFAULT_STYLE_STRENGTH,
+                    DEFAULT_STRENGTH,
                     step=0.05,
                     label="Style strength",
                     info=f"of {models.names['style']}; 0 is without",
@@ -286,11 +287,11 @@ class _Tab:
                 shown = None if painting is None else canvas(sent["path"])
             except UserError as error:
                 emptied = {one: None for one in (field, painting) if one is not None}
-                yield {**emptied, self.status: results.message_html(str(error))}
+                yield {**emptied, self.refusal: results.message_html(str(error))}
                 raise gr.Error(str(error), print_exception=False) from None
-            yield {self.status: "", **({} if painting is None else {painting: shown})}
+            yield {self.refusal: "", **({} if painting is None else {painting: shown})}
 
-        changed = [field, self.status, *([] if painting is None else [painting])]
+        changed = [field, self.refusal, *([] if painting is None else [painting])]
         field.upload(uploaded, field, changed, **options)
         if painting is not None:
             field.clear(lambda: None, None, painting, queue=False, **options)

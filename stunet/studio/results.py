@@ -70,8 +70,10 @@ def progress_html(progress: Progress, fps: float) -> str:
     picture = ""
     if progress.frames is not None:
         source = base64.b64encode(animation(progress.frames, fps / progress.thinned)).decode()
+        # With its size, so that it keeps its place while the next one is decoded.
+        width, height = _preview_size(progress.frames)
         picture = (
-            f'<img alt="the video so far" width="{PREVIEW_SIDE}" '
+            f'<img alt="the video so far" width="{width}" height="{height}" '
             f'src="data:image/webp;base64,{source}">'
         )
     return (
@@ -93,8 +95,7 @@ def remarks_html(remarks: tuple[str, ...]) -> str:
 
 def animation(frames: np.ndarray, fps: float) -> bytes:
     """Frames `[T, H, W, 3]` in [-1, 1] as a small endless WebP."""
-    height, width = frames.shape[1:3]
-    size = PREVIEW_SIDE, max(1, round(PREVIEW_SIDE * height / width))
+    size = _preview_size(frames)
     first, *rest = (
         Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in to_uint8(frames)
     )
@@ -110,6 +111,11 @@ def animation(frames: np.ndarray, fps: float) -> bytes:
         method=0,
     )
     return file.getvalue()
+
+
+def _preview_size(frames: np.ndarray) -> tuple[int, int]:
+    height, width = frames.shape[1:3]
+    return PREVIEW_SIDE, max(1, round(PREVIEW_SIDE * height / width))
 
 
 def _file_name(made: Made) -> str:

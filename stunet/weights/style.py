@@ -7,6 +7,7 @@ from stunet.errors import UserError
 from stunet.weights.trees import Tree, compare_shapes, is_added, merge, partition
 
 MAX_STRENGTH = 1.5
+DEFAULT_STRENGTH = 0.7
 USUAL_STRENGTH = (0.5, 1.0)  # the paper's range; at 1 motion often suffers (section 4.1)
 
 

@@ -1,9 +1,13 @@
 """Using the studio's page in Chromium, as its tests do and its screenshots need."""
 
 import contextlib
+import io
 import json
 import re
+import time
 from collections.abc import Iterator
+
+from PIL import Image
 
 from stunet.video_io import read_comment, read_video
 
@@ -19,7 +23,8 @@ FLAGS = [
     "--disable-sync",
 ]
 DESKTOP, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-PATIENCE = 120_000  # milliseconds for a job, most of which compiles
+EMPTY_CANVAS = (255, 255, 255)
+PATIENCE = 120_000  # milliseconds for anything: a job compiles, and a machine may be busy
 
 
 @contextlib.contextmanager
@@ -36,13 +41,16 @@ def chromium() -> Iterator:
 def tab(page, name):
     """Opens an application's tab; its panel."""
     page.get_by_role("tab", name="Generate").wait_for()
-    page.wait_for_timeout(500)  # in which tabs that do not fit move into a menu
+    # Tabs that do not fit are narrower than their words, until they move into a menu.
+    page.wait_for_function(
+        "[...document.querySelectorAll('[role=tab]')].every(t => t.scrollWidth <= t.clientWidth)"
+    )
     if page.get_by_role("tab", name=name.capitalize()).is_visible():
         page.get_by_role("tab", name=name.capitalize()).click()
     else:
         page.get_by_role("button", name="More tabs").click()
         page.get_by_role("button", name=name.capitalize(), exact=True).click()
-    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel = page.get_by_role("tabpanel").filter(has=page.locator(f"#{name}-status"))
     panel.get_by_role("button", name="Make it").wait_for()
     return panel
 
@@ -67,16 +75,17 @@ def upload(panel, **files):
             panel.locator(f"[id$=-{field}] input[type=file]").set_input_files(str(path))
 
 
-def made(panel, before=None):
-    """Waits for another result than `before`; its settings, after the page has played it."""
-    panel.get_by_role("status").get_by_text("done").wait_for(timeout=PATIENCE)
-    video = panel.locator("[id$=-result] video")
+def made(panel, before=""):
+    """Waits until the page plays another result than `before`; its settings."""
     panel.page.wait_for_function(
-        "([v, before]) => v.currentSrc != before && v.readyState >= 3 && v.videoWidth > 0"
-        " && v.played.length > 0 && !v.error",
-        arg=[video.element_handle(timeout=PATIENCE), before],
-        timeout=PATIENCE,
+        """([panel, before]) => {
+          const video = panel.querySelector("[id$=-result] video");
+          return video && video.currentSrc != before && video.readyState >= 3
+            && video.videoWidth > 0 && video.played.length > 0 && !video.error;
+        }""",
+        arg=[panel.element_handle(), before],
     )
+    panel.get_by_role("status").get_by_text("done").wait_for()
     slice_width = panel.get_by_role("img", name="X-T slice").evaluate(
         "async i => (await i.decode(), i.naturalWidth)"
     )
@@ -87,10 +96,8 @@ def made(panel, before=None):
 def made_by(panel):
     """Starts, and waits for the result."""
     shown = panel.locator("[id$=-result] video")
-    before = shown.evaluate("v => v.currentSrc") if shown.count() else None
+    before = shown.evaluate("v => v.currentSrc") if shown.count() else ""
     panel.get_by_role("button", name="Make it").click()
-    if before:
-        shown.wait_for(state="detached")
     return made(panel, before)
 
 
@@ -108,14 +115,32 @@ def downloaded(panel):
 
 
 def paint(panel):
-    """A stroke over the middle of the picture, once it is on the canvas."""
+    """Strokes over the middle of the picture, until they are on it.
+
+    What is painted before the editor has loaded the picture is lost.
+    """
     page, canvas = panel.page, panel.locator("canvas").first
     canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
-    box = canvas.bounding_box()
+
+    def middle():
+        with Image.open(io.BytesIO(canvas.screenshot())) as seen:
+            return seen.convert("RGB").getpixel((seen.width // 2, seen.height // 2))
+
+    _until(lambda: middle() != EMPTY_CANVAS)
+    bare, box = middle(), canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 30, y)
-    page.mouse.down()
-    page.mouse.move(x + 30, y, steps=6)
-    page.mouse.up()
-    page.wait_for_timeout(500)
+
+    def stroke():
+        page.mouse.move(x - 30, y)
+        page.mouse.down()
+        page.mouse.move(x + 30, y, steps=6)
+        page.mouse.up()
+        return middle() != bare
+
+    _until(stroke)
+
+
+def _until(happens):
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not happens():
+        assert time.monotonic() < deadline

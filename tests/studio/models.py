@@ -11,7 +11,7 @@ CONDITIONAL = dataclasses.replace(UNET, cond_channels=4, cond_in_blocks=True)
 ENLARGING = dataclasses.replace(
     UNET, in_channels=6, noise_level_embedding=True, self_attention=False
 )
-FACTOR = 2
+FACTOR, STEPS = 2, 2
 
 
 def save_models(root: Path) -> dict[str, str]:
@@ -19,7 +19,7 @@ def save_models(root: Path) -> dict[str, str]:
     enlarges = {
         "stage": "ssr",
         "resolution": FACTOR * RESOLUTION,
-        "super_resolution": to_dict(SuperResolution(FACTOR)),
+        "super_resolution": to_dict(SuperResolution(FACTOR, steps=STEPS)),
     }
     image = UNET.text_to_image()
     folders = {

@@ -22,7 +22,7 @@ from stunet.studio.results import (
     write_result,
 )
 from stunet.video_io import read_comment, read_video, write_video
-from tests.studio.models import FACTOR, save_models
+from tests.studio.models import FACTOR, STEPS, save_models
 from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, fast_compiles
 
 QUICK = {"steps": 3, "seed": 5}
@@ -92,6 +92,11 @@ def test_each_application_makes_a_video(models, files, application, fields, fram
     said = []
     request = Request(application=application, prompt="a red star", **fields, **QUICK)
     made = make(models, request, said.append)
+    own = {"edit": [STEPS], "upscale": [QUICK["steps"]]}  # upscale's are what is asked for
+    assert made.settings.get("upscale_steps") == own.get(application)
+    assert QUICK["steps"] == made.settings["steps"] != STEPS
+    totals = {p.stage: p.total for p in said if p.done}
+    assert totals.get("enlarging") == own.get(application, [None])[0]
     side = RESOLUTION * (FACTOR if application in ("edit", "upscale") else 1)
     assert made.video.shape == (frames, side, side, 3) and made.fps == FPS
     stages = [progress.stage.split(":")[0] for progress in said]
