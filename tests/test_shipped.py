@@ -28,7 +28,7 @@ def test_they_are_small_and_of_one_size():
     files = [path for path in shipped.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24 * 2**20
     video, filler, upscaler = map(load, shipped.NAMES)
-    assert (video.num_frames, filler.num_frames) == (8, 16)
+    assert (video.num_frames, filler.num_frames) == (16, 16)
     assert filler.unet.cond_channels and not video.unet.cond_channels
     for model in (video, filler):
         assert upscaler.resolution == upscaler.super_resolution.factor * model.resolution
@@ -50,7 +50,7 @@ def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):
     out = tmp_path / "disc.gif"
     assert main(["generate", "a red circle moving right", "--steps=12", f"--out={out}"]) == 0
     video, fps = read_video(out)
-    assert (len(video), fps) == (8, pytest.approx(4))
+    assert (len(video), fps) == (16, pytest.approx(8, rel=0.05))
     seen = judge(video)
     assert (seen["colour"], seen["motion"]) == ("red", "right")
 
