@@ -5,6 +5,7 @@ it the STUNet, whose extra parameters live under names that start with `temporal
 conditional model, under `cond_conv_in`).
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import flax.linen as nn
@@ -46,6 +47,25 @@ REMAT_POLICIES = {
     "elementwise": lambda block: nn.remat(block, policy=_keep_matmuls),
     "blocks": nn.remat,
 }
+
+
+def gradients_at_once(block: type[nn.Module]) -> type[nn.Module]:
+    """The block, whose parameters' gradients are there before its input's is passed on.
+
+    Nothing but the optimiser waits for them, and a TPU's compiler would rather put them off, and
+    hold every block's features and their gradients till then.
+    """
+
+    class AtOnce(block):
+        @nn.compact
+        def __call__(self, *inputs):
+            def backward(vjp, grad):
+                return jax.lax.optimization_barrier(vjp(grad))
+
+            forward = functools.partial(nn.vjp, block.__call__)
+            return nn.custom_vjp(block.__call__, forward, backward)(self, *inputs)
+
+    return AtOnce
 
 
 @dataclass(frozen=True)
@@ -213,7 +233,9 @@ class UNet(nn.Module):
         embedding = self._embedding(t, text, noise_level)
         modulation = self._temporal_modulation(temporal, embedding, text, num_frames)
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
-        remat = REMAT_POLICIES[self.remat]
+        remat = remat_added = REMAT_POLICIES[self.remat]
+        if self.remat == "blocks":  # where memory is short
+            remat_added = lambda block: remat(gradients_at_once(block))  # noqa: E731
 
         def res(h, name, features, resample=None, scale=cfg.output_scale_factor):
             block = remat(ResBlock)(
@@ -237,7 +259,7 @@ class UNet(nn.Module):
             if temporal is None:
                 return h
             block = TemporalAttentionBlock if level == coarsest else TemporalConvBlock
-            block = remat(block)(
+            block = remat_added(block)(
                 temporal, cfg.norm_groups, dtype, axes[level], name=f"temporal_{name}"
             )
             embedded, given = modulation, None
@@ -258,7 +280,7 @@ class UNet(nn.Module):
             coarser = axes[max(level, to)]
             if axes[level] != coarser:
                 h = gathered(h, axes[level])
-            resample = remat(resampler)(
+            resample = remat_added(resampler)(
                 temporal.resampler_init, dtype, coarser, name=f"temporal_{name}"
             )
             h = resample(h)
