@@ -34,11 +34,11 @@ CONFIG = replace(
         feed_forward=True,
     ),
 )
-# name -> (block of the network, axis fsdp, axis frames, videos, their frames)
+# name -> (block of the network, axis fsdp, axis frames, videos, their frames, what is recomputed)
 CASES = {
-    "one video a device": ("factorised", 1, 4, 1, 8),
-    "two videos a device": ("conv3d", 2, 2, 4, 8),
-    "a level too short to split": ("factorised", 2, 2, 4, 6),
+    "one video a device": ("factorised", 1, 4, 1, 8, "none"),
+    "two videos a device": ("conv3d", 2, 2, 4, 8, "none"),
+    "a level too short to split": ("factorised", 2, 2, 4, 6, "blocks"),
 }
 
 
@@ -59,9 +59,9 @@ def networks() -> dict[str, np.ndarray | str]:
     """Outputs and gradients of networks whole and split over frames; the split ones' programs."""
     rng = np.random.default_rng(0)
     found = {}
-    for name, (block, fsdp, shards, videos, frames) in CASES.items():
+    for name, (block, fsdp, shards, videos, frames, remat) in CASES.items():
         config = replace(CONFIG, temporal=replace(CONFIG.temporal, block=block))
-        unet, mesh = UNet(config), make_mesh(fsdp, shards)
+        unet, mesh = UNet(config, remat), make_mesh(fsdp, shards)
         params = random_params(jax.eval_shape(lambda c=config: init_unet(c, jax.random.key(0))))
         x, cond, target = (
             rng.normal(size=(videos, frames, 4, 8, channels)).astype(np.float32)
