@@ -7,7 +7,7 @@
 
 What follows the colon is a slice of TPUs: v5p (4x4x4) and v6e (8x8) for IF-I-XL, 5.5 B parameters
 with the temporal ones, or v5e (4x4) for IF-I-M. docs/scaling.md has what the TPU compiler
-says of them: v5p's and v5e's fit, v6e's does not yet.
+says of them: all three fit.
 
 MODEL makes images of 128 pixels: the first stage of IF with its levels at 128, 64, 32 and 16 pixels
 and attention at the latter two.
