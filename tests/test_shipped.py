@@ -48,11 +48,12 @@ def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
 
 def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):
     out = tmp_path / "disc.gif"
-    assert main(["generate", "a red circle moving right", "--steps=12", f"--out={out}"]) == 0
+    prompt = "a red circle moving left on a dark background"
+    assert main(["generate", prompt, "--steps=12", f"--out={out}"]) == 0
     video, fps = read_video(out)
     assert (len(video), fps) == (16, pytest.approx(8, rel=0.05))
     seen = judge(video)
-    assert (seen["colour"], seen["motion"]) == ("red", "right")
+    assert (seen["colour"], seen["motion"]) == ("red", "left")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
