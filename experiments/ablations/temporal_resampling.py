@@ -7,12 +7,7 @@ The full rate takes more FLOPs a step, and so it is given fewer steps.
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import (
-    Training,
-    base_config,
-    lower_in,
-    read_run,
-)
+from experiments.ablations.training import Training, base_config, lower_in, read_run
 
 
 def _verdict(losses: dict) -> str:

@@ -233,9 +233,10 @@ class UNet(nn.Module):
         embedding = self._embedding(t, text, noise_level)
         modulation = self._temporal_modulation(temporal, embedding, text, num_frames)
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
-        remat = remat_added = REMAT_POLICIES[self.remat]
-        if self.remat == "blocks":  # where memory is short
-            remat_added = lambda block: remat(gradients_at_once(block))  # noqa: E731
+        remat = REMAT_POLICIES[self.remat]
+
+        def remat_added(block):
+            return remat(gradients_at_once(block) if self.remat == "blocks" else block)
 
         def res(h, name, features, resample=None, scale=cfg.output_scale_factor):
             block = remat(ResBlock)(
