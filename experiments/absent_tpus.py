@@ -4,21 +4,30 @@ import math
 import os
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
+from experiments.hlo_costs import time_by_kind
 from stunet.errors import UserError
 
 GIB = 2**30
 
-# Per chip: bfloat16 FLOP/s and bytes of memory, of cloud.google.com/tpu/docs.
-CHIPS = {
-    "v4": (275e12, 32 * GIB),
-    "v5e": (197e12, 16 * GIB),
-    "v5p": (459e12, 95 * GIB),
-    "v6e": (918e12, 32 * GIB),
+
+class Chip(NamedTuple):
+    """bfloat16 FLOP/s, bytes of memory, and bytes a second to and from it."""
+
+    peak: float
+    memory: int
+    bandwidth: float
+
+
+CHIPS = {  # of cloud.google.com/tpu/docs
+    "v4": Chip(275e12, 32 * GIB, 1228e9),
+    "v5e": Chip(197e12, 16 * GIB, 819e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9),
 }
 
 
@@ -45,14 +54,16 @@ def describe_topology(name: str) -> tuple[str, list]:
 
 def measures(compiled: jax.stages.Compiled, chip: str) -> dict[str, Any]:
     """What the compiler says of its program, for one device."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, hlo = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    kinds = time_by_kind(hlo, CHIPS[chip].peak, CHIPS[chip].bandwidth)
     return {
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "hbm_bytes": CHIPS[chip][1],
+        "hbm_bytes": CHIPS[chip].memory,
         "hardware_flops": cost["flops"],
         "estimated_s": cost["optimal_seconds"],
-        "collective_bytes": collective_bytes(compiled.as_text()),
+        "collective_bytes": collective_bytes(hlo),
+        "time_by_kind": {kind: time._asdict() for kind, time in kinds.items()},
     }
 
 

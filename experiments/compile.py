@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
 def lines(report: dict[str, Any]) -> list[str]:
     """The report, a line a figure."""
     memory = report["argument_bytes"] + report["temporary_bytes"]
+    total = sum(time["seconds"] for time in report["time_by_kind"].values())
     collectives = ", ".join(
         f"{kind} {count / GIB:.2f}" for kind, count in sorted(report["collective_bytes"].items())
     )
@@ -73,8 +74,12 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"model FLOPs, {report['estimated_hardware_share']:.2f} counting recomputation"
         ),
         "compiled in": f"{report['compile_s']:.0f} s",
+        "where the time goes": "share; of it, at the peak rate of products",
     }
-    return [f"{name:26} {value}" for name, value in rows.items()]
+    for kind, time in report["time_by_kind"].items():
+        seconds, at_peak = time["seconds"], time["peak_seconds"]
+        rows[f"  {kind}"] = f"{seconds / total:.2f}" + f"; {at_peak / seconds:.2f}" * (at_peak > 0)
+    return [f"{name:36} {value}" for name, value in rows.items()]
 
 
 if __name__ == "__main__":

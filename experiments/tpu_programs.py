@@ -75,7 +75,7 @@ def compile_for(
         **measures(compiled, chip),
     }
     report["model_flops"] = sum(model_flops(plain, *arguments).values()) / chips
-    seconds, peak = report["estimated_s"], CHIPS[chip][0]
+    seconds, peak = report["estimated_s"], CHIPS[chip].peak
     report["estimated_share_of_peak"] = report["model_flops"] / (seconds * peak)
     report["estimated_hardware_share"] = report["hardware_flops"] / (seconds * peak)
     return report

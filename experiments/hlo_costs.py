@@ -1,0 +1,177 @@
+"""Where a compiled TPU program's estimated time goes, by kinds of work.
+
+The compiler's estimate is a roofline: an operation, with all that is fused into it, takes as long
+as its products at the chip's peak or its bytes at the memory's full rate, whichever is longer. It
+gives out their sum only; here it is worked out once more for each operation of the program's text.
+A loop's body counts once, as the compiler counts it.
+"""
+
+import math
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+_SHAPE = re.compile(r"([a-z]+)(\d+)?\w*\[([\d,]*)\](?:\{([\d,]*)([^}]*)\})?")
+_PATH = re.compile(r'op_name="([^"]*)"')
+_BODIES = re.compile(r"(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLS = re.compile(r"calls=%?([\w.\-]+)")
+_FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
+# Asynchronous copies lie beside other work; collectives are not the memory's.
+_OTHERWISE = re.compile(r"-(start|done)$|^(all-|reduce-scatter|collective|partition-id)")
+
+
+class Cost(NamedTuple):
+    """Of one operation: what it is, FLOPs of its products, bytes that it reads and writes."""
+
+    kind: str
+    flops: float
+    bytes: float
+
+
+class Kind(NamedTuple):
+    """Of all operations of a kind: seconds of the roofline, and of their products alone at peak."""
+
+    seconds: float
+    peak_seconds: float
+
+
+def time_by_kind(hlo: str, peak: float, bandwidth: float) -> dict[str, Kind]:
+    """Kinds of work, the longest first.
+
+    Args:
+      hlo: the compiled program, `Compiled.as_text()`.
+      peak: FLOP/s of a chip.
+      bandwidth: bytes a second of its memory.
+    """
+    seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for cost in costs(hlo):
+        at_peak = cost.flops / peak
+        seconds[cost.kind][0] += max(at_peak, cost.bytes / bandwidth)
+        seconds[cost.kind][1] += at_peak
+    found = {kind: Kind(*pair) for kind, pair in seconds.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1].seconds))
+
+
+def costs(hlo: str) -> list[Cost]:
+    """What each operation costs that the program runs: of branches those of the dearest."""
+    shapes: dict[str, str] = {}
+    flops: dict[str, float] = defaultdict(float)  # of the products in a computation
+    paths: dict[str, str] = {}  # of a product in a computation, or of anything in it
+    found: dict[str, list[Cost]] = {}
+    computation = ""
+    for line in hlo.splitlines():  # what is called stands above what calls it
+        if match := _COMPUTATION.match(line):
+            computation = match[2]
+            found[computation] = []
+            continue
+        if not (match := _INSTRUCTION.match(line)):
+            continue
+        name, shape, op, rest = match.groups()
+        shapes[name] = shape
+        path = _PATH.search(line)
+        product = _product_flops(op, shape, rest, shapes)
+        flops[computation] += product
+        if path and (product or computation not in paths):
+            paths[computation] = path[1]
+        if op in ("conditional", "while", "call"):
+            bodies = [found[one] for one in _BODIES.findall(rest) if one in found]
+            bodies += [found[one.strip(" %")] for one in _branches(rest)]
+            if bodies:
+                found[computation] += max(bodies, key=lambda body: sum(c.bytes for c in body))
+            continue
+        if op in _FREE or _OTHERWISE.search(op):
+            continue
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        inner = _CALLS.search(rest)
+        if inner:
+            product += flops[inner[1]]
+        where = paths.get(inner[1], "") if inner else ""
+        where = where if product or not path else path[1]
+        size = _bytes(shape) + sum(_bytes(shapes.get(one, "")) for one in operands)
+        found[computation].append(Cost(_kind(op, where, bool(product)), product, size))
+    return found[computation]  # the entry, which comes last
+
+
+def _branches(rest: str) -> list[str]:
+    match = re.search(r"branch_computations=\{([^}]*)\}", rest)
+    return match[1].split(",") if match else []
+
+
+def _product_flops(op: str, shape: str, rest: str, shapes: dict[str, str]) -> float:
+    """Of a convolution or matrix product; a term that falls on padding is none.
+
+    Products of batches of matrices are convolutions here, whose windows are mostly padding.
+    """
+    if op not in ("convolution", "dot"):
+        return 0.0
+    lhs, rhs = re.findall(r"%([\w.\-]+)", rest)[:2]
+    (out,), (left,), (right,) = (_dimensions(s) for s in (shape, shapes[lhs], shapes[rhs]))
+    if op == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]
+        return 2.0 * math.prod(out) * math.prod(left[int(n)] for n in contracted.split(",") if n)
+    of_left, of_right, of_out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest).groups()
+    groups = re.search(r"batch_group_count=(\d+)", rest)
+    terms = left[of_left.index("b")] // int(groups[1] if groups else 1)
+    terms *= right[of_right.index("i")] * right[of_right.index("o")]
+    window = re.search(r"window=\{([^}]*)\}", rest)
+    fields = dict(pair.split("=") for pair in window[1].split()) if window else {}
+    for axis in range(len(left) - 2):
+        at = {name: value.split("x")[axis] for name, value in fields.items()}
+        terms *= _terms_inside(
+            left[of_left.index(str(axis))],
+            right[of_right.index(str(axis))],
+            out[of_out.index(str(axis))],
+            int(at.get("stride", 1)),
+            int(at.get("pad", "0_0").split("_")[0]),
+            int(at.get("lhs_dilate", 1)),
+            int(at.get("rhs_dilate", 1)),
+        )
+    return 2.0 * terms
+
+
+def _terms_inside(
+    size: int, window: int, out: int, stride: int, pad: int, dilation: int, window_dilation: int
+) -> int:
+    """Pairs of an output and a place in its window that lies on an input, along an axis."""
+    place = np.arange(out)[:, None] * stride - pad + np.arange(window) * window_dilation
+    inside = (place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)
+    return int(inside.sum())
+
+
+def _dimensions(shape: str) -> list[list[int]]:
+    return [[int(n) for n in match[3].split(",") if n] for match in _SHAPE.finditer(shape)]
+
+
+def _bytes(shape: str) -> int:
+    """Of arrays as they lie in memory: filled up to the layout's tiles."""
+    total = 0
+    for match in _SHAPE.finditer(shape):
+        kind, bits, extents, order, tiles = match.groups()
+        if "S(1)" in (tiles or ""):  # lies in the chip's fast memory
+            continue
+        extents = [int(n) for n in extents.split(",") if n]
+        tile = re.search(r"T\((\d+),(\d+)\)", tiles or "")
+        if tile and order and len(extents) > 1:
+            first, second, *_ = (int(axis) for axis in order.split(","))
+            for axis, unit in ((first, int(tile[2])), (second, int(tile[1]))):
+                extents[axis] = -(-extents[axis] // unit) * unit
+        total += math.prod(extents) * (8 if kind == "pred" else int(bits or 0)) // 8
+    return total
+
+
+def _kind(op: str, path: str, product: bool) -> str:
+    if not product:
+        if op in ("copy", "transpose", "reshape") or path.endswith(("/transpose", "/reshape")):
+            return "copies and new layouts"
+        return "norms, activations and the rest"
+    if "conv_general_dilated" not in path:
+        return "matrix products"
+    where = "temporal" if "temporal_" in path and "conv_space" not in path else "spatial"
+    direction = "forward"
+    if "transpose(" in path:
+        direction = "recomputed" if "rematted" in path else "gradients"
+    return f"{where} convolutions, {direction}"

@@ -1,0 +1,74 @@
+"""The roofline of a compiled program's operations, on a program that can be worked out by hand."""
+# ruff: noqa: E501 (the compiler's lines)
+
+import pytest
+
+from experiments.hlo_costs import Cost, costs, time_by_kind
+
+HLO = """
+%conv (a: bf16[8,64,64,256], k: bf16[3,3,256,256]) -> bf16[8,64,64,256] {
+  %a = bf16[8,64,64,256]{3,0,2,1:T(8,128)(2,1)} parameter(0)
+  %k = bf16[3,3,256,256]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %c = bf16[8,64,64,256]{3,0,2,1:T(8,128)(2,1)} convolution(%a, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, metadata={op_name="jit(f)/transpose(jvp(N))/checkpoint/rematted_computation/temporal_up/conv_space/conv_general_dilated"}
+}
+
+%pairs (l: bf16[6,32,64], r: bf16[6,32,48]) -> bf16[6,64,48] {
+  %l = bf16[6,32,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %r = bf16[6,32,48]{2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %p = bf16[6,64,48]{2,1,0:T(8,128)(2,1)} convolution(%l, %r), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0fb_0io->0bf, metadata={op_name="jit(f)/jvp(N)/dot_general"}
+}
+
+%neither (n: bf16[8,64,64,256]) -> bf16[8,64,64,256] {
+  ROOT %n = bf16[8,64,64,256]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+}
+
+%either (o: bf16[8,64,64,256]) -> bf16[8,64,64,256] {
+  %o = bf16[8,64,64,256]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %t = bf16[8,64,64,256]{3,2,1,0:T(8,128)(2,1)} transpose(%o), dimensions={0,2,1,3}
+}
+
+ENTRY %main (x: bf16[8,64,64,256], w: bf16[3,3,256,256]) -> bf16[8,64,64,256] {
+  %x = bf16[8,64,64,256]{3,0,2,1:T(8,128)(2,1)} parameter(0)
+  %w = bf16[3,3,256,256]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %y = bf16[8,64,64,256]{3,0,2,1:T(8,128)(2,1)} fusion(%x, %w), kind=kOutput, calls=%conv
+  %g = bf16[6,32,64]{2,1,0:T(8,128)(2,1)S(1)} slice(%y)
+  %h = bf16[6,32,48]{2,1,0:T(8,128)(2,1)} slice(%y)
+  %q = bf16[6,64,48]{2,1,0:T(8,128)(2,1)} fusion(%g, %h), kind=kOutput, calls=%pairs
+  %moved = bf16[8,64,64,256]{3,2,1,0:T(8,128)(2,1)} copy(%y)
+  %sum = (bf16[8]{0}, bf16[8]{0}) all-gather-start(%moved), dimensions={0}
+  %one = bf16[8,64,64,256]{3,2,1,0:T(8,128)(2,1)} conditional(%p, %moved, %moved), branch_computations={%neither, %either}
+  ROOT %e = bf16[8,64,64,256]{3,2,1,0:T(8,128)(2,1)} add(%moved, %moved), metadata={op_name="jit(f)/jvp(N)/add"}
+}
+"""
+CLIP = 8 * 64 * 64 * 256 * 2  # bytes
+
+
+def found():
+    return [cost for cost in costs(HLO) if cost.kind != "norms, activations and the rest"]
+
+
+def test_a_convolution_counts_its_terms_but_those_on_padding():
+    conv = found()[0]
+    taps = (64 * 3 - 2) ** 2  # of both axes: at either end a window's place lies outside
+    assert conv.flops == 2 * 8 * taps * 256 * 256
+    assert conv.bytes == 2 * CLIP + 9 * 256 * 256 * 2
+    assert conv.kind == "spatial convolutions, recomputed"
+
+
+def test_a_batch_of_products_is_a_convolution_of_mostly_padding():
+    pairs = found()[1]
+    assert pairs.kind == "matrix products"
+    assert pairs.flops == 2 * 6 * 64 * 32 * 48
+    # 48 columns take 128 in memory; the first operand lies in fast memory.
+    assert pairs.bytes == 6 * 32 * 128 * 2 + 6 * 64 * 128 * 2
+
+
+def test_the_longer_of_products_and_memory_counts():
+    assert found()[2] == Cost("copies and new layouts", 0.0, 2 * CLIP)
+    times = time_by_kind(HLO, peak=1e12, bandwidth=1e8)
+    # The copy, and that of one of two branches.
+    assert times["copies and new layouts"] == (pytest.approx(2 * 2 * CLIP / 1e8), 0.0)
+    conv = times["spatial convolutions, recomputed"]
+    assert conv.peak_seconds == pytest.approx(found()[0].flops / 1e12)
+    assert conv.seconds == pytest.approx(found()[0].bytes / 1e8)
+    assert next(iter(times)) == max(times, key=lambda kind: times[kind].seconds)
