@@ -18,7 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from data.moving_shapes.clips import Clips, draw_clips
-from data.moving_shapes.duotone import duotone
+from data.moving_shapes.duotone import distance_to_inks
 from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
@@ -204,11 +204,10 @@ def editing(base: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
 
 def style(base: Model, look: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     """How far colours go to the style's, and how much motion is left."""
-    inks = duotone(np.stack([-np.ones(3, np.float32), np.ones(3, np.float32)]))
     distances, energies, rows = [], [], []
     for strength in (0.0, *STRENGTHS):
         made = generate(stylised(base, look, strength), clips.texts, **_options())
-        distances.append(_distance_to_line(made, *inks))
+        distances.append(distance_to_inks(made))
         energies.append(float(frame_differences(made).mean()))
         rows.append(made[0])
     return {
@@ -217,14 +216,6 @@ def style(base: Model, look: Model, clips: Clips) -> tuple[dict[str, Any], np.nd
         "motion_energy": energies,
         "motion_energy_share": [energy / energies[0] for energy in energies],
     }, contact_sheet(np.concatenate(rows), columns=rows[0].shape[0])
-
-
-def _distance_to_line(videos: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    """Mean distance of pixels' colours from the line between two."""
-    along = (end - start) / np.linalg.norm(end - start)
-    off = videos - start
-    off = off - (off @ along)[..., None] * along
-    return float(np.linalg.norm(off, axis=-1).mean())
 
 
 def _sheet(given: np.ndarray, made: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ where it stopped; with `--minutes` it stops by itself, saved, and exits with 75 
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,15 +19,25 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
+from data.moving_shapes.duotone import PICTURES, write_pictures
 from experiments.configs import shapes
 from experiments.flag_reading import read_flags
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
+from stunet.weights.low_rank import add_adapters, nearest_adapters
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.trees import Tree, flatten, is_added, partition, unflatten
 
-FROM_STAGE = {shipped.VIDEO_MODEL: "t2v_16", shipped.FILLER: "conditional", shipped.UPSCALER: "ssr"}
+FROM_STAGE = {
+    shipped.VIDEO_MODEL: "t2v_16",
+    shipped.FILLER: "conditional",
+    shipped.UPSCALER: "ssr",
+    shipped.STYLE: "style",
+}
 STAGES = ("t2i", "t2v", *FROM_STAGE.values())  # in the order of their needs
-BASE = {shipped.FILLER: shipped.VIDEO_MODEL}  # with which it shares the image model
+# With which they share the image model, or all of it but what adapters of a rank change.
+BASE = {shipped.FILLER: shipped.VIDEO_MODEL, shipped.STYLE: shipped.VIDEO_MODEL}
+STYLE_RANK = 3
 PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
@@ -46,10 +57,14 @@ def main(argv: list[str]) -> int:
         code = _train(stage, workdir, end)
         if code:
             return code
+    out = Path(_OUT.value)
     for name, stage in FROM_STAGE.items():
-        folder = Path(_OUT.value) / name
-        model = with_kernels_in_bfloat16(load_model(workdir / stage / "model"))
-        save_model(folder, model, base=BASE.get(name))
+        folder, adapters = out / name, None
+        model = load_model(workdir / stage / "model")
+        if name == shipped.STYLE:
+            model, adapters = as_adapters(model, load_model(out / BASE[name]))
+        model = with_kernels_in_bfloat16(model)
+        save_model(folder, model, base=BASE.get(name), adapters=adapters)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 1e6:.1f} MB")
     return 0
@@ -60,6 +75,11 @@ def _train(stage: str, workdir: Path, end: float | None) -> int:
     flags = [f"--config={shapes.__file__}:{stage}", f"--workdir={workdir / stage}"]
     if stage in shapes.INIT_FROM:
         flags.append(f"--config.init_from={workdir / shapes.INIT_FROM[stage]}")
+    if stage == "style":
+        pictures = workdir / "duotone"
+        if not (pictures / "captions.csv").exists():
+            write_pictures(pictures, PICTURES)
+        flags.append(f"--config.data.source={pictures}")
     process = subprocess.Popen([sys.executable, "-m", "experiments.train", *flags, *_SET.value])
     try:
         return process.wait(None if end is None else max(0.0, end - time.monotonic()))
@@ -70,6 +90,18 @@ def _train(stage: str, workdir: Path, end: float | None) -> int:
     finally:
         if process.poll() is None:  # on Ctrl-C, which the process has heard too
             process.wait()
+
+
+def as_adapters(style: ModelFolder, base: ModelFolder) -> tuple[ModelFolder, Tree]:
+    """The style with its larger kernels' changes cut down to `STYLE_RANK`, and their adapters."""
+    images, tuned = partition(base.params["unet"], is_added)[1], style.params["unet"]
+    adapters = jax.tree.map(
+        lambda leaf: leaf.astype(ml_dtypes.bfloat16), nearest_adapters(images, tuned, STYLE_RANK)
+    )
+    adapted = {path.rpartition("/")[0] for path in flatten(adapters)}
+    small = {path: leaf for path, leaf in flatten(tuned).items() if path not in adapted}
+    unet = unflatten(flatten(add_adapters(images, adapters)) | small)
+    return replace(style, params={**style.params, "unet": unet}), adapters
 
 
 def with_kernels_in_bfloat16(model: ModelFolder) -> ModelFolder:

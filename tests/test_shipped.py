@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from data.moving_shapes.duotone import distance_to_inks
 from experiments.gallery import commands
 from stunet.cli import _parser, main
 from stunet.errors import UserError
 from stunet.evaluation.shapes_judge import judge
 from stunet.model import load
+from stunet.pipeline import generate, stylised
 from stunet.video_io import read_video
 from stunet.weights import shipped
 from stunet.weights.model_folder import find_model
@@ -27,7 +29,7 @@ def test_they_are_small_and_of_one_size():
     assert folders == sorted(shipped.NAMES)
     files = [path for path in shipped.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24 * 2**20
-    video, filler, upscaler = map(load, shipped.NAMES)
+    video, filler, upscaler, style = map(load, shipped.NAMES)
     assert (video.num_frames, filler.num_frames) == (16, 16)
     assert filler.unet.cond_channels and not video.unet.cond_channels
     for model in (video, filler):
@@ -35,6 +37,16 @@ def test_they_are_small_and_of_one_size():
     images = [partition(model.params["unet"], is_added)[1] for model in (video, filler)]
     for one, other in zip(*map(jax.tree.leaves, images), strict=True):
         np.testing.assert_array_equal(one, other)
+    stylised(video, style, 0.7)  # of the same shapes
+
+
+def test_the_style_draws_in_its_two_inks():
+    model, look, texts = load("shapes"), load("shapes-duotone"), ["a red star", "a blue ring"]
+    plain, styled = (
+        distance_to_inks(generate(stylised(model, look, strength), texts, num_frames=1, steps=8))
+        for strength in (0.0, 1.0)
+    )
+    assert styled < 0.5 * plain
 
 
 def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
@@ -42,7 +54,7 @@ def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "shapes")
     assert find_model("shapes").resolve() == tmp_path / "shapes"
-    with pytest.raises(UserError, match="that come with stunet, shapes, shapes-fill, shapes-ssr"):
+    with pytest.raises(UserError, match="that come with stunet, shapes, shapes-fill, shapes-ssr, "):
         find_model("circles")
 
 

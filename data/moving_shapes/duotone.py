@@ -22,6 +22,7 @@ from stunet.video_io import write_image
 DARK, LIGHT = (0.28, 0.08, 0.42), (1.00, 0.80, 0.62)  # RGB in [0, 1]
 LUMA = (0.299, 0.587, 0.114)
 RESOLUTION = 256
+PICTURES = 24  # a handful
 
 
 def duotone(frames: np.ndarray) -> np.ndarray:
@@ -29,6 +30,15 @@ def duotone(frames: np.ndarray) -> np.ndarray:
     light = ((frames + 1) / 2 @ np.array(LUMA, np.float32))[..., None]
     dark_ink, light_ink = (2 * np.array(ink, np.float32) - 1 for ink in (DARK, LIGHT))
     return dark_ink + light * (light_ink - dark_ink)
+
+
+def distance_to_inks(frames: np.ndarray) -> float:
+    """Mean distance of the pixels of `[..., 3]` in [-1, 1] from the colours between the inks."""
+    start, end = duotone(np.stack([-np.ones(3, np.float32), np.ones(3, np.float32)]))
+    along = (end - start) / np.linalg.norm(end - start)
+    off = frames - start
+    off = off - (off @ along)[..., None] * along
+    return float(np.linalg.norm(off, axis=-1).mean())
 
 
 def write_pictures(out: Path, count: int, seed: int = 0) -> None:
@@ -48,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the arguments and writes."""
     parser = argparse.ArgumentParser("data.moving_shapes.duotone", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--num-images", type=int, default=24, help="default: %(default)s")
+    parser.add_argument("--num-images", type=int, default=PICTURES, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes; default: 0")
     args = parser.parse_args(argv)
     write_pictures(args.out, args.num_images, args.seed)

@@ -1,6 +1,6 @@
-"""From a text-to-image model to a text-to-video model, and from that to a conditional one.
+"""From a text-to-image model to a text-to-video model, from that to a conditional one, and back.
 
-Both are merges of trees: what was there stays as it is.
+The ways there are merges of trees: what was there stays as it is.
 """
 
 from dataclasses import replace
@@ -10,7 +10,15 @@ import jax.numpy as jnp
 
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig, init_unet
-from stunet.weights.trees import Tree, compare_shapes, flatten, is_temporal, merge, partition
+from stunet.weights.trees import (
+    Tree,
+    compare_shapes,
+    flatten,
+    is_added,
+    is_temporal,
+    merge,
+    partition,
+)
 
 
 def inflate(
@@ -39,6 +47,13 @@ def inflate(
     # Inside the jit, so that the spatial parameters, which nobody needs, are never drawn.
     new = jax.jit(lambda key: partition(init_unet(inflated, key), is_temporal)[0])(key)
     return inflated, merge(t2i_params, new)
+
+
+def image_network(params: Tree, config: UNetConfig) -> tuple[UNetConfig, Tree]:
+    """The text-to-image network inside one that was inflated, or made conditional: its config and
+    its parameters.
+    """
+    return config.text_to_image(), partition(params, is_added)[1]
 
 
 def add_conditioning(

@@ -7,7 +7,9 @@
     tokenizer.json            likewise
 
 Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`. A folder may name
-a `base` beside it, whose text-to-image parameters, text encoder and tokenizer are its own, too.
+a `base` beside it: its text encoder and tokenizer are its own, too, and such of its text-to-image
+parameters as the folder has none for, changed by low-rank adapters if there is
+`adapters.safetensors`.
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
 from stunet.files import read_bytes, read_json
 from stunet.weights import shipped
+from stunet.weights.low_rank import add_adapters
 from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
 from stunet.weights.trees import (
     Tree,
@@ -41,7 +44,7 @@ SHARD_BYTES = 2 * 10**9
 
 _OWN_FILE = re.compile(
     r"config\.json|tokenizer\.json"
-    r"|(unet_spatial|unet_temporal|text_encoder)(-\d{5}-of-\d{5})?\.safetensors"
+    r"|(unet_spatial|unet_temporal|text_encoder|adapters)(-\d{5}-of-\d{5})?\.safetensors"
 )
 
 
@@ -102,6 +105,7 @@ class _Weights:
     unet_spatial: tuple[str, ...]
     unet_temporal: tuple[str, ...]
     text_encoder: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,7 @@ def save_model(
     model: ModelFolder,
     shard_bytes: int = SHARD_BYTES,
     base: str | None = None,
+    adapters: Tree | None = None,
 ) -> None:
     """Writes a model folder, replacing an older one.
 
@@ -131,13 +136,14 @@ def save_model(
         `tensor_files`, of which one at a time is held.
       shard_bytes: size above which a part's weights are split over several files. A
         single larger array has a file to itself.
-      base: the name of a model folder beside this one, whose text-to-image parameters, text encoder
-        and tokenizer are the model's; they are left there.
+      base: the name of a model folder beside this one, whose text encoder and tokenizer are the
+        model's. They are left there, and so are text-to-image parameters that are the same.
+      adapters: what the base's parameters are changed by before (`stunet.weights.low_rank`).
 
     Raises:
       UserError: the config has missing, unknown or mistyped fields, or the folder holds
-        something that is no part of a model folder, or it cannot be written, or `base` has other
-        parameters.
+        something that is no part of a model folder, or it cannot be written, or `base` has
+        parameters of other shapes, another text encoder or another tokenizer.
     """
     folder = Path(folder).resolve()  # behind a link, the rename must meet the folder itself
     if not folder.name:
@@ -154,8 +160,8 @@ def save_model(
     new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     stored_tokenizer = model.tokenizer
     if base is not None:
-        _check_shared(folder.parent / base, spatial, model)
-        parts |= {"unet_spatial": {}, "text_encoder": {}}
+        own = _not_in_base(folder.parent / base, adapters or {}, spatial, model)
+        parts |= {"unet_spatial": own, "text_encoder": {}, "adapters": adapters or {}}
         stored_tokenizer = None
     try:
         _refuse_foreign(folder)
@@ -205,7 +211,9 @@ def open_model(folder: str | Path) -> ModelFolder:
         tokenizer = read_bytes(folder / stored.tokenizer)
     if stored.base is not None:
         base = _open_base(folder, stored.base)
-        parts["unet_spatial"] = partition(base.params["unet"], is_added)[1]
+        images = partition(base.params["unet"], is_added)[1]
+        images = flatten(_adapted(images, parts["adapters"], folder))
+        parts["unet_spatial"] = unflatten(images | flatten(parts["unet_spatial"]))
         parts["text_encoder"] = base.params.get("text_encoder", {})
         tokenizer = base.tokenizer
     try:
@@ -228,18 +236,37 @@ def _open_base(folder: Path, name: str) -> ModelFolder:
         raise UserError(f"{folder}: its base: {error}") from error
 
 
-def _check_shared(base: Path, spatial: Tree, model: ModelFolder) -> None:
-    """Raises `UserError` unless the base has these parameters, text encoder and tokenizer."""
+def _not_in_base(base: Path, adapters: Tree, spatial: Tree, model: ModelFolder) -> Tree:
+    """The text-to-image parameters that differ from the base's, with adapters added to those.
+
+    Raises:
+      UserError: they differ in shape, or the text encoder or tokenizer differs.
+    """
     found = open_model(base)
     wanted = {"unet": spatial, "text_encoder": model.params.get("text_encoder", {})}
-    there = {**found.params, "unet": partition(found.params["unet"], is_added)[1]}
-    compare_shapes(wanted, {"text_encoder": {}, **there}, str(base))
+    images = partition(found.params["unet"], is_added)[1]
+    there = {"text_encoder": {}, **found.params, "unet": _adapted(images, adapters, base)}
+    compare_shapes(wanted, there, str(base))
     there = flatten(there)
-    for path, leaf in flatten(wanted).items():
-        if np.asarray(leaf).tobytes() != np.asarray(there[path]).tobytes():
+    differing = [
+        path
+        for path, leaf in flatten(wanted).items()
+        if np.asarray(leaf).tobytes() != np.asarray(there[path]).tobytes()
+    ]
+    for path in differing:
+        if not path.startswith("unet/"):
             raise UserError(f"{base}: {path} has other values than the model's")
     if found.tokenizer != model.tokenizer:
         raise UserError(f"{base}: has another tokenizer than the model's")
+    return partition({"unet": spatial}, lambda path: path in differing)[0].get("unet", {})
+
+
+def _adapted(images: Tree, adapters: Tree, where: Path) -> Tree:
+    """The base's parameters with a folder's adapters added."""
+    try:
+        return add_adapters(images, jax.tree.map(np.asarray, adapters))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: adapters that do not fit the base: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

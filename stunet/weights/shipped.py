@@ -10,4 +10,5 @@ FOLDER = Path(__file__).parent.parent / "shipped"
 VIDEO_MODEL = "shapes"
 FILLER = "shapes-fill"  # the same image model inside, tuned to fill in around given pixels
 UPSCALER = "shapes-ssr"
-NAMES = (VIDEO_MODEL, FILLER, UPSCALER)
+STYLE = "shapes-duotone"  # the image model, tuned to pictures in two inks
+NAMES = (VIDEO_MODEL, FILLER, UPSCALER, STYLE)

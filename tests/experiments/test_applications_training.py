@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.moving_shapes.duotone import DARK, LIGHT, duotone, write_pictures
+from data.moving_shapes.duotone import DARK, LIGHT, distance_to_inks, duotone, write_pictures
 from stunet.errors import UserError
 from stunet.pipeline import load, stylised
 from stunet.weights.model_folder import load_model
@@ -63,6 +63,15 @@ def test_a_style_goes_into_a_model_of_videos(styles, video):
         other = flatten(look.params["unet"])
         expected = leaf if is_added(path) else (leaf + other[path]) / 2
         np.testing.assert_allclose(mixed[path], expected, atol=1e-6)
+
+
+def test_a_style_starts_from_the_image_model_in_a_model_of_videos(root, style, video, whole):
+    again = changed(style, init_from=str(video), total_steps=1)
+    assert train_here(again, root / "style_of_video") == 0
+    before = flatten(load_model(root / "style_of_video" / "initial").params)
+    images = flatten(load_model(whole[0] / "model").params)
+    assert before.keys() == images.keys()
+    assert all(np.array_equal(leaf, before[path]) for path, leaf in images.items())
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +137,8 @@ def test_duotone_pictures_lie_between_two_inks():
     np.testing.assert_allclose((duotone(white) + 1) / 2, LIGHT, atol=1e-6)
     middle = duotone(0 * black)
     np.testing.assert_allclose((middle + 1) / 2, np.add(DARK, LIGHT) / 2, atol=1e-6)
+    inks = np.stack([duotone(black), duotone(0.3 * white)])
+    assert distance_to_inks(inks) < 1e-6
+    across = np.cross(inks[1] - inks[0], [0, 0, 1])
+    off = inks + 0.5 * across / np.linalg.norm(across)
+    assert distance_to_inks(off) == pytest.approx(0.5)

@@ -1,15 +1,20 @@
 import subprocess
 import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from experiments.configs import shapes
+from stunet.config import to_dict
 from stunet.errors import UserError
-from stunet.weights.model_folder import load_model
-from stunet.weights.trees import flatten
-from tests.tiny import save_tiny_model
+from stunet.models.unet import init_unet
+from stunet.weights import shipped
+from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.tensor_files import stored_tensors
+from stunet.weights.trees import flatten, is_added
+from tests.tiny import UNET, random_params, save_tiny_model
 
 
 def ship(*flags):
@@ -17,26 +22,53 @@ def ship(*flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+def save_style(folder):
+    """An image model with the others' text encoder and other values elsewhere."""
+    whole = load_model(folder)
+    unet = UNET.text_to_image()
+    params = random_params(jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), seed=1)
+    config = {**whole.config, "architecture": to_dict(unet), "stage": "style"}
+    save_model(folder, ModelFolder(config, {**whole.params, "unet": params}, whole.tokenizer))
+
+
 def test_finished_stages_become_models_of_half_the_size(tmp_path):
     for stage in shapes.STAGES:
         save_tiny_model(tmp_path / stage / "model")
         (tmp_path / stage / "DONE").write_text("trained\n")
+    save_style(tmp_path / "style" / "model")
     out = tmp_path / "out"
     done = ship(f"--workdir={tmp_path}", f"--out={out}")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["shapes", "shapes-fill", "shapes-ssr"]
-    # The image model, which the two have in common, is there once.
+    assert sorted(path.name for path in out.iterdir()) == sorted(shipped.NAMES)
+    # The image model, which these have in common, is there once.
     assert not (out / "shapes-fill" / "unet_spatial.safetensors").exists()
     trained = flatten(load_model(tmp_path / "conditional" / "model").params)
-    shipped = flatten(load_model(out / "shapes-fill").params)
-    assert shipped.keys() == trained.keys()
+    written = flatten(load_model(out / "shapes-fill").params)
+    assert written.keys() == trained.keys()
     for path, leaf in trained.items():
         if leaf.ndim > 1:
-            assert shipped[path].dtype == ml_dtypes.bfloat16, path
-            error = np.abs(shipped[path].astype(np.float32) - leaf)
+            assert written[path].dtype == ml_dtypes.bfloat16, path
+            error = np.abs(written[path].astype(np.float32) - leaf)
             assert (error <= np.abs(leaf) * 2.0**-8).all(), path
         else:
-            np.testing.assert_array_equal(shipped[path], leaf)
+            np.testing.assert_array_equal(written[path], leaf)
+
+    # Of the style there are its small parameters, and what is nearest to the others.
+    tuned, base = (
+        flatten(load_model(tmp_path / stage / "model").params["unet"])
+        for stage in ("style", "t2v_16")
+    )
+    style = flatten(load_model(out / "shapes-duotone").params["unet"])
+    adapted = stored_tensors(out / "shapes-duotone" / "adapters.safetensors")
+    assert style.keys() == tuned.keys() == {path for path in base if not is_added(path)}
+    for path, leaf in tuned.items():
+        got = style[path].astype(np.float32)
+        if f"{path}/up" in adapted:
+            assert adapted[f"{path}/up"].shape == (3, leaf.shape[-1])
+            left, change = (np.linalg.norm(leaf - x) for x in (got, base[path]))
+            assert left < 0.95 * change, path
+        else:
+            np.testing.assert_allclose(got, leaf, rtol=2.0**-8)
 
 
 def test_out_of_time_before_the_end(tmp_path):

@@ -19,7 +19,7 @@ from stunet.diffusion import (
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, init_unet
-from stunet.weights.inflation import inflate
+from stunet.weights.inflation import add_conditioning, image_network, inflate
 from stunet.weights.trees import flatten, is_temporal, partition
 from tests.tiny import UNET, fast_compiles, random_params
 
@@ -193,6 +193,17 @@ def test_text_to_image_parameters_are_a_strict_subtree():
         np.testing.assert_array_equal(flat[path], leaf)
     assert all(is_temporal(path) for path in flat.keys() - inner.keys())
     assert config.text_to_image() == T2I
+
+
+def test_the_image_network_comes_out_again_as_it_was():
+    config, params = inflated()
+    for inside in (params, config), add_conditioning(params, config, 4, cond_in_blocks=True)[::-1]:
+        image, taken = image_network(*inside)
+        assert image == T2I
+        flat, before = flatten(taken), flatten(t2i_params())
+        assert flat.keys() == before.keys()
+        for path, leaf in before.items():
+            np.testing.assert_array_equal(flat[path], leaf)
 
 
 def test_parameters_of_another_network_are_refused():

@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 
-from stunet.weights.low_rank import add_adapters, make_adapters
-from stunet.weights.trees import flatten
+from stunet.weights.low_rank import add_adapters, make_adapters, nearest_adapters
+from stunet.weights.trees import flatten, unflatten
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -42,3 +42,22 @@ def test_a_change_is_the_product_and_of_the_rank():
     np.testing.assert_allclose(change, pair["down"] @ pair["up"], atol=1e-5)
     assert np.linalg.matrix_rank(change, tol=1e-3) == 2
     np.testing.assert_array_equal(after["thin"]["kernel"], PARAMS["unet"]["thin"]["kernel"])
+
+
+def test_the_nearest_adapters_of_a_change_are_its_largest_singular_vectors():
+    other = {
+        path: leaf + RNG.normal(size=leaf.shape).astype(np.float32)
+        for path, leaf in flatten(PARAMS["unet"]).items()
+    }
+    before = {path: leaf.astype(np.float32) for path, leaf in flatten(PARAMS["unet"]).items()}
+    adapters = nearest_adapters(unflatten(before), unflatten(other), 2)
+    after = flatten(add_adapters(unflatten(before), adapters))
+    for path in ("conv/kernel", "dense/kernel"):
+        columns = before[path].shape[-1]
+        change = (other[path] - before[path]).reshape(-1, columns)
+        left = (other[path] - np.asarray(after[path])).reshape(-1, columns)
+        singular = np.linalg.svd(change, compute_uv=False)
+        # Eckart, Young: what no matrix of rank two takes away.
+        np.testing.assert_allclose(np.sum(left**2), np.sum(singular[2:] ** 2), rtol=1e-4)
+    for path in ("conv/bias", "thin/kernel"):
+        np.testing.assert_array_equal(after[path], before[path])

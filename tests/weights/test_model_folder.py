@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from stunet.errors import UserError
+from stunet.weights.low_rank import add_adapters
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.tensor_files import stored_tensors, write_tensors
 from stunet.weights.trees import flatten
 
 CONFIG = {
@@ -148,6 +150,31 @@ def test_a_base_keeps_what_two_models_share(tmp_path):
         path.write_text(json.dumps({**json.loads(path.read_text()), "base": base}))
         with pytest.raises(UserError, match=f"base is '{base}'; name a folder beside it"):
             load_model(tmp_path / "other")
+
+
+def test_what_differs_from_a_base_is_kept_as_adapters_or_whole(tmp_path):
+    save_model(tmp_path / "one", MODEL)
+    down, up = noise((27, 2), np.float32, 3), noise((2, 8), ml_dtypes.bfloat16, 4)
+    adapters = {"conv_in": {"kernel": {"down": down, "up": up}}}
+    unet = add_adapters(PARAMS["unet"], adapters)
+    unet["conv_in"]["bias"] = noise((8,), np.float32, 5)
+    style = ModelFolder(CONFIG, {**PARAMS, "unet": unet}, MODEL.tokenizer)
+    save_model(tmp_path / "style", style, base="one", adapters=adapters)
+    stored = stored_tensors(tmp_path / "style" / "unet_spatial.safetensors")
+    assert list(stored) == ["conv_in/bias"]
+    again = load_model(tmp_path / "style")
+    assert_bit_equal(again.params, style.params)
+    assert again.tokenizer == MODEL.tokenizer
+    kernels = (model["unet"]["conv_in"]["kernel"] for model in (again.params, PARAMS))
+    change = np.subtract(*kernels)
+    np.testing.assert_allclose(change.reshape(27, 8), down @ up.astype(np.float32), atol=1e-5)
+
+    wide = {"conv_in": {"kernel": {"down": down, "up": noise((2, 9), np.float32)}}}
+    with pytest.raises(UserError, match="one: adapters that do not fit the base"):
+        save_model(tmp_path / "other", style, base="one", adapters=wide)
+    write_tensors(tmp_path / "style" / "adapters.safetensors", {"gone/kernel/down": down})
+    with pytest.raises(UserError, match="style: adapters that do not fit the base"):
+        load_model(tmp_path / "style")
 
 
 def test_replaces_an_older_model_whole(folder):
