@@ -1,11 +1,10 @@
 """Runs the ablations and writes what they found.
 
-    python -m experiments.ablations --t2i=runs/t2i --ssr=runs/ssr --t2v=runs/t2v \\
-        --style=runs/duotone --workdir=runs/ablations
+    python -m experiments.ablations --workdir=runs/ablations
 
-The models are trained ones; `--only=NAME` runs one ablation, and takes the models that it needs.
-The same command again goes on where it stopped. Writes WORKDIR/ablations.md, which holds all that
-have been run there, and plots beside it.
+The models that they start from come with the package; --t2i, --t2v, --ssr and --style take others.
+`--only=NAME` runs one ablation. The same command again goes on where it stopped. Writes
+WORKDIR/ablations.md, which holds all that have been run there, and plots beside it.
 
     python -m experiments.ablations --scale=tpu --workdir=runs/ablations_tpu
 
@@ -37,8 +36,12 @@ from experiments.ablations import (
     window_length,
 )
 from experiments.flag_reading import read_flags
+from stunet.config import to_dict
 from stunet.errors import UserError, run_command
-from stunet.weights.model_folder import find_model
+from stunet.model import describe
+from stunet.weights import shipped
+from stunet.weights.inflation import image_network
+from stunet.weights.model_folder import ModelFolder, find_model, load_model, save_model
 
 
 class Ablation(NamedTuple):
@@ -60,10 +63,12 @@ TRAINED = (
 
 _ONLY = flags.DEFINE_string("only", None, "one ablation; default: all")
 _MODELS = {
-    "t2i": flags.DEFINE_string("t2i", None, "the text-to-image model that variants start from"),
-    "ssr": flags.DEFINE_string("ssr", None, "the super-resolution model"),
-    "t2v": flags.DEFINE_string("t2v", None, "the text-to-video model that a style is put on"),
-    "style": flags.DEFINE_string("style", None, "the style: a text-to-image model tuned to it"),
+    "t2i": flags.DEFINE_string(
+        "t2i", shipped.VIDEO_MODEL, "the image model that variants start from, or one around it"
+    ),
+    "ssr": flags.DEFINE_string("ssr", shipped.UPSCALER, "the super-resolution model"),
+    "t2v": flags.DEFINE_string("t2v", shipped.VIDEO_MODEL, "the video model that a style goes on"),
+    "style": flags.DEFINE_string("style", shipped.STYLE, "an image model tuned to data's duotone"),
 }
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs and the report are kept")
@@ -121,15 +126,28 @@ def main(argv: list[str]) -> None:
 
 def run(chosen: dict[str, Ablation], workdir: Path) -> None:
     """Runs them one after the other; writes each one's section."""
-    for name, ablation in chosen.items():  # a mistake is told of before anything runs
+    for ablation in chosen.values():  # a mistake is told of before anything runs
         for model in ablation.models:
-            if not _MODELS[model].value:
-                raise UserError(f"{name} needs --{model}=DIR")
             find_model(_MODELS[model].value)
     for name, ablation in chosen.items():
-        models = (Path(_MODELS[model].value).resolve() for model in ablation.models)
+        models = [find_model(_MODELS[model].value) for model in ablation.models]
+        if ablation.models == ("t2i",):
+            models = [image_model_of(models[0], workdir / "t2i")]
         ablation.run(workdir / name, *models)
         (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
+
+
+def image_model_of(source: Path, out: Path) -> Path:
+    """The model folder `source` if it makes images, else the image model inside it, in `out`."""
+    model = load_model(source)
+    start = describe(model, source)
+    if start.unet.temporal is None:
+        return source
+    unet, params = image_network(model.params["unet"], start.unet)
+    config = {**model.config, "architecture": to_dict(unet), "stage": "t2i", "num_frames": 1}
+    config["fps"] = None
+    save_model(out, ModelFolder(config, {**model.params, "unet": params}, model.tokenizer))
+    return out
 
 
 if __name__ == "__main__":

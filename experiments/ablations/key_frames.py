@@ -1,6 +1,6 @@
 """A repetitive motion made in one pass, or as key frames and then what is between them.
 
-python -m experiments.ablations --only=key_frames --t2i=runs/t2i --workdir=runs/ablations
+python -m experiments.ablations --only=key_frames --workdir=runs/ablations
 
 The cascade is built from the same parts: a network at the full frame rate on every fourth frame,
 and a conditional one, tuned from it, that fills in between. Key frames of a quick repetition alias.
@@ -26,6 +26,7 @@ PAPER = (
 )
 MOTIONS = ("bouncing", "circling", "swinging")
 FRAMES, FPS, KEY_FRAMES = 16, 8.0, 4  # every fourth frame is a key frame
+STEPS = 500
 NETWORKS = ("space_time", "keys", "between")
 WAYS = {"space_time": "in one pass", "cascade": "key frames, then between", "true": "true clips"}
 
@@ -34,6 +35,7 @@ def get_config(argument: str) -> ConfigDict:
     """The run of "NETWORK,SEED". Batches have as many frames for each network."""
     network, seed, _ = read_run(argument, NETWORKS)
     config = base_config(seed)
+    config.total_steps, config.optimizer.cooldown_steps = STEPS, STEPS // 4
     config.sample_prompts = ()
     config.data.motions = MOTIONS
     config.data.num_frames, config.data.fps, config.batch_size = FRAMES, FPS, 4

@@ -1,6 +1,6 @@
 """Super-resolution over windows of a clip, with MultiDiffusion and without.
 
-python -m experiments.ablations --only=multidiffusion --ssr=runs/ssr --workdir=runs/ablations
+python -m experiments.ablations --only=multidiffusion --workdir=runs/ablations
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Temporal resamplers that start as nearest-neighbour resampling, or with He's initialisation.
 
-python -m experiments.ablations --only=resampler_init --t2i=runs/t2i --workdir=runs/ablations
+python -m experiments.ablations --only=resampler_init --workdir=runs/ablations
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,6 @@
 """How far a style's weights are mixed in: colours against motion.
 
-python -m experiments.ablations --only=style_strength --t2v=runs/t2v --style=runs/duotone \\
-    --workdir=runs/ablations
+python -m experiments.ablations --only=style_strength --workdir=runs/ablations
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Convolution over space then time, over both at once, or over time alone, at equal parameters.
 
-python -m experiments.ablations --only=temporal_blocks --t2i=runs/t2i --workdir=runs/ablations
+python -m experiments.ablations --only=temporal_blocks --workdir=runs/ablations
 
 Each kind of block is as wide inside as makes its parameters as many as the factorised one's.
 """

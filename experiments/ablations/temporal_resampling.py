@@ -1,6 +1,6 @@
 """Down- and up-sampling in time, or the full frame rate at every level, for the same FLOPs.
 
-python -m experiments.ablations --only=temporal_resampling --t2i=runs/t2i --workdir=runs/ablations
+python -m experiments.ablations --only=temporal_resampling --workdir=runs/ablations
 
 The full rate takes more FLOPs a step, and so it is given fewer steps.
 """
@@ -27,7 +27,7 @@ ABLATION = Training(
 )
 
 
-FULL_RATE_STEPS = {"cpu": 391, "tpu": 11410}  # for the FLOPs of the resampled network's
+FULL_RATE_STEPS = {"cpu": 261, "tpu": 11410}  # for the FLOPs of the resampled network's
 
 
 def get_config(argument: str) -> ConfigDict:

@@ -21,9 +21,9 @@ from experiments.configs import base_128, tiny_t2v
 from stunet.errors import UserError
 from stunet.training.metrics import read_metrics
 
-STEPS = {"cpu": 600, "tpu": 20000}  # at each scale, of the variant that sets the compute
+STEPS = {"cpu": 400, "tpu": 20000}  # at each scale, of the variant that sets the compute
 SEEDS_AT = {"cpu": SEEDS, "tpu": SEEDS[:1]}
-JUDGED_CLIPS = 64
+JUDGED_CLIPS = 32
 READ = ("colour", "shape", "motion")  # what the judge reads
 
 
