@@ -36,12 +36,10 @@ from experiments.ablations import (
     window_length,
 )
 from experiments.flag_reading import read_flags
-from stunet.config import to_dict
 from stunet.errors import UserError, run_command
-from stunet.model import describe
 from stunet.weights import shipped
-from stunet.weights.inflation import image_network
-from stunet.weights.model_folder import ModelFolder, find_model, load_model, save_model
+from stunet.weights.inflation import image_model
+from stunet.weights.model_folder import find_model, load_model, save_model
 
 
 class Ablation(NamedTuple):
@@ -130,24 +128,12 @@ def run(chosen: dict[str, Ablation], workdir: Path) -> None:
         for model in ablation.models:
             find_model(_MODELS[model].value)
     for name, ablation in chosen.items():
-        models = [find_model(_MODELS[model].value) for model in ablation.models]
+        models = [find_model(_MODELS[model].value).resolve() for model in ablation.models]
         if ablation.models == ("t2i",):
-            models = [image_model_of(models[0], workdir / "t2i")]
+            save_model(workdir / "t2i", image_model(load_model(models[0])))
+            models = [workdir / "t2i"]
         ablation.run(workdir / name, *models)
         (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
-
-
-def image_model_of(source: Path, out: Path) -> Path:
-    """The model folder `source` if it makes images, else the image model inside it, in `out`."""
-    model = load_model(source)
-    start = describe(model, source)
-    if start.unet.temporal is None:
-        return source
-    unet, params = image_network(model.params["unet"], start.unet)
-    config = {**model.config, "architecture": to_dict(unet), "stage": "t2i", "num_frames": 1}
-    config["fps"] = None
-    save_model(out, ModelFolder(config, {**model.params, "unet": params}, model.tokenizer))
-    return out
 
 
 if __name__ == "__main__":

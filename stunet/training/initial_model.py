@@ -22,7 +22,7 @@ from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
-from stunet.weights.inflation import add_conditioning, image_network, inflate
+from stunet.weights.inflation import add_conditioning, image_model, inflate
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
 from stunet.weights.trees import Tree, compare_shapes, flatten, is_added, unflatten
 
@@ -53,11 +53,11 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
     else:
         source = find_model(config.init_from)
         content = load_model(source)
+        if config.stage == "style":
+            content = image_model(content)
         start = describe(content, source)
         _check_start(config, start, source)
         unet = _in_dtype(config, start.unet)
-        if config.stage == "style":
-            unet, content.params["unet"] = image_network(content.params["unet"], unet)
         temporal = config.temporal or unet.temporal
         _check(config, replace(unet, temporal=temporal), start.text_encoder)
         if config.stage == "style" or (config.stage == "t2v" and start.unet.temporal is not None):
@@ -186,8 +186,6 @@ def _check_start(config: TrainConfig, start: Model, source: Path) -> None:
             f"{config.diffusion.prediction!r}"
         )
     inflated = start.unet.temporal
-    if config.stage == "style":
-        return
     if config.stage == "ssr" and inflated is not None:
         raise UserError(f"init_from {source} is inflated already; name a model of images")
     if config.stage == "t2v" and inflated not in (None, config.temporal):

@@ -8,8 +8,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from stunet.config import from_dict, to_dict
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig, init_unet
+from stunet.weights.model_folder import ModelFolder
 from stunet.weights.trees import (
     Tree,
     compare_shapes,
@@ -49,13 +51,6 @@ def inflate(
     return inflated, merge(t2i_params, new)
 
 
-def image_network(params: Tree, config: UNetConfig) -> tuple[UNetConfig, Tree]:
-    """The text-to-image network inside one that was inflated, or made conditional: its config and
-    its parameters.
-    """
-    return config.text_to_image(), partition(params, is_added)[1]
-
-
 def add_conditioning(
     params: Tree, config: UNetConfig, cond_channels: int, cond_in_blocks: bool = False
 ) -> tuple[UNetConfig, Tree]:
@@ -79,3 +74,13 @@ def add_conditioning(
     added, _ = partition(shapes, lambda path: path not in had)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), added)
     return conditional, merge(params, zeros)
+
+
+def image_model(model: ModelFolder) -> ModelFolder:
+    """The text-to-image model inside one that was inflated, or made conditional."""
+    architecture = from_dict(UNetConfig, model.config["architecture"], "architecture")
+    image = {"architecture": to_dict(architecture.text_to_image()), "num_frames": 1, "fps": None}
+    unet = partition(model.params["unet"], is_added)[1]
+    return ModelFolder(
+        {**model.config, **image, "stage": "t2i"}, {**model.params, "unet": unet}, model.tokenizer
+    )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.config import to_dict
 from stunet.diffusion import (
     Schedule,
     Threshold,
@@ -19,7 +20,8 @@ from stunet.diffusion import (
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, init_unet
-from stunet.weights.inflation import add_conditioning, image_network, inflate
+from stunet.weights.inflation import add_conditioning, image_model, inflate
+from stunet.weights.model_folder import ModelFolder
 from stunet.weights.trees import flatten, is_temporal, partition
 from tests.tiny import UNET, fast_compiles, random_params
 
@@ -195,12 +197,19 @@ def test_text_to_image_parameters_are_a_strict_subtree():
     assert config.text_to_image() == T2I
 
 
-def test_the_image_network_comes_out_again_as_it_was():
+def test_the_image_model_comes_out_again_as_it_was():
     config, params = inflated()
-    for inside in (params, config), add_conditioning(params, config, 4, cond_in_blocks=True)[::-1]:
-        image, taken = image_network(*inside)
-        assert image == T2I
-        flat, before = flatten(taken), flatten(t2i_params())
+    for unet, grown in ((config, params), add_conditioning(params, config, 4, True)):
+        about = {"architecture": to_dict(unet), "stage": "t2v", "num_frames": 16, "fps": 8.0}
+        image = image_model(ModelFolder(about, {"unet": grown}, b"tokenizer"))
+        assert image.config == {
+            "architecture": to_dict(T2I),
+            "stage": "t2i",
+            "num_frames": 1,
+            "fps": None,
+        }
+        assert image.tokenizer == b"tokenizer"
+        flat, before = flatten(image.params["unet"]), flatten(t2i_params())
         assert flat.keys() == before.keys()
         for path, leaf in before.items():
             np.testing.assert_array_equal(flat[path], leaf)
