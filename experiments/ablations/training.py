@@ -20,6 +20,7 @@ from experiments.ablations.programs import SEEDS, call
 from experiments.configs import base_128, tiny_t2v
 from stunet.errors import UserError
 from stunet.training.metrics import read_metrics
+from stunet.video_io import read_video, write_image
 
 STEPS = {"cpu": 400, "tpu": 20000}  # at each scale, of the variant that sets the compute
 SEEDS_AT = {"cpu": SEEDS, "tpu": SEEDS[:1]}
@@ -184,6 +185,16 @@ def plot(ablation: Training, found: dict[str, dict[str, np.ndarray]], path: Path
     figure.savefig(path, dpi=110)
 
 
+def early_samples(ablation: Training, workdir: Path) -> np.ndarray:
+    """The first clips that each variant made in training, below one another: `[H, W, 3]`."""
+    rows = []
+    for variant in ablation.variants:
+        sheets = (workdir / f"{variant}_{SEEDS[0]}" / "samples").glob("*.png")
+        rows.append(read_video(min(sheets))[0][0])
+        rows.append(np.ones((12, *rows[-1].shape[1:]), np.float32))
+    return np.concatenate(rows[:-1])
+
+
 def lower_in(losses: dict[str, np.ndarray], one: str, other: str) -> int:
     """In how many seeds variant `one` ended with a lower loss than `other`."""
     return int((losses[one] < losses[other]).sum())
@@ -219,9 +230,16 @@ def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
         shares = "".join(f" {100 * values[name].mean():.0f} % |" for name in read)
         each = ", ".join(f"{loss:.4f}" for loss in values["loss"])
         lines.append(f"| {variant} | {values['curves'].shape[1]} | {each} |{shares}")
+    lines += ["", f"![loss curves]({picture.name})", ""]
     if scale == "cpu":
+        samples = workdir.with_name(f"{workdir.name}_early.png")
+        write_image(samples, early_samples(ablation, workdir))
         lines += [
-            "",
             f"(Bands: between the seeds. The judge reads {JUDGED_CLIPS} clips of each run.)",
+            "",
+            f"![clips of {', then '.join(ablation.variants)}]({samples.name})",
+            "",
+            f"(Early on, with seed {SEEDS[0]}: {', then '.join(ablation.variants)}, a row a clip.)",
+            "",
         ]
-    return "\n".join([*lines, "", f"![loss curves]({picture.name})", ""])
+    return "\n".join(lines)

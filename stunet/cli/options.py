@@ -75,7 +75,8 @@ def add_base_model(add: Callable) -> None:
     add(
         "--style",
         metavar="DIR",
-        help="a model whose text-to-image weights were tuned to a style",
+        help="a model whose text-to-image weights were tuned to a style; "
+        f"{shipped.STYLE} comes with stunet",
     )
     add(
         "--style-strength",

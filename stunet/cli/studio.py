@@ -28,7 +28,7 @@ def add_commands(command: Callable) -> None:
         "--model",
         metavar="DIR",
         help="a model folder, or a training workdir; without it models that come with stunet, "
-        f"{shipped.FILLER} and {shipped.UPSCALER}",
+        f"{shipped.FILLER}, {shipped.UPSCALER} and {shipped.STYLE}",
     )
     add(
         "--upscale",
@@ -55,10 +55,11 @@ def _studio(args: argparse.Namespace) -> None:
 
     free_port(args.host, args.port)  # before the models take their time
     prepare_compiler()
-    model, upscale = args.model, args.upscale
+    model, upscale, style = args.model, args.upscale, args.style
     if model is None:  # one that all tabs are for
         model, upscale = shipped.FILLER, upscale or [shipped.UPSCALER]
-    serve(load_models(model, upscale, args.style), args.host, args.port)
+        style = style or shipped.STYLE
+    serve(load_models(model, upscale, style), args.host, args.port)
 
 
 def _check_gradio() -> None:

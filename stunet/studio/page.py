@@ -165,10 +165,10 @@ class _Tab:
                 fields["style_strength"] = gr.Slider(
                     0,
                     MAX_STRENGTH,
-                    DEFAULT_STRENGTH,
+                    0,
                     step=0.05,
                     label="Style strength",
-                    info=f"of {models.names['style']}; 0 is without",
+                    info=f"of {models.names['style']}; 0 is without, {DEFAULT_STRENGTH} usual",
                 )
             if models.upscalers:
                 fields["enlarge"] = gr.Checkbox(True, label=f"Enlarge {models.factor} times")

@@ -35,6 +35,7 @@ from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, init_unet
 from stunet.training.config import TrainConfig
+from stunet.video_io import read_video, write_image
 from stunet.weights.trees import flatten, is_temporal
 from tests.tiny import UNET
 
@@ -240,6 +241,9 @@ def written(monkeypatch):
         with (out / "metrics.csv").open("w", newline="") as file:
             rows = ((step, loss + (step <= 36), 1.0) for step in range(1, STEPS + 1))
             csv.writer(file).writerows([("step", "loss", "grad_norm"), *rows])
+        for step in (10, 40):
+            shade = np.full((256, 256, 3), 1 - step / 20 if variant == "he" else -1, np.float32)
+            write_image(out / "samples" / f"step_{step:06d}.png", shade)
         (out / "DONE").touch()
         return subprocess.CompletedProcess(command, 0)
 
@@ -268,6 +272,9 @@ def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
     assert "identity ends lower with every seed" in text
     assert "| he | 40 | 1.2500, 1.2600, 1.2700 | 100 % | 50 % | 25 % |" in text
     assert (tmp_path / "runs.png").stat().st_size > 5000
+    early = read_video(tmp_path / "runs_early.png")[0][0]
+    assert early.shape == (256 + 12 + 256, 256, 3)
+    assert [round(float(early[row].mean()), 1) for row in (0, 260, 400)] == [-1.0, 1.0, 0.5]
     reversed_losses = {"identity": np.array([1, 3, 3.0]), "he": np.array([2, 2, 2.0])}
     assert "lower with 1 of 3" in ablation.verdict(reversed_losses)
 

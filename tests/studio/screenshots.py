@@ -1,6 +1,6 @@
-"""Takes the pictures of docs/studio.md from a studio that runs, with a conditional model.
+"""Takes the pictures of docs/studio.md from a studio that runs.
 
-stunet studio --model MODEL --upscale SSR --style STYLE &
+stunet studio &
 python -m tests.studio.screenshots http://127.0.0.1:7860 docs/images
 """
 

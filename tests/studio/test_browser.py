@@ -137,6 +137,7 @@ def files(root):
 def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
     page = open_page()
     panel = tab(page, "generate")
+    number(panel, "Style strength", 0.7)
     reached = []
     page.get_by_role("tab", name="Generate").focus()
     for _ in range(30):
