@@ -28,7 +28,7 @@ SHOWN = 8
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's, where its networks lie")
 _SEED = flags.DEFINE_integer("seed", 0, "of the networks, the prompts and the noise")
-_CLIPS = flags.DEFINE_integer("num_clips", 48, "how many are made each way", lower_bound=1)
+_CLIPS = flags.DEFINE_integer("num_clips", 24, "how many are made each way", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

@@ -12,6 +12,7 @@ from experiments.ablations.programs import SEEDS, call_with_each_seed, read_repo
 
 NAME = "style_strength"
 PAPER = "Strengths from 0.5 to 1 do; at 1 clips are often static or distorted."
+CLIPS = 16
 STATIC = 0.5  # of the original's motion energy: less is called static
 
 
@@ -24,7 +25,8 @@ def run(workdir: Path, t2v: Path, style: Path, options: Sequence[str] = ()) -> N
       style: the image model in it, tuned to `data.moving_shapes.duotone`'s pictures.
       options: further flags of `experiments.applications`.
     """
-    flags = [f"--base={t2v}", f"--style={style}", "--only=style", *options]
+    flags = [f"--base={t2v}", f"--style={style}", "--only=style", f"--num_clips={CLIPS}"]
+    flags += options
     call_with_each_seed("experiments.applications", flags, workdir)
 
 
@@ -64,5 +66,12 @@ def section(workdir: Path) -> str:
     picture = f"{workdir.name}/seed_{SEEDS[0]}_style.png"
     seeds = ", ".join(map(str, SEEDS))
     return "\n".join(
-        [*lines, "", f"(Seeds {seeds}.)", "", f"![a clip at each strength]({picture})", ""]
+        [
+            *lines,
+            "",
+            f"({CLIPS} clips for each of seeds {seeds}.)",
+            "",
+            f"![a clip at each strength]({picture})",
+            "",
+        ]
     )

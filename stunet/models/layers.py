@@ -35,17 +35,17 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _group_mean(per_channel: jax.Array, groups: int) -> jax.Array:
-    """Averages `[N, 1, C]` within each group of channels, in the same shape."""
-    n, _, c = per_channel.shape
+    """Averages `[N, ..., C]`, 1 between, within each group of channels, in the same shape."""
+    n, c = per_channel.shape[0], per_channel.shape[-1]
     mean = per_channel.reshape(n, groups, c // groups).mean(-1, keepdims=True)
-    return jnp.broadcast_to(mean, (n, groups, c // groups)).reshape(n, 1, c)
+    return jnp.broadcast_to(mean, (n, groups, c // groups)).reshape(per_channel.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def group_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) -> jax.Array:
-    """Normalises each group of channels of `[N, P, C]` over P, then scales and shifts.
+    """Normalises each group of channels of `[N, ..., C]` over all between, then scales and shifts.
 
-    `scale` and `shift` are float32 `[N, 1, C]`. Statistics are float32, the result has x's type.
+    `scale` and `shift` are float32 `[N, ..., C]` with 1 between. Statistics are float32, the result has x's type.
     Means are taken per channel first and per group after, and the gradient is written out: as
     differentiated by XLA for a CPU it costs three to six times as much, as it reduces a tensor
     split into groups and repeats whole chains of element-wise work for each of its sums.
@@ -54,10 +54,10 @@ def group_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) ->
 
 
 def _group_norm_forward(x, scale, shift, groups):
-    centred = x.astype(jnp.float32)
-    mean = _group_mean(centred.mean(1, keepdims=True), groups)
+    centred, places = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+    mean = _group_mean(centred.mean(places, keepdims=True), groups)
     centred = centred - mean
-    variance = _group_mean(jnp.square(centred).mean(1, keepdims=True), groups)
+    variance = _group_mean(jnp.square(centred).mean(places, keepdims=True), groups)
     inverse = jax.lax.rsqrt(variance + NORM_EPSILON)
     y = (centred * (inverse * scale) + shift).astype(x.dtype)
     return y, (x, mean, inverse, scale)
@@ -68,14 +68,15 @@ def _group_norm_backward(groups, residuals, grad):
     if x.dtype != jnp.float32:
         # Else XLA keeps the forward pass's float32 copy of x until here, at twice the memory.
         x, grad = jax.lax.optimization_barrier((x, grad))
-    grad = grad.astype(jnp.float32)
+    grad, places = grad.astype(jnp.float32), tuple(range(1, x.ndim - 1))
     centred = x.astype(jnp.float32) - mean
-    grad_shift = grad.sum(1, keepdims=True)
-    grad_scale = (grad * centred).sum(1, keepdims=True) * inverse
+    grad_shift = grad.sum(places, keepdims=True)
+    grad_scale = (grad * centred).sum(places, keepdims=True) * inverse
     # Through the group's mean and variance: means over the group of the gradient, and of the
     # gradient times the normalised value.
-    through_mean = _group_mean(grad_shift * scale, groups) / x.shape[1]
-    through_variance = _group_mean(grad_scale * scale, groups) / x.shape[1]
+    count = math.prod(x.shape[1:-1])
+    through_mean = _group_mean(grad_shift * scale, groups) / count
+    through_variance = _group_mean(grad_scale * scale, groups) / count
     grad_x = inverse * (grad * scale - through_mean) - centred * (inverse**2 * through_variance)
     return grad_x.astype(x.dtype), grad_scale, grad_shift
 
@@ -103,11 +104,15 @@ class GroupNorm(nn.Module):
             modulation = modulation.astype(jnp.float32).reshape(x.shape[0], -1, 2 * channels)
             factor, offset = jnp.split(modulation, 2, axis=-1)
             scale, shift = scale * (1 + factor), shift * (1 + factor) + offset
+        # The axes between stay apart: merged, they would ask a TPU for another layout.
+        between = x.shape[self.batch_axes : -1]
+        ones = (1,) * len(between)
         scale, shift = (
-            jnp.broadcast_to(a, (*lead, channels)).reshape(-1, 1, channels) for a in (scale, shift)
+            jnp.broadcast_to(a, (*lead, channels)).reshape(-1, *ones, channels)
+            for a in (scale, shift)
         )
-        flat = x.reshape(scale.shape[0], -1, channels)
-        return group_norm(flat, scale, shift, self.groups).reshape(x.shape)
+        items = x.reshape(-1, *between, channels)
+        return group_norm(items, scale, shift, self.groups).reshape(x.shape)
 
 
 def conv3x3(features: int, name: str, dtype: jnp.dtype, **kwargs) -> nn.Conv:
