@@ -43,9 +43,10 @@ def _group_mean(per_channel: jax.Array, groups: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def group_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) -> jax.Array:
-    """Normalises each group of channels of `[N, ..., C]` over all between, then scales and shifts.
+    """Normalises each group of channels of `[N, ..., C]` per N, then scales and shifts.
 
-    `scale` and `shift` are float32 `[N, ..., C]` with 1 between. Statistics are float32, the result has x's type.
+    `scale` and `shift` are float32 `[N, ..., C]` with 1 between. Statistics are float32, the result
+    has x's type.
     Means are taken per channel first and per group after, and the gradient is written out: as
     differentiated by XLA for a CPU it costs three to six times as much, as it reduces a tensor
     split into groups and repeats whole chains of element-wise work for each of its sums.
