@@ -63,6 +63,7 @@ def measures(compiled: jax.stages.Compiled, chip: str) -> dict[str, Any]:
         "hardware_flops": cost["flops"],
         "estimated_s": cost["optimal_seconds"],
         "collective_bytes": collective_bytes(hlo),
+        "loops": hlo.count(" while("),
         "time_by_kind": {kind: time._asdict() for kind, time in kinds.items()},
     }
 

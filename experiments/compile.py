@@ -74,8 +74,10 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"model FLOPs, {report['estimated_hardware_share']:.2f} counting recomputation"
         ),
         "compiled in": f"{report['compile_s']:.0f} s",
-        "where the time goes": "share; of it, at the peak rate of products",
     }
+    if report["loops"]:
+        rows["loops"] = f"{report['loops']}: seconds and FLOPs above count what is in them once"
+    rows["where the time goes"] = "share; of it, at the peak rate of products"
     for kind, time in report["time_by_kind"].items():
         seconds, at_peak = time["seconds"], time["peak_seconds"]
         rows[f"  {kind}"] = f"{seconds / total:.2f}" + f"; {at_peak / seconds:.2f}" * (at_peak > 0)

@@ -25,6 +25,7 @@ from stunet.video_io import read_video, write_image
 STEPS = {"cpu": 400, "tpu": 20000}  # at each scale, of the variant that sets the compute
 SEEDS_AT = {"cpu": SEEDS, "tpu": SEEDS[:1]}
 JUDGED_CLIPS = 32
+RESTORED_CLIPS, LOG_SNRS = 64, (-6, -4, -2, 0, 2)  # by `experiments.denoising`
 READ = ("colour", "shape", "motion")  # what the judge reads
 
 
@@ -37,7 +38,8 @@ class Training:
       question: one line.
       paper: what the paper found, or that it did not ask.
       variants: what each is called; the first is the paper's own choice.
-      verdict: from the losses at the end, `[seeds]` of each variant, to one sentence.
+      verdict: from the losses at the end, `[seeds]` of each variant, to one sentence; here they are
+        errors on the same clips.
       scales: that it is there at.
       options: further flags that its training takes at the scale of a TPU.
     """
@@ -129,6 +131,10 @@ def _train_and_judge(out: Path, flags: Sequence[str]) -> None:
     if not (out / "judge.json").exists():
         judge = [f"--model={out}", f"--out={out / 'judge'}", f"--num_clips={JUDGED_CLIPS}"]
         call("experiments.judge", judge, out.with_suffix(".log"))
+    if not (out / "denoising.json").exists():
+        restore = [f"--model={out}", f"--out={out / 'denoising'}", f"--num_clips={RESTORED_CLIPS}"]
+        restore += [f"--log_snr={level}" for level in LOG_SNRS]
+        call("experiments.denoising", restore, out.with_suffix(".log"))
 
 
 def missing(ablation: Training, workdir: Path) -> list[str]:
@@ -148,7 +154,8 @@ def results(
     ablation: Training, workdir: Path, scale: str = "cpu"
 ) -> dict[str, dict[str, np.ndarray]]:
     """Of each variant the loss curves `[seeds, steps]`, the last tenth's mean loss `[seeds]` and,
-    at the scale of a CPU, what the judge read `[seeds]`, shares of clips.
+    at the scale of a CPU, the error of restored clips, the same for all, and what the judge read
+    `[seeds]`, shares of clips.
     """
     found = {}
     for variant in ablation.variants:
@@ -163,6 +170,8 @@ def results(
         if scale == "cpu":
             judged = [json.loads((out / "judge.json").read_text()) for out in folders]
             found[variant] |= {name: np.array([said[name] for said in judged]) for name in READ}
+            restored = [json.loads((out / "denoising.json").read_text()) for out in folders]
+            found[variant]["error"] = np.array([np.mean(r["errors"]["own"]) for r in restored])
     return found
 
 
@@ -214,28 +223,33 @@ def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
     read, seeds = READ if scale == "cpu" else (), SEEDS_AT[scale]
     picture = workdir.with_suffix(".png")
     plot(ablation, found, picture)
-    losses = {variant: values["loss"] for variant, values in found.items()}
+    last = {variant: values["error" if read else "loss"] for variant, values in found.items()}
     lines = [
         f"## {ablation.question}",
         "",
         f"The paper: {ablation.paper}",
         "",
-        f"Ours: {ablation.verdict(losses)}",
+        f"Ours: {ablation.verdict(last)}",
         "",
         f"| | steps | loss of the last tenth, seeds {', '.join(map(str, seeds))} |"
+        + " error of restored clips |" * bool(read)
         + "".join(f" {name} as asked |" for name in read),
-        "|---" * (3 + len(read)) + "|",
+        "|---" * (3 + bool(read) + len(read)) + "|",
     ]
     for variant, values in found.items():
-        shares = "".join(f" {100 * values[name].mean():.0f} % |" for name in read)
-        each = ", ".join(f"{loss:.4f}" for loss in values["loss"])
-        lines.append(f"| {variant} | {values['curves'].shape[1]} | {each} |{shares}")
+        cells = [variant, values["curves"].shape[1]]
+        for name in ("loss", "error") if read else ("loss",):
+            cells.append(", ".join(f"{value:.4f}" for value in values[name]))
+        cells += [f"{100 * values[name].mean():.0f} %" for name in read]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"![loss curves]({picture.name})", ""]
     if scale == "cpu":
         samples = workdir.with_name(f"{workdir.name}_early.png")
         write_image(samples, early_samples(ablation, workdir))
         lines += [
-            f"(Bands: between the seeds. The judge reads {JUDGED_CLIPS} clips of each run.)",
+            f"(Bands: between the seeds. All restore the same {RESTORED_CLIPS} clips, from log-SNRs "
+            f"of {', '.join(map(str, LOG_SNRS))}; given is the mean squared error. The "
+            f"judge reads {JUDGED_CLIPS} clips of each run.)",
             "",
             f"![clips of {', then '.join(ablation.variants)}]({samples.name})",
             "",

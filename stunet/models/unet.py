@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.errors import UserError
 from stunet.models.frame_axis import axis_of, gathered, own_frames, shards_of
@@ -66,6 +67,25 @@ def gradients_at_once(block: type[nn.Module]) -> type[nn.Module]:
             return nn.custom_vjp(block.__call__, forward, backward)(self, *inputs)
 
     return AtOnce
+
+
+def with_whole_kernels(block: type[nn.Module], mesh: Mesh | None) -> type[nn.Module]:
+    """The block, whose kernels lie over the mesh and are put together while it is at work.
+
+    Left to itself a TPU's partitioner would rather convolve with one part of a wide kernel after
+    the other, in a loop of as many steps as there are parts, or add up partial sums of features.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return block
+
+    def whole(kernel):
+        if kernel.ndim < 2:
+            return kernel
+        inside = not jax.sharding.get_abstract_mesh().empty  # of `jax.shard_map`, which has its own
+        sharding = PartitionSpec() if inside else NamedSharding(mesh, PartitionSpec())
+        return jax.lax.with_sharding_constraint(kernel, sharding)
+
+    return nn.map_variables(block, "params", functools.partial(jax.tree.map, whole))
 
 
 @dataclass(frozen=True)
@@ -188,12 +208,14 @@ class UNet(nn.Module):
     """Predicts from noisy video, timestep and text states; see `UNetConfig`.
 
     `remat` names one of `REMAT_POLICIES`: memory against time in training, the same result.
-    `frame_axis` is `stunet.models.frame_axis`'s, whose `split_over_frames` sets it.
+    `frame_axis` is `stunet.models.frame_axis`'s, whose `split_over_frames` sets it; `mesh` is where
+    the parameters lie, None for one device or as many copies.
     """
 
     config: UNetConfig
     remat: str = "none"
     frame_axis: str | None = None
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -233,7 +255,9 @@ class UNet(nn.Module):
         embedding = self._embedding(t, text, noise_level)
         modulation = self._temporal_modulation(temporal, embedding, text, num_frames)
         text = nn.Dense(cfg.cross_attention_dim, dtype=dtype, name="text_proj")(text)
-        remat = REMAT_POLICIES[self.remat]
+
+        def remat(block):
+            return REMAT_POLICIES[self.remat](with_whole_kernels(block, self.mesh))
 
         def remat_added(block):
             return remat(gradients_at_once(block) if self.remat == "blocks" else block)

@@ -200,8 +200,9 @@ def denoising_loss(
     cond = None
     if networks.conditioning is not None:
         cond = given(video, _masks(networks.conditioning, video, keys))
-    unet = split_over_frames(UNet(networks.unet, networks.remat), networks.mesh)
-    output = unet({"params": params["unet"]}, inputs, t, states, level, cond)
+    unet = UNet(networks.unet, networks.remat, mesh=networks.mesh)
+    apply = split_over_frames(unet, networks.mesh)
+    output = apply({"params": params["unet"]}, inputs, t, states, level, cond)
     learned = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned)
     loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)

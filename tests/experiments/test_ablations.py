@@ -224,6 +224,11 @@ def written(monkeypatch):
             with open(f"{flags['--out']}.json", "w") as file:
                 json.dump(report, file)
             return subprocess.CompletedProcess(command, 0)
+        if command[2] == "experiments.denoising":
+            loss = 1.0 + 0.25 * ("/he_" in flags["--model"]) + 0.01 * int(flags["--model"][-1])
+            with open(f"{flags['--out']}.json", "w") as file:
+                json.dump({"errors": {"own": [loss - 1, loss + 1], "none": [9.0, 9.0]}}, file)
+            return subprocess.CompletedProcess(command, 0)
         if command[2] == "experiments.applications":
             energies = [1.0, 0.8, 0.9 + 0.01 * int(flags["--seed"])]
             names = ("strength", "distance_to_the_inks", "motion_energy_share")
@@ -256,21 +261,22 @@ def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
     start = functools.partial(training.run, ablation, tmp_path / "runs", tmp_path / "t2i", jobs=2)
     start(options=["--config.log_every=5"])
     trained = [flags for program, flags in written if program == "experiments.train"]
-    assert len(trained) == 6 and len(written) == 12
+    assert len(trained) == 6 and len(written) == 18
     assert {flags["--config"].rsplit(":", 1)[1] for flags in trained} == {
         f"{variant},{seed}" for variant in ("identity", "he") for seed in (0, 1, 2)
     }
     assert {flags["--config.init_from"] for flags in trained} == {str(tmp_path / "t2i")}
     assert {flags["--config.log_every"] for flags in trained} == {"5"}
     start()
-    assert len(written) == 12
+    assert len(written) == 18
 
     found = training.results(ablation, tmp_path / "runs")
     np.testing.assert_allclose(found["he"]["loss"], [1.25, 1.26, 1.27])
     assert found["identity"]["curves"].shape == (3, STEPS)
     text = training.section(ablation, tmp_path / "runs")
     assert "identity ends lower with every seed" in text
-    assert "| he | 40 | 1.2500, 1.2600, 1.2700 | 100 % | 50 % | 25 % |" in text
+    ends = "1.2500, 1.2600, 1.2700 | 1.2500, 1.2600, 1.2700"
+    assert f"| he | 40 | {ends} | 100 % | 50 % | 25 % |" in text
     assert (tmp_path / "runs.png").stat().st_size > 5000
     early = read_video(tmp_path / "runs_early.png")[0][0]
     assert early.shape == (256 + 12 + 256, 256, 3)

@@ -72,6 +72,7 @@ def test_a_train_step_of_the_base_model_for_v6e():
     trained, frozen = (count(tree) for tree in partition(parameter_structs(NARROW), is_added))
     assert report["argument_bytes"] < 1.2 * (2 * frozen + 12 * trained) / 4 + 16 * 64 * 64 * 3 * 4
     collectives = report["collective_bytes"]
+    assert report["loops"] == 0  # kernels are gathered, not gone through part by part
     assert collectives["all-gather"] > 2 * (frozen + trained)
     assert collectives.get("reduce-scatter", 0) + collectives["all-reduce"] > trained
 
