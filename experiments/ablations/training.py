@@ -247,8 +247,8 @@ def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
         samples = workdir.with_name(f"{workdir.name}_early.png")
         write_image(samples, early_samples(ablation, workdir))
         lines += [
-            f"(Bands: between the seeds. All restore the same {RESTORED_CLIPS} clips from log-SNRs of "
-            f"{', '.join(map(str, LOG_SNRS))}; given is the mean squared error. The judge reads "
+            f"(Bands: between the seeds. All restore the same {RESTORED_CLIPS} clips from log-SNRs "
+            f"of {', '.join(map(str, LOG_SNRS))}; given is the mean squared error. The judge reads "
             f"{JUDGED_CLIPS} clips of each run.)",
             "",
             f"![clips of {', then '.join(ablation.variants)}]({samples.name})",
