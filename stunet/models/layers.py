@@ -46,10 +46,9 @@ def group_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) ->
     """Normalises each group of channels of `[N, ..., C]` per N, then scales and shifts.
 
     `scale` and `shift` are float32 `[N, ..., C]` with 1 between. Statistics are float32, the result
-    has x's type.
-    Means are taken per channel first and per group after, and the gradient is written out: as
-    differentiated by XLA for a CPU it costs three to six times as much, as it reduces a tensor
-    split into groups and repeats whole chains of element-wise work for each of its sums.
+    has x's type. Means are taken per channel first and per group after, and the gradient is written
+    out: as differentiated by XLA for a CPU it costs three to six times as much, as it reduces a
+    tensor split into groups and repeats whole chains of element-wise work for each of its sums.
     """
     return _group_norm_forward(x, scale, shift, groups)[0]
 
