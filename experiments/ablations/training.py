@@ -214,7 +214,8 @@ def ranking(losses: dict[str, np.ndarray]) -> str:
     ranked = sorted(losses, key=lambda variant: losses[variant].mean())
     first, second = losses[ranked[0]], losses[ranked[1]]
     clearly = "in every seed" if (first < second).all() else "in the mean, not in every seed"
-    return f"{ranked[0]} ends lowest; {ranked[1]} comes next, behind it {clearly}."
+    share = 100 * (second.mean() / first.mean() - 1)
+    return f"{ranked[0]} ends lowest; {ranked[1]} comes next, {share:.1f} % above it {clearly}."
 
 
 def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
