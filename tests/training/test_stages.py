@@ -74,7 +74,7 @@ class Oracle:
     def __init__(self, answer):
         self.answer, self.asked = answer, None
 
-    def __call__(self, config, remat):
+    def __call__(self, config, remat, mesh):
         return self
 
     def apply(self, variables, x, t, text, noise_level, cond):
