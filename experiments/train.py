@@ -117,7 +117,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
         config.seed,
         gradient_accumulation=config.gradient_accumulation,
     )
-    step_fn = jax.jit(step_fn, donate_argnums=0)
+    # Left to itself the partitioner might leave the parameters whole, as it has them in between.
+    lies = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(lies, None))
 
     # Where the last run stopped.
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
