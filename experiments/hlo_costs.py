@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+from experiments.benchmarks.op_profile import module_paths
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"([a-z]+)(\d+)?\w*\[([\d,]*)\](?:\{([\d,]*)([^}]*)\})?")
-_PATH = re.compile(r'op_name="([^"]*)"')
 _BODIES = re.compile(r"(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
@@ -60,23 +61,20 @@ def costs(hlo: str) -> list[Cost]:
     """What each operation costs that the program runs: of branches those of the dearest."""
     shapes: dict[str, str] = {}
     flops: dict[str, float] = defaultdict(float)  # of the products in a computation
-    paths: dict[str, str] = {}  # of a product in a computation, or of anything in it
+    paths = module_paths(hlo)
     found: dict[str, list[Cost]] = {}
     computation = ""
     for line in hlo.splitlines():  # what is called stands above what calls it
         if match := _COMPUTATION.match(line):
-            computation = match[2]
+            computation = match[1]
             found[computation] = []
             continue
         if not (match := _INSTRUCTION.match(line)):
             continue
         name, shape, op, rest = match.groups()
         shapes[name] = shape
-        path = _PATH.search(line)
         product = _product_flops(op, shape, rest, shapes)
         flops[computation] += product
-        if path and (product or computation not in paths):
-            paths[computation] = path[1]
         if op in ("conditional", "while", "call"):
             bodies = [found[one] for one in _BODIES.findall(rest) if one in found]
             bodies += [found[one.strip(" %")] for one in _branches(rest)]
@@ -89,10 +87,10 @@ def costs(hlo: str) -> list[Cost]:
         inner = _CALLS.search(rest)
         if inner:
             product += flops[inner[1]]
-        where = paths.get(inner[1], "") if inner else ""
-        where = where if product or not path else path[1]
         size = _bytes(shape) + sum(_bytes(shapes.get(one, "")) for one in operands)
-        found[computation].append(Cost(_kind(op, where, bool(product)), product, size))
+        found[computation].append(
+            Cost(_kind(op, paths.get(name, ""), bool(product)), product, size)
+        )
     return found[computation]  # the entry, which comes last
 
 

@@ -34,7 +34,6 @@ FROM_STAGE = {
     shipped.UPSCALER: "ssr",
     shipped.STYLE: "style",
 }
-STAGES = ("t2i", "t2v", *FROM_STAGE.values())  # in the order of their needs
 # With which they share the image model, or all of it but what adapters of a rank change.
 BASE = {shipped.FILLER: shipped.VIDEO_MODEL, shipped.STYLE: shipped.VIDEO_MODEL}
 STYLE_RANK = 3
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--workdir=DIR is needed")
     workdir = Path(_WORKDIR.value)
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
-    for stage in STAGES:
+    for stage in shapes.STAGES:
         code = _train(stage, workdir, end)
         if code:
             return code

@@ -19,8 +19,10 @@ _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _HEAVY = re.compile(r" (convolution|dot)\(")
 
 
-def module_paths(compiled: jax.stages.Compiled) -> dict[str, str]:
+def module_paths(hlo: str) -> dict[str, str]:
     """Instruction name -> path such as "jit(step)/jvp(UNet)/conv_in/conv_general_dilated".
+
+    `hlo` is a compiled program's text, `Compiled.as_text()`.
 
     A fusion goes under its convolution or matrix product if it holds one, else under its root,
     else under any instruction in it that has a path.
@@ -31,7 +33,7 @@ def module_paths(compiled: jax.stages.Compiled) -> dict[str, str]:
     root: dict[str, str] = {}
     some: dict[str, str] = {}
     computation = ""
-    for line in compiled.as_text().splitlines():
+    for line in hlo.splitlines():
         if match := _COMPUTATION.match(line):
             computation = match[1]
         elif match := _INSTRUCTION.match(line):

@@ -108,7 +108,7 @@ def _by_kind(flops: dict[str, float], compiled: jax.stages.Compiled, run: Callab
     kinds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for path, count in flops.items():
         kinds[kind_of(path + "/")][1] += count
-    paths = module_paths(compiled)
+    paths = module_paths(compiled.as_text())
     for op, seconds in op_seconds(run, 2).items():
         kinds[kind_of(paths.get(op, ""))][0] += seconds
     return dict(kinds)

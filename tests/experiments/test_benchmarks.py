@@ -71,7 +71,7 @@ def test_time_of_an_operation_is_found_by_its_module():
 
     x, y = jnp.ones((1024, 1024)), jnp.ones((16, 16))
     compiled = jax.jit(work).lower(x, y).compile()
-    paths = module_paths(compiled)
+    paths = module_paths(compiled.as_text())
     seconds = op_seconds(lambda: jax.block_until_ready(compiled(x, y)), 2)
     shares = {
         name: sum(s for op, s in seconds.items() if name in paths.get(op, ""))
