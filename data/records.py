@@ -20,7 +20,8 @@ def build(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the builder's records unless they are there already.
 
     TFDS writes into a folder of another name and renames it at the end, so a build that
-    was cut off leaves nothing that passes for a dataset.
+    was cut off leaves nothing that passes for a dataset, and of two processes that build the
+    same one the first is kept.
     """
     if builder.data_path.exists():
         return
@@ -28,7 +29,11 @@ def build(builder: tfds.core.DatasetBuilder) -> None:
     print(f"building {builder.info.full_name} ...", file=sys.stderr)
     tfds.disable_progress_bar()  # its bars for each stage drown ours
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:
+            if not builder.data_path.exists():  # it is something else that was in the way
+                raise
     seconds = time.monotonic() - start
     print(f"built {builder.data_path} in {seconds:.0f} s", file=sys.stderr)
 

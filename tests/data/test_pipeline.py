@@ -7,7 +7,7 @@ import pytest
 from data import pipeline
 from data.moving_shapes.render import render
 from stunet.errors import UserError
-from stunet.evaluation.moving_shapes import Attributes, is_held_out, parse
+from stunet.evaluation.moving_shapes import Attributes, caption, is_held_out, parse
 
 CONFIG = {
     "name": "moving_shapes",
@@ -157,8 +157,8 @@ def test_heldout_combinations_are_disjoint(config):
     for split, count in (("train", 40), ("heldout", 4)):
         captions = pipeline.captions({**config, "split": split})
         assert len(captions) == count
-        for caption in captions:
-            words = parse(caption)
+        for text in captions:
+            words = parse(text)
             labels = (words["shape"], words["colour"], words["motion"])
             assert is_held_out(*labels) == (split == "heldout")
 
@@ -192,6 +192,20 @@ def test_half_written_build_is_not_taken_for_a_dataset(config, tmp_path, monkeyp
         take(fresh, 1)
     pipeline.prepare(fresh)
     assert pipeline.captions(fresh) == pipeline.captions(config)
+
+
+def test_a_dataset_that_another_process_was_sooner_to_build_is_taken(config, tmp_path, monkeypatch):
+    fresh = {**config, "data_dir": str(tmp_path)}
+
+    def overtaken(*arguments):
+        monkeypatch.setattr("data.moving_shapes.builder.caption", caption)
+        pipeline.prepare(fresh)
+        return caption(*arguments)
+
+    monkeypatch.setattr("data.moving_shapes.builder.caption", overtaken)
+    pipeline.prepare(fresh)
+    assert pipeline.captions(fresh) == pipeline.captions(config)
+    assert not list(tmp_path.rglob("incomplete*"))
 
 
 def test_mistakes(config):
