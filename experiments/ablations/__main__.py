@@ -106,13 +106,14 @@ def main(argv: list[str]) -> None:
         chosen = {_ONLY.value: every[_ONLY.value]}
     workdir = Path(_WORKDIR.value)
     if _SCALE.value == "tpu":
+        commands = {}
         for name, ablation in chosen.items():
-            commands = training.missing(ablation, workdir / name)
-            if commands:
-                print("\n".join(commands))
-            else:
+            missing = training.missing(ablation, workdir / name)
+            if not missing:
                 section = training.section(ablation, workdir / name, "tpu")
                 (workdir / f"{name}.md").write_text(section)
+            commands |= missing
+        print("".join(f"{command}\n" for command in commands.values()), end="")
     else:
         run(chosen, workdir)
     sections = [path for name in every if (path := workdir / f"{name}.md").exists()]
@@ -124,15 +125,16 @@ def main(argv: list[str]) -> None:
 
 def run(chosen: dict[str, Ablation], workdir: Path) -> None:
     """Runs them one after the other; writes each one's section."""
-    for ablation in chosen.values():  # a mistake is told of before anything runs
-        for model in ablation.models:
-            find_model(_MODELS[model].value)
+    models = {  # a mistake is told of before anything runs
+        model: find_model(_MODELS[model].value).resolve()
+        for ablation in chosen.values()
+        for model in ablation.models
+    }
+    if "t2i" in models:
+        save_model(workdir / "t2i", image_model(load_model(models["t2i"])))
+        models["t2i"] = workdir / "t2i"
     for name, ablation in chosen.items():
-        models = [find_model(_MODELS[model].value).resolve() for model in ablation.models]
-        if ablation.models == ("t2i",):
-            save_model(workdir / "t2i", image_model(load_model(models[0])))
-            models = [workdir / "t2i"]
-        ablation.run(workdir / name, *models)
+        ablation.run(workdir / name, *(models[model] for model in ablation.models))
         (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
 
 

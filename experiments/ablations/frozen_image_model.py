@@ -16,6 +16,7 @@ ABLATION = Training(
     variants=tuple(TRAINED),
     verdict=ranking,
     scales=("tpu",),
+    shared=False,
 )
 
 

@@ -1,7 +1,8 @@
 """Ablations that train: a stage once for each variant and seed, and here then the judge.
 
 A run's config is `experiments/ablations/NAME.py:VARIANT,SEED`; `:VARIANT,SEED,tpu` is the same run
-at the paper's size.
+at the paper's size. A run is kept in WORKDIR/NAME/VARIANT_SEED, but in WORKDIR/paper_SEED where it
+is as the paper has it: that one is the same for many ablations, and trained once.
 """
 
 import json
@@ -42,6 +43,7 @@ class Training:
         errors on the same clips.
       scales: that it is there at.
       options: further flags that its training takes at the scale of a TPU.
+      shared: whether the first variant is `base_config`, which other ablations train, too.
     """
 
     name: str
@@ -51,6 +53,13 @@ class Training:
     verdict: Callable[[dict[str, np.ndarray]], str]
     scales: tuple[str, ...] = ("cpu", "tpu")
     options: tuple[str, ...] = ("--config.init_from=T2I", "--config.data.source=FOLDER")
+    shared: bool = True
+
+    def folder(self, workdir: Path, variant: str, seed: int) -> Path:
+        """Where a run is kept; `workdir` is the ablation's own."""
+        if self.shared and variant == self.variants[0]:
+            return workdir.with_name(f"paper_{seed}")
+        return workdir / f"{variant}_{seed}"
 
 
 class Run(NamedTuple):
@@ -96,7 +105,7 @@ def run(
 
     Args:
       ablation: which.
-      workdir: of it; a run is VARIANT_SEED in there.
+      workdir: of it.
       t2i: the text-to-image model that all are inflated from.
       jobs: how many runs at a time.
       options: further flags of `experiments.train`.
@@ -112,7 +121,7 @@ def run(
     ):
         futures = []
         for variant, seed in runs:
-            out = workdir / f"{variant}_{seed}"
+            out = ablation.folder(workdir, variant, seed)
             config = f"{Path(__file__).with_name(ablation.name)}.py:{variant},{seed}"
             train = [f"--config={config}", f"--workdir={out}", f"--config.init_from={t2i}"]
             futures.append(pool.submit(_train_and_judge, out, [*train, *options]))
@@ -137,16 +146,16 @@ def _train_and_judge(out: Path, flags: Sequence[str]) -> None:
         call("experiments.denoising", restore, out.with_suffix(".log"))
 
 
-def missing(ablation: Training, workdir: Path) -> list[str]:
-    """The commands of the runs at a TPU's scale that `workdir` does not hold, finished."""
-    found = []
+def missing(ablation: Training, workdir: Path) -> dict[Path, str]:
+    """The commands of the runs at a TPU's scale that are not there, finished, by their folders."""
+    found = {}
     for variant in ablation.variants:
         for seed in SEEDS_AT["tpu"]:
-            out = workdir / f"{variant}_{seed}"
+            out = ablation.folder(workdir, variant, seed)
             config = f"experiments/ablations/{ablation.name}.py:{variant},{seed},tpu"
             flags = [f"--config={config}", *ablation.options, f"--workdir={out}"]
             if not (out / "DONE").exists():
-                found.append(f"python -m experiments.train {' '.join(flags)}")
+                found[out] = f"python -m experiments.train {' '.join(flags)}"
     return found
 
 
@@ -159,7 +168,7 @@ def results(
     """
     found = {}
     for variant in ablation.variants:
-        folders = [workdir / f"{variant}_{seed}" for seed in SEEDS_AT[scale]]
+        folders = [ablation.folder(workdir, variant, seed) for seed in SEEDS_AT[scale]]
         curves = np.array(
             [[row["loss"] for row in read_metrics(out / "metrics.csv")] for out in folders]
         )
@@ -198,7 +207,7 @@ def early_samples(ablation: Training, workdir: Path) -> np.ndarray:
     """The first clips that each variant made in training, below one another: `[H, W, 3]`."""
     rows = []
     for variant in ablation.variants:
-        sheets = (workdir / f"{variant}_{SEEDS[0]}" / "samples").glob("*.png")
+        sheets = (ablation.folder(workdir, variant, SEEDS[0]) / "samples").glob("*.png")
         rows.append(read_video(min(sheets))[0][0])
         rows.append(np.ones((12, *rows[-1].shape[1:]), np.float32))
     return np.concatenate(rows[:-1])

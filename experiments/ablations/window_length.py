@@ -16,6 +16,7 @@ ABLATION = Training(
     verdict=ranking,
     scales=("tpu",),
     options=("--config.data.source=FOLDER",),
+    shared=False,
 )
 
 

@@ -61,9 +61,10 @@ def test_variants_differ_in_what_is_asked_and_seeds_in_nothing_else(module, scal
         for variant in ablation.variants
         for seed in (0, 2)
     }
-    for said in configs.values():
-        from_dict(TrainConfig, said, ablation.name)
+    runs = {run: from_dict(TrainConfig, said, ablation.name) for run, said in configs.items()}
     one, other, *_ = ablation.variants
+    base = from_dict(TrainConfig, training.base_config(0, scale).to_dict(), "base")
+    assert ablation.shared == (runs[one, 0] == base)
     paper, changed = configs[one, 0], configs[other, 0]
     assert paper[asked] != changed[asked]
     again = configs[one, 2]
@@ -158,20 +159,27 @@ def test_at_a_tpus_scale_commands_are_said_and_finished_runs_reported(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     said = training.missing(attention_depth.ABLATION, tmp_path / "attention_depth")
-    assert said[1] == (
+    folders = [
+        tmp_path / "paper_0",
+        *(tmp_path / "attention_depth" / f"{n}_0" for n in ("one", "four")),
+    ]
+    assert list(said) == folders
+    assert said[folders[1]] == (
         "python -m experiments.train "
         "--config=experiments/ablations/attention_depth.py:one,0,tpu --config.init_from=T2I "
         f"--config.data.source=FOLDER --workdir={tmp_path}/attention_depth/one_0"
     )
-    for loss, line in enumerate(said, start=1):
-        workdir = programs.Path(line.rsplit("=", 1)[1])
+    for loss, workdir in enumerate(folders, start=1):
         workdir.mkdir(parents=True)
         rows = [("step", "loss", "grad_norm"), *((step, loss / 8, 1.0) for step in range(1, 41))]
         with (workdir / "metrics.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-        assert training.missing(attention_depth.ABLATION, workdir.parent) == said[loss - 1 :]
+        left = training.missing(attention_depth.ABLATION, tmp_path / "attention_depth")
+        assert list(left) == folders[loss - 1 :]
         (workdir / "DONE").touch()
     assert ablations("attention_depth").stdout == f"{tmp_path / 'ablations.md'}\n"
+    others = ablations("resampler_init").stdout.splitlines()
+    assert len(others) == 2 and "resampler_init.py:he,0,tpu" in others[0]  # the paper's is there
     report = (tmp_path / "ablations.md").read_text()
     assert "Ours: two ends lowest; one comes next" in report
     assert "| four | 40 | 0.3750 |\n" in report and "judge" not in report.lower()
