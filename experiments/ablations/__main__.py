@@ -65,7 +65,9 @@ _MODELS = {
         "t2i", shipped.VIDEO_MODEL, "the image model that variants start from, or one around it"
     ),
     "ssr": flags.DEFINE_string("ssr", shipped.UPSCALER, "the super-resolution model"),
-    "t2v": flags.DEFINE_string("t2v", shipped.VIDEO_MODEL, "the video model that a style goes on"),
+    "t2v": flags.DEFINE_string(
+        "t2v", shipped.VIDEO_MODEL, "the video model that is tuned and styled"
+    ),
     "style": flags.DEFINE_string("style", shipped.STYLE, "an image model tuned to data's duotone"),
 }
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size")
@@ -81,7 +83,7 @@ def ablations() -> dict[str, Ablation]:
         run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
         found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
     run = functools.partial(key_frames.run, jobs=_JOBS.value, options=_SET.value)
-    found[key_frames.NAME] = Ablation(("t2i",), run, key_frames.section)
+    found[key_frames.NAME] = Ablation(("t2v",), run, key_frames.section)
     others = {multidiffusion: ("ssr",), style_strength: ("t2v", "style"), cost: ()}
     for module, models in others.items():
         run = functools.partial(module.run, options=_SET.value)

@@ -3,7 +3,8 @@
     python -m experiments.ablations.key_frames_clips --workdir=runs/ablations/key_frames --seed=0
 
 Writes WORKDIR/seed_N.json and seed_N.png: X-T slices through the middle row, time running down, a
-column for each of the first clips; in one pass above, the cascade below it, then true clips.
+column for each of the first clips; in one pass above, the cascade below it, then what is made
+between true key frames, then true clips.
 """
 
 import json
@@ -43,11 +44,15 @@ def main(argv: list[str]) -> None:
     )
     truth = draw_clips(_CLIPS.value, seed, FRAMES, whole.resolution, FPS, MOTIONS)
     texts = truth.texts
-    made = generate(keys, texts, seed=seed)
-    known = given_frames({KEY_FRAMES * i: made[:, i] for i in range(made.shape[1])}, FRAMES)
+
+    def fill_between(made: np.ndarray) -> np.ndarray:
+        known = given_frames({KEY_FRAMES * i: made[:, i] for i in range(made.shape[1])}, FRAMES)
+        return fill(between, *known, texts, paste_back=False, seed=seed, overlap=KEY_FRAMES)
+
     videos = {
         "space_time": generate(whole, texts, seed=seed),
-        "cascade": fill(between, *known, texts, paste_back=False, seed=seed),
+        "cascade": fill_between(generate(keys, texts, seed=seed)),
+        "between": fill_between(truth.videos[:, ::KEY_FRAMES]),
         "true": truth.videos,
     }
     report = {

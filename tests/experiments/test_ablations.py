@@ -36,6 +36,8 @@ from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, init_unet
 from stunet.training.config import TrainConfig
 from stunet.video_io import read_video, write_image
+from stunet.weights import shipped
+from stunet.weights.model_folder import load_model
 from stunet.weights.trees import flatten, is_temporal
 from tests.tiny import UNET
 
@@ -223,7 +225,12 @@ def written(monkeypatch):
             return subprocess.CompletedProcess(command, 0)
         if command[2] == "experiments.ablations.key_frames_clips":
             workdir, seed = programs.Path(flags["--workdir"]), int(flags["--seed"])
-            scores = {"space_time": 0.8, "cascade": 0.5 + 0.2 * seed, "true": 0.9}
+            scores = {
+                "space_time": 0.8,
+                "cascade": 0.5 + 0.2 * seed,
+                "between": 0.7,
+                "true": 0.9,
+            }
             report = {way: {"periodicity": s, "motion": s} for way, s in scores.items()}
             (workdir / f"seed_{seed}.json").write_text(json.dumps({**report, "num_clips": 8}))
             return subprocess.CompletedProcess(command, 0)
@@ -362,15 +369,17 @@ def test_a_cascade_is_every_fourth_frame_and_windows_between():
 
 
 def test_the_cascade_is_trained_keys_first_and_compared_seed_by_seed(tmp_path, written):
+    shapes = shipped.FOLDER / shipped.VIDEO_MODEL
     for _ in range(2):
-        key_frames.run(tmp_path / "keys", tmp_path / "t2i", ["--config.log_every=5"], jobs=2)
+        key_frames.run(tmp_path / "keys", shapes, ["--config.log_every=5"], jobs=2)
     trained = {
         flags["--config"].rsplit(":", 1)[1]: flags["--config.init_from"]
         for program, flags in written
         if program == "experiments.train"
     }
     assert len(written) == 9 + 3 and len(trained) == 9
-    assert trained["keys,1"] == trained["space_time,1"] == str(tmp_path / "t2i")
+    assert trained["space_time,1"] == str(shapes)
+    assert trained["keys,1"] == str(tmp_path / "keys" / "full_rate")
     assert trained["between,1"] == str(tmp_path / "keys" / "keys_1")
     text = key_frames.section(tmp_path / "keys")
     assert (
@@ -379,14 +388,28 @@ def test_the_cascade_is_trained_keys_first_and_compared_seed_by_seed(tmp_path, w
     assert "| key frames, then between | 0.500, 0.700, 0.900 | 70 % |" in text
 
 
-def test_networks_of_the_cascade_see_the_same_seconds_and_as_many_frames():
+def test_networks_of_both_ways_see_as_many_frames_and_take_as_many_steps():
     configs = {name: key_frames.get_config(f"{name},1") for name in key_frames.NETWORKS}
-    for said in configs.values():
+    seconds = {}
+    for name, said in configs.items():
         config = from_dict(TrainConfig, said.to_dict(), "config")
         data = config.data
-        assert (
-            data["num_frames"] / data["fps"] == 2 and data["num_frames"] * config.batch_size == 64
-        )
-        assert tuple(data["motions"]) == key_frames.MOTIONS
-    assert configs["between"].stage == "conditional"
+        seconds[name] = data.get("clip_frames", data["num_frames"]) / data["fps"]
+        assert data["num_frames"] * config.batch_size == 64
+        assert tuple(data["motions"]) == key_frames.MOTIONS and data["seed"] == 1
+    assert seconds == dict.fromkeys(configs, 4.0)
+    assert configs["between"].stage == "conditional" and configs["between"].data.num_frames == 8
     assert configs["keys"].temporal.resample == (False, False)
+    steps = {name: config.total_steps for name, config in configs.items()}
+    assert steps["space_time"] == steps["keys"] + steps["between"]
+
+
+def test_what_a_cascade_starts_from_has_learnt_all_but_to_resample():
+    start = load_model(shipped.FOLDER / shipped.VIDEO_MODEL)
+    full = key_frames.at_full_rate(start)
+    unet = from_dict(UNetConfig, full.config["architecture"], "architecture")
+    assert unet.temporal.resample == (False, False) and unet.temporal.relative
+    before, after = flatten(start.params["unet"]), flatten(full.params["unet"])
+    left_out = {path.rsplit("/", 2)[0] for path in before.keys() - after.keys()}
+    assert left_out == {"temporal_down_0_resample", "temporal_up_1_resample"}
+    assert all(after[path] is before[path] for path in after)
