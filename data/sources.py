@@ -53,6 +53,8 @@ def make_builder(config: Mapping[str, Any]) -> tfds.core.DatasetBuilder:
         raise UserError(f"unknown dataset '{name}'; known are {', '.join(NAMES)}")
     if name == "moving_shapes":
         return moving_shapes.make_builder(data_dir, config["num_examples"])
+    if not config["source"]:  # an empty path would be the current folder
+        raise UserError(f"dataset '{name}' needs its videos: config.data.source is empty")
     form = {field: config[field] for field in ("source", "resolution", "fps", "num_frames")}
     if name == "video_folder":
         return video_folder.make_builder(data_dir, **form)

@@ -217,6 +217,10 @@ def test_mistakes(config):
         take(config, 1, process_count=4)
     for change, message in (
         ({"crop": 9}, "crop is 9; frames are only 8 pixels wide"),
+        (
+            {"name": "ucf101", "source": ""},
+            "'ucf101' needs its videos: config.data.source is empty",
+        ),
         ({"clip_frames": 3}, "clip_frames is 3; num_frames 4 need as many"),
     ):
         with pytest.raises(UserError, match=message):
