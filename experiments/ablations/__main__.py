@@ -3,13 +3,14 @@
     python -m experiments.ablations --workdir=runs/ablations
 
 The models that they start from come with the package; --t2i, --t2v, --ssr and --style take others.
-`--only=NAME` runs one ablation. The same command again goes on where it stopped. Writes
-WORKDIR/ablations.md, which holds all that have been run there, and plots beside it.
+`--only=NAME` runs one ablation; `--ucf101=FOLDER` adds one on real clips. The same command again
+goes on where it stopped. Writes WORKDIR/ablations.md, which holds all that have been run there, and
+plots beside it.
 
     python -m experiments.ablations --scale=tpu --workdir=runs/ablations_tpu
 
 is the same at the paper's size, where each run wants a TPU slice of its own: it prints the commands
-of the runs that WORKDIR does not hold yet, T2I and FOLDER yet to be filled in, and reports on those
+of the runs that WORKDIR does not hold yet, T2I, FOLDER and UCF101 yet to be filled in, and reports on those
 ablations of which it holds all.
 """
 
@@ -29,6 +30,7 @@ from experiments.ablations import (
     key_frames,
     multidiffusion,
     resampler_init,
+    resampler_init_ucf101,
     style_strength,
     temporal_blocks,
     temporal_resampling,
@@ -52,6 +54,7 @@ class Ablation(NamedTuple):
 
 TRAINED = (
     resampler_init,
+    resampler_init_ucf101,
     temporal_resampling,
     temporal_blocks,
     attention_depth,
@@ -70,6 +73,7 @@ _MODELS = {
     ),
     "style": flags.DEFINE_string("style", shipped.STYLE, "an image model tuned to data's duotone"),
 }
+_UCF101 = flags.DEFINE_string("ucf101", None, "UCF-101's videos, for the ablation on them")
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs and the report are kept")
 _JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "training runs at a time", lower_bound=1)
@@ -80,7 +84,12 @@ def ablations() -> dict[str, Ablation]:
     """All of them, by name; how they run is in the flags."""
     found = {}
     for trained in _trained_at("cpu").values():
-        run = functools.partial(training.run, trained, jobs=_JOBS.value, options=_SET.value)
+        options = _SET.value
+        if trained.name == resampler_init_ucf101.ABLATION.name:
+            if _UCF101.value is None:
+                continue
+            options = [*options, f"--config.data.source={Path(_UCF101.value).resolve()}"]
+        run = functools.partial(training.run, trained, jobs=_JOBS.value, options=options)
         found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
     run = functools.partial(key_frames.run, jobs=_JOBS.value, options=_SET.value)
     found[key_frames.NAME] = Ablation(("t2v",), run, key_frames.section)

@@ -44,6 +44,7 @@ class Training:
       scales: that it is there at.
       options: further flags that its training takes at the scale of a TPU.
       shared: whether the first variant is `base_config`, which other ablations train, too.
+      judged: whether what is trained here is of moving shapes, which the judge can read.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Training:
     scales: tuple[str, ...] = ("cpu", "tpu")
     options: tuple[str, ...] = ("--config.init_from=T2I", "--config.data.source=FOLDER")
     shared: bool = True
+    judged: bool = True
 
     def folder(self, workdir: Path, variant: str, seed: int) -> Path:
         """Where a run is kept; `workdir` is the ablation's own."""
@@ -124,7 +126,7 @@ def run(
             out = ablation.folder(workdir, variant, seed)
             config = f"{Path(__file__).with_name(ablation.name)}.py:{variant},{seed}"
             train = [f"--config={config}", f"--workdir={out}", f"--config.init_from={t2i}"]
-            futures.append(pool.submit(_train_and_judge, out, [*train, *options]))
+            futures.append(pool.submit(_run_one, ablation, out, [*train, *options]))
             futures[-1].add_done_callback(lambda _: bar.update())
         try:
             for future in futures:
@@ -134,9 +136,11 @@ def run(
             raise
 
 
-def _train_and_judge(out: Path, flags: Sequence[str]) -> None:
+def _run_one(ablation: Training, out: Path, flags: Sequence[str]) -> None:
     if not (out / "DONE").exists():
         call("experiments.train", flags, out.with_suffix(".log"))
+    if not ablation.judged:
+        return
     if not (out / "judge.json").exists():
         judge = [f"--model={out}", f"--out={out / 'judge'}", f"--num_clips={JUDGED_CLIPS}"]
         call("experiments.judge", judge, out.with_suffix(".log"))
@@ -166,7 +170,7 @@ def results(
     at the scale of a CPU, the error of restored clips, the same for all, and what the judge read
     `[seeds]`, shares of clips.
     """
-    found = {}
+    found, judges = {}, scale == "cpu" and ablation.judged
     for variant in ablation.variants:
         folders = [ablation.folder(workdir, variant, seed) for seed in SEEDS_AT[scale]]
         curves = np.array(
@@ -176,7 +180,7 @@ def results(
             "curves": curves,
             "loss": curves[:, -max(1, curves.shape[1] // 10) :].mean(1),
         }
-        if scale == "cpu":
+        if judges:
             judged = [json.loads((out / "judge.json").read_text()) for out in folders]
             found[variant] |= {name: np.array([said[name] for said in judged]) for name in READ}
             restored = [json.loads((out / "denoising.json").read_text()) for out in folders]
@@ -230,7 +234,8 @@ def ranking(losses: dict[str, np.ndarray]) -> str:
 def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
     """The part of the report about one ablation, in Markdown; draws its plot."""
     found = results(ablation, workdir, scale)
-    read, seeds = READ if scale == "cpu" else (), SEEDS_AT[scale]
+    read = READ if scale == "cpu" and ablation.judged else ()
+    seeds = SEEDS_AT[scale]
     picture = workdir.with_suffix(".png")
     plot(ablation, found, picture)
     last = {variant: values["error" if read else "loss"] for variant, values in found.items()}
@@ -253,14 +258,17 @@ def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
         cells += [f"{100 * values[name].mean():.0f} %" for name in read]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"![loss curves]({picture.name})", ""]
-    if scale == "cpu":
-        samples = workdir.with_name(f"{workdir.name}_early.png")
-        write_image(samples, early_samples(ablation, workdir))
+    if read:
         lines += [
             f"(Bands: between the seeds. All restore the same {RESTORED_CLIPS} clips from log-SNRs "
             f"of {', '.join(map(str, LOG_SNRS))}; given is the mean squared error. The judge reads "
             f"{JUDGED_CLIPS} clips of each run.)",
             "",
+        ]
+    if scale == "cpu":
+        samples = workdir.with_name(f"{workdir.name}_early.png")
+        write_image(samples, early_samples(ablation, workdir))
+        lines += [
             f"![clips of {', then '.join(ablation.variants)}]({samples.name})",
             "",
             f"(Early on, with seed {SEEDS[0]}: {', then '.join(ablation.variants)}, a row a clip.)",

@@ -20,6 +20,7 @@ from experiments.ablations import (
     multidiffusion,
     programs,
     resampler_init,
+    resampler_init_ucf101,
     style_strength,
     temporal_blocks,
     temporal_resampling,
@@ -46,6 +47,7 @@ ASKED = {
     attention_depth: "temporal",
     frozen_image_model: "trained",
     resampler_init: "temporal",
+    resampler_init_ucf101: "temporal",
     temporal_resampling: "temporal",
     temporal_blocks: "temporal",
     window_length: "batch_size",
@@ -298,6 +300,18 @@ def test_runs_once_and_reports_what_the_runs_say(tmp_path, written):
     assert [round(float(early[row].mean()), 1) for row in (0, 260, 400)] == [-1.0, 1.0, 0.5]
     reversed_losses = {"identity": np.array([1, 3, 3.0]), "he": np.array([2, 2, 2.0])}
     assert "lower with 1 of 3" in ablation.verdict(reversed_losses)
+
+
+def test_runs_on_real_clips_are_compared_by_their_losses_alone(tmp_path, written):
+    ablation = resampler_init_ucf101.ABLATION
+    training.run(ablation, tmp_path / "ucf", tmp_path, jobs=1, options=["--config.data.source=S"])
+    assert {program for program, _ in written} == {"experiments.train"} and len(written) == 6
+    assert {flags["--config.data.source"] for _, flags in written} == {"S"}
+    text = training.section(ablation, tmp_path / "ucf")
+    assert "On UCF-101" in text and "identity ends lower with every seed" in text
+    assert "| he | 40 | 1.2500, 1.2600, 1.2700 |\n" in text and "ucf_early.png" in text
+    config = resampler_init_ucf101.get_config("he,1")
+    assert config.data.name == "ucf101" and config.temporal.resampler_init == "he"
 
 
 def test_a_failed_run_is_named_with_its_last_line(tmp_path, written):
