@@ -10,8 +10,8 @@ plots beside it.
     python -m experiments.ablations --scale=tpu --workdir=runs/ablations_tpu
 
 is the same at the paper's size, where each run wants a TPU slice of its own: it prints the commands
-of the runs that WORKDIR does not hold yet, T2I, FOLDER and UCF101 yet to be filled in, and reports on those
-ablations of which it holds all.
+of the runs that WORKDIR does not hold yet, T2I, FOLDER and UCF101 yet to be filled in, and reports
+on those ablations of which it holds all.
 """
 
 import functools
