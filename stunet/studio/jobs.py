@@ -155,13 +155,16 @@ class Queue:
                 if job.owner[: len(owner)] == owner:
                     job.cancel()
 
-    def close(self, patience: float = 10.0) -> None:
-        """Cancels all jobs and waits up to `patience` seconds for the one at work to stop."""
+    def close(self, patience: float = 10.0) -> bool:
+        """Cancels all jobs and waits up to `patience` seconds for the one at work to stop; returns
+        whether it did.
+        """
         with self.changed:
             self._closed = True
             self.cancel()
             self.changed.notify_all()
         self._thread.join(patience)
+        return not self._thread.is_alive()
 
     def _serve(self) -> None:
         while True:

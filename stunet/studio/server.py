@@ -63,8 +63,10 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
         except KeyboardInterrupt:
             pass
         finally:
-            jobs.close()
+            stopped = jobs.close()
             page.close(verbose=False)
+    if not stopped:  # it compiles: nothing interrupts that, and Python's own end would abort in it
+        os._exit(0)
 
 
 def free_port(host: str, port: int) -> int:

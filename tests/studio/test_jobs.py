@@ -106,10 +106,23 @@ def test_a_closed_queue_has_stopped():
     queue, started = Queue(), threading.Event()
     job = queue.add(endless(started))
     assert started.wait(10)
-    queue.close()
+    assert queue.close()
     with pytest.raises(Cancelled):
         finished(job)
-    assert not queue._thread.is_alive()
+
+
+def test_a_job_that_does_not_listen_is_not_waited_for():
+    queue, started, over = Queue(), threading.Event(), threading.Event()
+
+    def deaf(report):
+        started.set()
+        over.wait(10)
+
+    queue.add(deaf)
+    assert started.wait(10)
+    assert not queue.close(patience=0.0)
+    over.set()
+    assert queue.close()
 
 
 def test_estimates_are_thinned_out_and_go_over_to_the_next_stage():
