@@ -79,13 +79,13 @@ def run(workdir: Path, t2v: Path, options: Sequence[str] = (), *, jobs: int = 1)
       options: further flags of `experiments.train`.
       jobs: runs at a time.
     """
-    start = workdir / "full_rate"
-    save_model(start, at_full_rate(load_model(t2v)))
-    chains = [chain for seed in SEEDS for chain in ((seed, CASCADE), (seed, ("space_time",)))]
+    full_rate = workdir / "full_rate"
+    save_model(full_rate, at_full_rate(load_model(t2v)))
+    ways = ((full_rate, CASCADE), (t2v, ("space_time",)))
+    chains = [(seed, *way) for seed in SEEDS for way in ways]
 
-    def train(chain: tuple[int, Sequence[str]]) -> None:
-        seed, networks = chain
-        before = t2v if networks != CASCADE else start
+    def train(chain: tuple[int, Path, Sequence[str]]) -> None:
+        seed, before, networks = chain
         for network in networks:
             out = workdir / f"{network}_{seed}"
             if not (out / "DONE").exists():

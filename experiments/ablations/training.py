@@ -57,6 +57,10 @@ class Training:
     shared: bool = True
     judged: bool = True
 
+    def is_judged(self, scale: str) -> bool:
+        """Whether the judge reads its runs at this scale, and clips are restored."""
+        return self.judged and scale == "cpu"
+
     def folder(self, workdir: Path, variant: str, seed: int) -> Path:
         """Where a run is kept; `workdir` is the ablation's own."""
         if self.shared and variant == self.variants[0]:
@@ -139,7 +143,7 @@ def run(
 def _run_one(ablation: Training, out: Path, flags: Sequence[str]) -> None:
     if not (out / "DONE").exists():
         call("experiments.train", flags, out.with_suffix(".log"))
-    if not ablation.judged:
+    if not ablation.is_judged("cpu"):
         return
     if not (out / "judge.json").exists():
         judge = [f"--model={out}", f"--out={out / 'judge'}", f"--num_clips={JUDGED_CLIPS}"]
@@ -170,7 +174,7 @@ def results(
     at the scale of a CPU, the error of restored clips, the same for all, and what the judge read
     `[seeds]`, shares of clips.
     """
-    found, judges = {}, scale == "cpu" and ablation.judged
+    found = {}
     for variant in ablation.variants:
         folders = [ablation.folder(workdir, variant, seed) for seed in SEEDS_AT[scale]]
         curves = np.array(
@@ -180,7 +184,7 @@ def results(
             "curves": curves,
             "loss": curves[:, -max(1, curves.shape[1] // 10) :].mean(1),
         }
-        if judges:
+        if ablation.is_judged(scale):
             judged = [json.loads((out / "judge.json").read_text()) for out in folders]
             found[variant] |= {name: np.array([said[name] for said in judged]) for name in READ}
             restored = [json.loads((out / "denoising.json").read_text()) for out in folders]
@@ -234,8 +238,7 @@ def ranking(losses: dict[str, np.ndarray]) -> str:
 def section(ablation: Training, workdir: Path, scale: str = "cpu") -> str:
     """The part of the report about one ablation, in Markdown; draws its plot."""
     found = results(ablation, workdir, scale)
-    read = READ if scale == "cpu" and ablation.judged else ()
-    seeds = SEEDS_AT[scale]
+    read, seeds = READ if ablation.is_judged(scale) else (), SEEDS_AT[scale]
     picture = workdir.with_suffix(".png")
     plot(ablation, found, picture)
     last = {variant: values["error" if read else "loss"] for variant, values in found.items()}
