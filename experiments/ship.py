@@ -3,11 +3,13 @@
     python -m experiments.ship --workdir=runs/shapes
     python -m experiments.ship --workdir=runs/shapes --minutes=10
 
-Runs stages of `experiments/configs/shapes.py` one after the other, each in WORKDIR/STAGE, then
-writes what `stunet.weights.shipped` names, kernels in bfloat16. The same command again goes on
-where it stopped; with `--minutes` it stops by itself, saved, and exits with 75 until all is done.
+Trains the stages of `experiments/configs/shapes.py`, each in WORKDIR/STAGE as soon as the one that
+it starts from is trained, two side by side where it can; then writes what `stunet.weights.shipped`
+names, kernels in bfloat16. The same command again goes on where it stopped; with `--minutes` it
+stops by itself, saved, and exits with 75 until all is done.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +39,8 @@ FROM_STAGE = {
 # With which they share the image model, or all of it but what adapters of a rank change.
 BASE = {shipped.FILLER: shipped.VIDEO_MODEL, shipped.STYLE: shipped.VIDEO_MODEL}
 STYLE_RANK = 3
+AT_ONCE = 2  # stages: one alone leaves a third of two CPUs idle
+BESIDE = ("ssr", "style")  # the short ones, which nothing waits for
 PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
@@ -52,10 +56,9 @@ def main(argv: list[str]) -> int:
         raise UserError("--workdir=DIR is needed")
     workdir = Path(_WORKDIR.value)
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
-    for stage in shapes.STAGES:
-        code = _train(stage, workdir, end)
-        if code:
-            return code
+    code = _train(workdir, end)
+    if code:
+        return code
     out = Path(_OUT.value)
     for name, stage in FROM_STAGE.items():
         folder, adapters = out / name, None
@@ -69,8 +72,39 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _train(stage: str, workdir: Path, end: float | None) -> int:
-    """Trains a stage to its end or until the time `end`; returns the exit code."""
+def _train(workdir: Path, end: float | None) -> int:
+    """Trains all stages, or until the time `end` or one's failure; returns the exit code."""
+    waiting, trained, running = list(shapes.STAGES), {None}, {}
+    try:
+        while waiting or running:
+            for stage in [s for s in waiting if shapes.INIT_FROM.get(s) in trained]:
+                if len(running) < AT_ONCE:
+                    waiting.remove(stage)
+                    running[stage] = _start(stage, workdir)
+            time.sleep(0.2)
+            for stage, process in list(running.items()):
+                code = process.poll()
+                if code:
+                    return code
+                if code == 0:
+                    trained.add(stage)
+                    del running[stage]
+            if end is not None and time.monotonic() > end and (waiting or running):
+                return PREEMPTED
+        return 0
+    except KeyboardInterrupt:  # which the processes have heard too
+        for process in running.values():
+            process.wait()
+        raise
+    finally:
+        for process in running.values():
+            process.terminate()  # it saves; does nothing to one that has ended
+        for process in running.values():
+            process.wait()
+
+
+def _start(stage: str, workdir: Path) -> subprocess.Popen:
+    """Starts, or goes on with, the training of a stage."""
     flags = [f"--config={shapes.__file__}:{stage}", f"--workdir={workdir / stage}"]
     if stage in shapes.INIT_FROM:
         flags.append(f"--config.init_from={workdir / shapes.INIT_FROM[stage]}")
@@ -79,16 +113,10 @@ def _train(stage: str, workdir: Path, end: float | None) -> int:
         if not (pictures / "captions.csv").exists():
             write_pictures(pictures, PICTURES)
         flags.append(f"--config.data.source={pictures}")
-    process = subprocess.Popen([sys.executable, "-m", "experiments.train", *flags, *_SET.value])
-    try:
-        return process.wait(None if end is None else max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        code = process.wait()
-        return code if code >= 0 else PREEMPTED  # below 0: it had not begun to listen
-    finally:
-        if process.poll() is None:  # on Ctrl-C, which the process has heard too
-            process.wait()
+    # Two progress bars, each on a line of its own.
+    environment = {**os.environ, "TQDM_POSITION": "1" if stage in BESIDE else "0"}
+    command = [sys.executable, "-m", "experiments.train", *flags, *_SET.value]
+    return subprocess.Popen(command, env=environment)
 
 
 def as_adapters(style: ModelFolder, base: ModelFolder) -> tuple[ModelFolder, Tree]:

@@ -28,7 +28,7 @@ from experiments.configs import tiny_conditional, tiny_ssr, tiny_style, tiny_t2i
 from stunet.errors import UserError
 
 STAGES = ("t2i", "t2v", "t2v_16", "conditional", "ssr", "style")  # in the order of their needs
-INIT_FROM = {"t2v": "t2i", "t2v_16": "t2v", "conditional": "t2v", "style": "t2i"}
+INIT_FROM = {"t2v": "t2i", "t2v_16": "t2v", "conditional": "t2v_16", "style": "t2i"}
 WORKDIR = "runs/shapes"
 
 _TINY = {
@@ -83,8 +83,8 @@ def _t2v_16(config: ConfigDict) -> None:
     config.temporal.relative = True
     # As much noise to a clip of twice the frames: ln 2 lower.
     config.diffusion.schedule.log_snr_shift = -4.7
-    config.total_steps = 4000
-    config.optimizer.cooldown_steps = 1300
+    config.total_steps = 5000
+    config.optimizer.cooldown_steps = 1500
 
 
 def _conditional(config: ConfigDict) -> None:
@@ -93,8 +93,8 @@ def _conditional(config: ConfigDict) -> None:
     config.conditioning.first_frame = 0.25
     # How closely known pixels are followed shows where there is less noise than motion needs.
     config.diffusion.schedule.log_snr_shift = -2.0
-    config.total_steps = 12500
-    config.optimizer.cooldown_steps = 2500
+    config.total_steps = 7000
+    config.optimizer.cooldown_steps = 2000
 
 
 def _ssr(config: ConfigDict) -> None:
