@@ -24,6 +24,7 @@ from absl import flags
 from data.moving_shapes.duotone import PICTURES, write_pictures
 from experiments.configs import shapes
 from experiments.flag_reading import read_flags
+from experiments.side_by_side import run_side_by_side
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters, nearest_adapters
@@ -41,7 +42,6 @@ BASE = {shipped.FILLER: shipped.VIDEO_MODEL, shipped.STYLE: shipped.VIDEO_MODEL}
 STYLE_RANK = 3
 AT_ONCE = 2  # stages: one alone leaves a third of two CPUs idle
 BESIDE = ("ssr", "style")  # the short ones, which nothing waits for
-PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
 _OUT = flags.DEFINE_string("out", str(shipped.FOLDER), "the folder for the finished models")
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--workdir=DIR is needed")
     workdir = Path(_WORKDIR.value)
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
-    code = _train(workdir, end)
+    needs = {stage: shapes.INIT_FROM.get(stage) for stage in shapes.STAGES}
+    code = run_side_by_side(needs, lambda stage: _start(stage, workdir), AT_ONCE, end)
     if code:
         return code
     out = Path(_OUT.value)
@@ -70,37 +71,6 @@ def main(argv: list[str]) -> int:
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 1e6:.1f} MB")
     return 0
-
-
-def _train(workdir: Path, end: float | None) -> int:
-    """Trains all stages, or until the time `end` or one's failure; returns the exit code."""
-    waiting, trained, running = list(shapes.STAGES), {None}, {}
-    try:
-        while waiting or running:
-            for stage in [s for s in waiting if shapes.INIT_FROM.get(s) in trained]:
-                if len(running) < AT_ONCE:
-                    waiting.remove(stage)
-                    running[stage] = _start(stage, workdir)
-            time.sleep(0.2)
-            for stage, process in list(running.items()):
-                code = process.poll()
-                if code:
-                    return code
-                if code == 0:
-                    trained.add(stage)
-                    del running[stage]
-            if end is not None and time.monotonic() > end and (waiting or running):
-                return PREEMPTED
-        return 0
-    except KeyboardInterrupt:  # which the processes have heard too
-        for process in running.values():
-            process.wait()
-        raise
-    finally:
-        for process in running.values():
-            process.terminate()  # it saves; does nothing to one that has ended
-        for process in running.values():
-            process.wait()
 
 
 def _start(stage: str, workdir: Path) -> subprocess.Popen:
