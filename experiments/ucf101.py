@@ -16,6 +16,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,7 @@ from stunet.errors import UserError, run_command
 from stunet.evaluation.clip_folders import open_folder
 from stunet.evaluation.evaluate import evaluate, load_metrics, table
 from stunet.files import read_json
-from stunet.pipeline import Model, check_cascade, generate, load, upscale
+from stunet.pipeline import Model, check_cascade, enlarge, generate, load
 from stunet.video_io import check_writable, write_video
 
 # FVD and Inception Score, as the paper's table has them.
@@ -67,7 +68,8 @@ class ZeroShotConfig:
       frames: of each clip that are compared, the first ones.
       fps: that generated and real clips are re-timed to; None for frames as they are.
       splits: of the Inception Score.
-      sampler, steps, guidance_scale, seed, batch_size: as `stunet.pipeline.Sampling`'s.
+      sampler, steps, guidance_scale, seed, batch_size: as `stunet.pipeline.Sampling`'s; upscalers
+        that say their own number of steps keep to it.
     """
 
     model: str
@@ -172,9 +174,7 @@ def _generate(
     names = ("sampler", "steps", "guidance_scale", "batch_size")
     sampling = {"seed": seed, **{name: getattr(config, name) for name in names}}
     videos = generate(models[0], prompts, **sampling)
-    for upscaler in models[1:]:
-        videos = upscale(upscaler, videos, prompts, **sampling)
-    return videos
+    return enlarge(models[1:], videos, prompts, lambda _: nullcontext(), **sampling)
 
 
 def _check_models(config: ZeroShotConfig, models: list[Model]) -> None:
