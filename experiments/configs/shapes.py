@@ -93,8 +93,8 @@ def _conditional(config: ConfigDict) -> None:
     config.conditioning.first_frame = 0.25
     # How closely known pixels are followed shows where there is less noise than motion needs.
     config.diffusion.schedule.log_snr_shift = -2.0
-    config.total_steps = 7000
-    config.optimizer.cooldown_steps = 2000
+    config.total_steps = 6000
+    config.optimizer.cooldown_steps = 1500
 
 
 def _ssr(config: ConfigDict) -> None:
