@@ -41,7 +41,9 @@ class OptimizerConfig:
     """The optimiser and the moving average of its parameters.
 
     Attributes:
-      name: "adamw", or "adafactor" as the paper's.
+      name: "adamw"; "adafactor" as the paper's; or "muon", which makes each kernel's step an
+        orthogonal matrix (arXiv:2502.16982) and leaves vectors to Adam: more work a step, and
+        fewer of them.
       learning_rate: reached after `warmup_steps`, constant from there to `cooldown_steps`.
       warmup_steps: steps of linear warm-up.
       cooldown_steps: of the run's last steps, over which the rate falls linearly to 0.
@@ -50,7 +52,7 @@ class OptimizerConfig:
       ema_decay: of the parameters' moving average, which is what is sampled from and saved.
     """
 
-    name: Literal["adamw", "adafactor"] = "adamw"
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 100
     cooldown_steps: int = 0

@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Adafactor with linear warm-up and, at the end, cool-down."""
+    """Clipping, then the optimiser with linear warm-up and, at the end, cool-down."""
 
     def rate(count):
         rise = (count + 1) / max(1, config.warmup_steps)
@@ -44,6 +44,16 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
     if config.name == "adamw":
         update = optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=matrices)
+    elif config.name == "muon":
+        update = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=matrices,
+            adam_b2=0.99,
+            muon_weight_dimension_numbers=_matrix_of_each,
+            # Steps as long as AdamW's, so that its learning rates do (arXiv:2502.16982, 2.2).
+            consistent_rms=0.2,
+        )
     else:
         # `optax.adafactor` would take weight decay off whole, not times the learning rate.
         update = optax.chain(
@@ -53,6 +63,16 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             optax.scale_by_learning_rate(rate),
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _matrix_of_each(params: Tree) -> Tree:
+    """How a kernel is a matrix: outputs last, all else inputs. None for vectors, which is Adam."""
+
+    def axes(leaf):
+        inputs = tuple(range(leaf.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(inputs, leaf.ndim - 1) if inputs else None
+
+    return jax.tree.map(axes, params)
 
 
 def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
