@@ -4,7 +4,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 
-PREEMPTED = 75  # what experiments.train exits with once it is told to stop and has saved
+from experiments.launch.commands import PREEMPTED
 
 
 def run_side_by_side(

@@ -47,8 +47,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     elif config.name == "muon":
         update = optax.contrib.muon(
             rate,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=matrices,
+            weight_decay=config.weight_decay,  # of matrices
             adam_b2=0.99,
             muon_weight_dimension_numbers=_matrix_of_each,
             # Steps as long as AdamW's, so that its learning rates do (arXiv:2502.16982, 2.2).
