@@ -33,6 +33,8 @@ from experiments.configs import tiny_conditional, tiny_ssr, tiny_style, tiny_t2i
 from stunet.errors import UserError
 
 STAGES = ("t2i", "t2v", "t2v_16", "conditional", "ssr", "style")  # in the order of their needs
+# Where Muon learns more in a minute than AdamW (docs/moving_shapes.md).
+_BY_MUON = ("t2i", "t2v", "t2v_16", "conditional")
 INIT_FROM = {"t2v": "t2i", "t2v_16": "t2v", "conditional": "t2v_16", "style": "t2i"}
 WORKDIR = "runs/shapes"
 
@@ -59,20 +61,22 @@ def get_config(stage: str) -> ConfigDict:
         config.init_from = f"{WORKDIR}/{INIT_FROM[stage]}"
     if stage in _CHANGES:
         _CHANGES[stage](config)
+    if stage in _BY_MUON:
+        config.optimizer.name = "muon"
     return config
 
 
 def _t2i(config: ConfigDict) -> None:
     # After 7500 steps 79 % of the shapes were drawn as asked, after 15000 98 %.
-    config.total_steps = 15000
-    config.optimizer.cooldown_steps = 3000
+    config.total_steps = 9500
+    config.optimizer.cooldown_steps = 2500
 
 
 def _t2v(config: ConfigDict) -> None:
     # Slower at first than without, and better from about 1000 steps on.
     config.temporal.relative = True
-    config.total_steps = 3600
-    config.optimizer.cooldown_steps = 1000
+    config.total_steps = 5500
+    config.optimizer.cooldown_steps = 1500
 
 
 def _in_16_frames(config: ConfigDict) -> None:
@@ -88,7 +92,7 @@ def _t2v_16(config: ConfigDict) -> None:
     config.temporal.relative = True
     # As much noise to a clip of twice the frames: ln 2 lower.
     config.diffusion.schedule.log_snr_shift = -4.7
-    config.total_steps = 5000
+    config.total_steps = 4500
     config.optimizer.cooldown_steps = 1500
 
 
@@ -98,8 +102,8 @@ def _conditional(config: ConfigDict) -> None:
     config.conditioning.first_frame = 0.25
     # How closely known pixels are followed shows where there is less noise than motion needs.
     config.diffusion.schedule.log_snr_shift = -2.0
-    config.total_steps = 6000
-    config.optimizer.cooldown_steps = 1500
+    config.total_steps = 4000
+    config.optimizer.cooldown_steps = 1200
 
 
 def _ssr(config: ConfigDict) -> None:
