@@ -6,10 +6,11 @@
 Trains the stages of `experiments/configs/shapes.py`, each in WORKDIR/STAGE as soon as the one that
 it starts from is trained, two side by side where it can; then writes what `stunet.weights.shipped`
 names, kernels in bfloat16. The same command again goes on where it stopped; with `--minutes` it
-stops by itself, saved, and exits with 75 until all is done.
+stops by itself, as at SIGTERM: saved, and with the exit code 75.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from absl import flags
 from data.moving_shapes.duotone import PICTURES, write_pictures
 from experiments.configs import shapes
 from experiments.flag_reading import read_flags
+from experiments.launch.commands import PREEMPTED
 from experiments.side_by_side import run_side_by_side
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
@@ -55,6 +57,8 @@ def main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed")
     workdir = Path(_WORKDIR.value)
+    # As when its time is over: the stages are told, and save.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
     needs = {stage: shapes.INIT_FROM.get(stage) for stage in shapes.STAGES}
     code = run_side_by_side(needs, lambda stage: _start(stage, workdir), AT_ONCE, end)

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -75,6 +77,21 @@ def test_out_of_time_before_the_end(tmp_path):
     done = ship(f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}", "--minutes=0")
     assert done.returncode == 75, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+def test_sigterm_ends_its_stages_too(tmp_path):
+    flags = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "experiments.ship", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        stages = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(stages.read_text().split()) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)  # past their start
+        process.terminate()
+        process.communicate(timeout=120)  # to the end of all that write there
+    assert process.returncode == 75
 
 
 def test_a_stage_that_fails_ends_it(tmp_path):
