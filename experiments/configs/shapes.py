@@ -12,16 +12,17 @@ Cost and figures, 2026-11-26, CPU alone, one run of each. Judge, 25 steps, guida
     seen prompts         99.8   89.8    86.3 %
     held-out prompts     99.6   89.6    89.3
 
-t2i: 15000 steps in 85 minutes of one CPU, the other at work (7500, and warmed up again; in one go
-it came to the same in 49 minutes on two quicker CPUs, ssr beside it for 26 of them). Of 512
-pictures it draws 90 % of the shapes. t2v: 45 minutes, t2v_16: 42, on two CPUs of half that speed.
+t2i: 15000 steps in 85 minutes of one CPU, the other at work (7500, and warmed up again). Of 512
+pictures it draws 90 % of the shapes; a second one, in one go, 88 %, in 49 minutes on two quicker
+CPUs, ssr beside it for 26 of them. t2v: 45 minutes, t2v_16: 42, on two CPUs of half that speed.
 The filler is another conditional model than the config's, from an earlier t2v in 12500 steps of
-AdamW, 122 minutes of one CPU; the config's, on the quicker CPUs, took 43 and comes close to it
-(docs/applications.md, docs/moving_shapes.md). The style was tuned from the image model in the
-package, in bfloat16; of its change `experiments.ship` keeps three singular vectors a kernel. Stills
-of it lie 0.32, 0.24 and 0.14 from its inks at strengths 0.5, 0.7 and 1
-(`data.moving_shapes.duotone.distance_to_inks`, 32 pictures; 0.51 without, 0.31, 0.23 and 0.10 with
-all of the change).
+AdamW, 122 minutes of one CPU; the config's, tried from a t2v_16 by AdamW, took 43 on the quicker
+CPUs and comes close to it (docs/applications.md, docs/moving_shapes.md). All stages together were
+timed only before t2v and t2v_16 were by Muon: 2 hours 9 minutes on the quicker CPUs. The style was
+tuned from the image model in the package, in bfloat16; of its change `experiments.ship` keeps three
+singular vectors a kernel. Stills of it lie 0.32, 0.24 and 0.14 from its inks at strengths 0.5, 0.7
+and 1 (`data.moving_shapes.duotone.distance_to_inks`, 32 pictures; 0.51 without, 0.31, 0.23 and 0.10
+with all of the change).
 """
 
 from ml_collections import ConfigDict
@@ -84,7 +85,7 @@ def _in_16_frames(config: ConfigDict) -> None:
 
 def _t2v_16(config: ConfigDict) -> None:
     _in_16_frames(config)
-    config.data.num_examples = 100_000  # none of them seen twice
+    config.data.num_examples = 100_000  # none seen twice
     config.optimizer.name = "muon"
     config.temporal.relative = True
     # As much noise to a clip of twice the frames: ln 2 lower.
