@@ -22,7 +22,13 @@ from stunet.models.unet import UNetConfig, check_video_shape
 from stunet.pipeline import ChunkSettings, devices_for, run_chunk
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import with_frozen_kernels_in
-from stunet.training.mesh import batch_sharding, mesh_over, parameter_shardings, replicated
+from stunet.training.mesh import (
+    batch_sharding,
+    check_batch,
+    mesh_over,
+    parameter_shardings,
+    replicated,
+)
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import init_state, make_optimizer, make_train_step
 from stunet.weights.model_folder import find_model
@@ -140,6 +146,7 @@ def train_program(
     recomputes nothing.
     """
     mesh = mesh_over(devices, config.mesh.fsdp, config.mesh.frames)
+    check_batch(mesh, config.batch_size, config.data["num_frames"])
 
     def step(remat: str, mesh: Mesh | None):
         networks = Networks(unet, t5, remat, config.super_resolution, config.conditioning, mesh)
@@ -148,6 +155,7 @@ def train_program(
             networks,
             config.diffusion,
             trains=config.trains,
+            frozen=config.frozen,
             text_denoising=config.text_denoising,
             adapter_rank=config.adapter_rank,
         )

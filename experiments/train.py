@@ -40,7 +40,7 @@ from stunet.training.cluster import (
 )
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import check_initial_model, make_initial_model
-from stunet.training.mesh import batch_slice, make_mesh, put_batch, put_parameters
+from stunet.training.mesh import batch_slice, check_batch, make_mesh, put_batch, put_parameters
 from stunet.training.metrics import MetricsLog, plot_loss
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import make_optimizer, make_train_step, place_state
@@ -72,6 +72,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
         return 0
     stop_after = watch_for_sigterm()
     mesh = make_mesh(config.mesh.fsdp, config.mesh.frames)
+    check_batch(mesh, config.batch_size, config.data["num_frames"])
+    part, parts = batch_slice(mesh)  # which of every batch this process reads
     first_alone(lambda: data.prepare(config.data))
     if not is_first():  # where the datasets are on a disk of its own
         data.prepare(config.data)
@@ -103,6 +105,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         networks,
         config.diffusion,
         trains=config.trains,
+        frozen=config.frozen,
         text_denoising=config.text_denoising,
         adapter_rank=config.adapter_rank,
     )
@@ -136,7 +139,6 @@ def train(config: TrainConfig, workdir: Path) -> int:
             f"batch_size {config.batch_size}; resume with the batch size it was started with"
         )
     log = MetricsLog(workdir, start, writes=is_first())
-    part, parts = batch_slice(mesh)
     batches = data.make_batches(
         config.data,
         model.tokenizer,

@@ -21,6 +21,15 @@ from stunet.errors import UserError
 AXIS = "frames"
 
 
+def check_frames(frames: int, shards: int) -> None:
+    """Raises a UserError if a clip's frames, unless it is an image, do not divide among devices."""
+    if frames > 1 and frames % shards:
+        raise UserError(
+            f"num_frames is {frames}, which mesh.frames {shards} devices cannot share alike; "
+            f"choose a multiple of {shards}"
+        )
+
+
 def split_over_frames(network: nn.Module, mesh: Mesh | None) -> Callable[..., jax.Array]:
     """`network.apply`, with videos split over the mesh's axis "frames".
 
@@ -42,11 +51,7 @@ def split_over_frames(network: nn.Module, mesh: Mesh | None) -> Callable[..., ja
         frames = x.shape[1]
         if frames == 1:  # an image
             return network.apply(variables, x, t, text, noise_level, cond)
-        if frames % shards:
-            raise UserError(
-                f"num_frames is {frames}, which mesh.frames {shards} devices cannot share alike; "
-                f"choose a multiple of {shards}"
-            )
+        check_frames(frames, shards)
         video, whole = PartitionSpec(None, AXIS), PartitionSpec()
         return jax.shard_map(
             split.apply,

@@ -103,6 +103,8 @@ class TrainConfig:
         loss are float32 either way); None for what `unet`, or the model in `init_from`, has.
       trained: of a model that starts from `init_from`, for "t2v", "conditional" and "ssr": "added",
         what the stage adds to it (the paper keeps the image model as it is), or "unet", all of it.
+      frozen: names of modules of the model in `init_from`, wherever in its U-Net they are, that
+        stay as they are although `trained` has them.
       frozen_dtype: for a stage that leaves an image model as it is: what that model's kernels are
         kept in and saved as, "float32" or "bfloat16"; None for what they are in `init_from`. (Norms
         and biases keep their type: few, and computed with in float32.)
@@ -135,6 +137,7 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: Literal["float32", "bfloat16"] | None = None
     trained: Literal["added", "unet"] = "added"
+    frozen: tuple[str, ...] = ()
     frozen_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "elementwise", "blocks"] = "none"
     seed: int = 0
@@ -176,6 +179,11 @@ class TrainConfig:
             raise UserError(
                 f"frozen_dtype is {self.frozen_dtype!r}, but without init_from all of the U-Net is "
                 "trained; leave it out"
+            )
+        if not self.init_from and self.frozen:
+            raise UserError(
+                f"frozen is {', '.join(self.frozen)}, but without init_from all parameters are "
+                "random at first; leave it out"
             )
         if self.trained == "unet":
             if not self.init_from or self.stage in ("t2i", "style"):

@@ -68,6 +68,7 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
             )
         else:
             unet, enlarged = inflate(content.params["unet"], unet, temporal, key)
+        _check_frozen(config, enlarged, source)
         text_encoder, tokenizer = content.config["text_encoder"], content.tokenizer
         threshold = None if start.threshold is None else to_dict(start.threshold)
         params = {**content.params, "unet": with_frozen_kernels_in(config.frozen_dtype, enlarged)}
@@ -139,6 +140,7 @@ def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: P
                     f"{folder}: the run was started with unet/{path} in {leaf.dtype}, but "
                     f"frozen_dtype is {config.frozen_dtype!r}; choose another workdir"
                 )
+    _check_frozen(config, model.params["unet"], folder)
     started = replace(model, params={})
     wanted = replace(
         started,
@@ -156,6 +158,17 @@ def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: P
             raise UserError(
                 f"{folder}: the run was started with {path.replace('/', '.')} {started[path]!r}, "
                 f"but the config says {value!r}; resume with the former, or choose another workdir"
+            )
+
+
+def _check_frozen(config: TrainConfig, unet: Tree, where: Path) -> None:
+    paths = [path.split("/") for path in flatten(unet)]
+    for name in config.frozen:
+        if not any(name in path[:-1] for path in paths):
+            modules = sorted({path[-2] for path in paths if len(path) > 1})
+            raise UserError(
+                f"frozen: no module of the U-Net in {where} is called {name!r}; there are "
+                f"{', '.join(modules)}"
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import AXIS
+from stunet.models.frame_axis import AXIS, check_frames
 from stunet.weights.trees import Tree
 
 AXES = ("data", "fsdp", AXIS)
@@ -48,6 +48,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose leading axis is the batch."""
     return NamedSharding(mesh, BATCH)
+
+
+def check_batch(mesh: Mesh, batch_size: int, num_frames: int) -> None:
+    """Raises a UserError if the mesh's devices cannot share such a batch alike."""
+    fsdp, frames = mesh.shape["fsdp"], mesh.shape[AXIS]
+    rows = mesh.shape["data"] * fsdp
+    if batch_size % rows:
+        raise UserError(
+            f"batch_size is {batch_size}; on {mesh.size} devices with mesh.fsdp {fsdp} and "
+            f"mesh.frames {frames} it must be a multiple of {rows}"
+        )
+    check_frames(num_frames, frames)
 
 
 def parameter_shardings(mesh: Mesh, tree):

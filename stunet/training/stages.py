@@ -4,7 +4,7 @@ Stages differ in these values and in nothing else; there is one loop for all of 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import jax
@@ -103,6 +103,7 @@ def make_stage(
     diffusion: DiffusionConfig,
     *,
     trains: str,
+    frozen: Collection[str] = (),
     text_denoising: float = 0.0,
     adapter_rank: int = 0,
 ) -> Stage:
@@ -110,6 +111,7 @@ def make_stage(
 
     Args:
       trains: "all" parameters, the "unet" alone, or those "added" to a finished model inside it.
+      frozen: names of modules of the U-Net that stay as they are all the same.
       text_denoising: weight of `text_denoising_loss`, for a stage that trains the text encoder.
       adapter_rank: for "style", of adapters to train; 0 trains the U-Net itself.
     """
@@ -122,7 +124,11 @@ def make_stage(
             )
         return total
 
-    return Stage(name, IS_TRAINED[trains], loss, adapter_rank)
+    def is_trained(path: str) -> bool:
+        return IS_TRAINED[trains](path) and frozen.isdisjoint(path.split("/"))
+
+    frozen = frozenset(frozen)
+    return Stage(name, is_trained, loss, adapter_rank)
 
 
 IS_TRAINED = {

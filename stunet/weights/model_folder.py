@@ -7,9 +7,9 @@
     tokenizer.json            likewise
 
 Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`. A folder may name
-a `base` beside it: its text encoder and tokenizer are its own, too, and such of its text-to-image
-parameters as the folder has none for, changed by low-rank adapters if there is
-`adapters.safetensors`.
+a `base` beside it: its text encoder and tokenizer are its own, too, and such of its U-Net's
+parameters as the folder has none for (what inflation added only if the folder's own is inflated),
+changed by low-rank adapters if there is `adapters.safetensors`.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ def save_model(
       shard_bytes: size above which a part's weights are split over several files. A
         single larger array has a file to itself.
       base: the name of a model folder beside this one, whose text encoder and tokenizer are the
-        model's. They are left there, and so are text-to-image parameters that are the same.
+        model's. They are left there, and so are parameters of the U-Net that are the same.
       adapters: what the base's parameters are changed by before (`stunet.weights.low_rank`).
 
     Raises:
@@ -151,18 +151,17 @@ def save_model(
     from_dict(ModelConfig, model.config, f"{folder}: config")
     if unknown := model.params.keys() - {"unet", "text_encoder"}:
         raise ValueError(f"unknown components {sorted(unknown)}")
-    temporal, spatial = partition(model.params["unet"], is_added)
+    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    own, stored_tokenizer = model.params, model.tokenizer
+    if base is not None:
+        own, stored_tokenizer = _not_in_base(folder.parent / base, adapters or {}, model), None
+    temporal, spatial = partition(own["unet"], is_added)
     parts = {
         "unet_spatial": spatial,
         "unet_temporal": temporal,
-        "text_encoder": model.params.get("text_encoder", {}),
+        "text_encoder": own.get("text_encoder", {}),
+        "adapters": adapters or {},
     }
-    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
-    stored_tokenizer = model.tokenizer
-    if base is not None:
-        own = _not_in_base(folder.parent / base, adapters or {}, spatial, model)
-        parts |= {"unet_spatial": own, "text_encoder": {}, "adapters": adapters or {}}
-        stored_tokenizer = None
     try:
         _refuse_foreign(folder)
         shutil.rmtree(new, ignore_errors=True)  # left behind by a process that was killed
@@ -209,17 +208,16 @@ def open_model(folder: str | Path) -> ModelFolder:
     tokenizer = None
     if stored.tokenizer is not None:
         tokenizer = read_bytes(folder / stored.tokenizer)
-    if stored.base is not None:
-        base = _open_base(folder, stored.base)
-        images = partition(base.params["unet"], is_added)[1]
-        images = flatten(_adapted(images, parts["adapters"], folder))
-        parts["unet_spatial"] = unflatten(images | flatten(parts["unet_spatial"]))
-        parts["text_encoder"] = base.params.get("text_encoder", {})
-        tokenizer = base.tokenizer
     try:
         params = {"unet": merge(parts["unet_spatial"], parts["unet_temporal"])}
     except ValueError as error:
         raise UserError(f"{folder}: its weights contradict each other: {error}") from error
+    if stored.base is not None:
+        base = _open_base(folder, stored.base)
+        there = _unet_of_base(base, parts["adapters"], stored, folder)
+        params["unet"] = unflatten(flatten(there) | flatten(params["unet"]))
+        parts["text_encoder"] = base.params.get("text_encoder", {})
+        tokenizer = base.tokenizer
     if parts["text_encoder"]:
         params["text_encoder"] = parts["text_encoder"]
     public = [field.name for field in dataclasses.fields(ModelConfig)]
@@ -236,29 +234,41 @@ def _open_base(folder: Path, name: str) -> ModelFolder:
         raise UserError(f"{folder}: its base: {error}") from error
 
 
-def _not_in_base(base: Path, adapters: Tree, spatial: Tree, model: ModelFolder) -> Tree:
-    """The text-to-image parameters that differ from the base's, with adapters added to those.
+def _not_in_base(base: Path, adapters: Tree, model: ModelFolder) -> dict[str, Tree]:
+    """The parameters that the base has not or has otherwise, with adapters added to those.
 
     Raises:
       UserError: they differ in shape, or the text encoder or tokenizer differs.
     """
     found = open_model(base)
-    wanted = {"unet": spatial, "text_encoder": model.params.get("text_encoder", {})}
-    images = partition(found.params["unet"], is_added)[1]
-    there = {"text_encoder": {}, **found.params, "unet": _adapted(images, adapters, base)}
-    compare_shapes(wanted, there, str(base))
-    there = flatten(there)
-    differing = [
+    config = from_dict(ModelConfig, model.config, str(base))
+    there = {
+        "text_encoder": {},
+        **found.params,
+        "unet": _unet_of_base(found, adapters, config, base),
+    }
+    here, known = {"text_encoder": {}, **model.params}, flatten(there)
+    # Of what was added to a finished model the base may have nothing yet, or not all.
+    comparable = partition(here, lambda path: path in known or not is_added(path))[0]
+    compare_shapes(comparable, there, str(base))
+    differing = {
         path
-        for path, leaf in flatten(wanted).items()
-        if np.asarray(leaf).tobytes() != np.asarray(there[path]).tobytes()
-    ]
-    for path in differing:
+        for path, leaf in flatten(here).items()
+        if path not in known or np.asarray(leaf).tobytes() != np.asarray(known[path]).tobytes()
+    }
+    for path in sorted(differing):
         if not path.startswith("unet/"):
             raise UserError(f"{base}: {path} has other values than the model's")
     if found.tokenizer != model.tokenizer:
         raise UserError(f"{base}: has another tokenizer than the model's")
-    return partition({"unet": spatial}, lambda path: path in differing)[0].get("unet", {})
+    return {"unet": {}, **partition(here, lambda path: path in differing)[0]}
+
+
+def _unet_of_base(base: ModelFolder, adapters: Tree, config: ModelConfig, where: Path) -> Tree:
+    """Of the base's U-Net what a model of this config can share, adapters added."""
+    added, images = partition(base.params["unet"], is_added)
+    images = _adapted(images, adapters, where)
+    return merge(images, added) if config.architecture.get("temporal") else images
 
 
 def _adapted(images: Tree, adapters: Tree, where: Path) -> Tree:

@@ -128,7 +128,7 @@ def test_t2v_goes_on_with_an_inflated_model_at_more_frames(t2v):
 
 def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
     """From the start on, over a stop, and in the model that is saved; what is trained is not."""
-    config = {**t2v[0], "frozen_dtype": "bfloat16", "sample_prompts": ()}
+    config = {**t2v[0], "frozen_dtype": "bfloat16", "frozen": ("conv_time",), "sample_prompts": ()}
     workdir = root / "t2v_bfloat16"
     assert train_here({**config, "total_steps": 2}, workdir) == 0
     (workdir / "DONE").unlink()
@@ -141,6 +141,10 @@ def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
             assert leaf.dtype == ("bfloat16" if cast else "float32"), path
             if path in t2i:
                 np.testing.assert_array_equal(leaf, t2i[path].astype(leaf.dtype), err_msg=path)
+    initial, model = (flatten(load_model(workdir / f).params["unet"]) for f in ("initial", "model"))
+    same = {path for path in initial if np.array_equal(initial[path], model[path])}
+    assert same == {path for path in initial if path in t2i or "/conv_time/" in path}
+    assert same > t2i.keys()
     assert all(np.isfinite(row["loss"]) for row in read_metrics(workdir / "metrics.csv"))
 
 
@@ -246,6 +250,8 @@ def test_values_that_cannot_be(command, config):
     error = command({**config, "frozen_dtype": "bfloat16"})
     assert "stage 't2i' has no use for the field 'frozen_dtype'" in error
     assert "trained is 'unet', which is a choice for" in command({**config, "trained": "unet"})
+    error = command({**config, "frozen": ("conv_in",)})
+    assert "frozen is conv_in, but without init_from all parameters are random at first" in error
     error = command(changed(config, stage="ssr", temporal={"resample": (True,)}))
     assert "stage 'ssr' needs the field 'super_resolution'" in error
     assert "batch_size" in command(config, "--config.batch_size=many")
@@ -277,6 +283,12 @@ def test_init_from(command, t2v, tmp_path, whole):
     weights.write_bytes(weights.read_bytes()[:-100])
     error = command({**config, "init_from": str(tmp_path / "torn")})
     assert "unet_spatial.safetensors: incomplete" in error
+
+
+def test_frozen_modules_that_there_are_none_of(command, t2v):
+    error = command({**t2v[0], "frozen": ("conv_time", "conv_tine")})
+    assert "frozen: no module of the U-Net in" in error
+    assert "is called 'conv_tine'; there are conv" in error and "conv_time, embedding" in error
 
 
 def test_frames_that_the_temporal_stride_does_not_divide(command, t2v):

@@ -13,6 +13,7 @@ from stunet.errors import UserError
 from stunet.training.mesh import (
     AXES,
     batch_sharding,
+    check_batch,
     make_mesh,
     parameter_shardings,
     put_batch,
@@ -38,6 +39,18 @@ def test_one_device():
 def test_axes_that_cannot_be(axes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(*axes)
+
+
+def test_batches_that_devices_cannot_share_alike():
+    mesh = AbstractMesh((2, 2, 2), AXES)
+    check_batch(mesh, batch_size=8, num_frames=16)
+    check_batch(mesh, batch_size=4, num_frames=1)
+    with pytest.raises(
+        UserError, match=r"is 6; on 8 devices with mesh.fsdp 2 and mesh.frames 2 it"
+    ):
+        check_batch(mesh, batch_size=6, num_frames=16)
+    with pytest.raises(UserError, match=r"num_frames is 7, which mesh.frames 2 devices cannot"):
+        check_batch(mesh, batch_size=8, num_frames=7)
 
 
 def test_sharding_rule():

@@ -278,6 +278,7 @@ def test_which_parameters_a_stage_trains(networks):
     networks, params = networks
     everything = flatten(params).keys()
     new = {path for path in everything if "/temporal_" in path}
+    in_conv_time = {path for path in new if "/conv_time/" in path}
     unet = {path for path in everything if path.startswith("unet/")}
     start = {"init_from": "there", "data": {}, "batch_size": 1, "total_steps": 1}
     t2v = {"stage": "t2v", "temporal": UNET.temporal}
@@ -288,17 +289,20 @@ def test_which_parameters_a_stage_trains(networks):
         ({"stage": "style"}, unet),
         (t2v, new),
         ({**t2v, "trained": "unet"}, unet),
+        ({**t2v, "frozen": ("conv_time", "embedding")}, new - in_conv_time),
         ({**ssr, **new_networks}, everything),
         (ssr, new),
         ({**ssr, "trained": "unet"}, unet),
     ):
         config = TrainConfig(**{**start, **fields})
-        stage = make_stage(config.stage, networks, DiffusionConfig(), trains=config.trains)
+        stage = make_stage(
+            config.stage, networks, DiffusionConfig(), trains=config.trains, frozen=config.frozen
+        )
         trained, frozen = partition(params, stage.is_trained)
         assert stage.name == config.stage
         assert flatten(trained).keys() == expected
         assert flatten(frozen).keys() == everything - expected
-    assert 0 < len(new) < len(unet) < len(everything)
+    assert 0 < len(in_conv_time) < len(new) < len(unet) < len(everything)
 
 
 def test_configs_are_values():

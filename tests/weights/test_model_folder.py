@@ -12,10 +12,10 @@ from stunet.errors import UserError
 from stunet.weights.low_rank import add_adapters
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 from stunet.weights.tensor_files import stored_tensors, write_tensors
-from stunet.weights.trees import flatten
+from stunet.weights.trees import flatten, is_added, partition
 
 CONFIG = {
-    "architecture": {"block_out_channels": [32, 64], "temporal": None},
+    "architecture": {"block_out_channels": [32, 64], "temporal": {"hidden": 1}},
     "stage": "t2v",
     "resolution": 32,
     "num_frames": 16,
@@ -125,22 +125,33 @@ def test_shards(tmp_path):
 def test_a_base_keeps_what_two_models_share(tmp_path):
     save_model(tmp_path / "one", MODEL)
     temporal = {"temporal_mid": {"scale": noise((), np.float32, 1)}}
-    params = {**PARAMS, "unet": {**PARAMS["unet"], **temporal}}
+    new = {"cond_conv_in": {"kernel": noise((3, 3, 4, 8), np.float32)}}
+    params = {**PARAMS, "unet": {**PARAMS["unet"], **temporal, **new}}
     save_model(tmp_path / "other", ModelFolder(CONFIG, params, MODEL.tokenizer), base="one")
     names = sorted(path.name for path in (tmp_path / "other").iterdir())
     assert names == ["config.json", "unet_temporal.safetensors"]
+    kept = stored_tensors(tmp_path / "other" / "unet_temporal.safetensors")
+    assert sorted(kept) == ["cond_conv_in/kernel", "temporal_mid/scale"]
     again = load_model(tmp_path / "other")
     assert_bit_equal(again.params, params)
     assert (again.config, again.tokenizer) == (CONFIG, MODEL.tokenizer)
 
+    images = partition(PARAMS["unet"], is_added)[1]
+    config = CONFIG | {"architecture": {"temporal": None}}
+    model = ModelFolder(config, {**PARAMS, "unet": images}, MODEL.tokenizer)
+    save_model(tmp_path / "images", model, base="one")
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["config.json"]
+    assert_bit_equal(load_model(tmp_path / "images").params, model.params)
+
     changed = {**params, "text_encoder": {"shared": {"embedding": noise((50, 16), np.float32, 2)}}}
-    for model, message in (
+    for wrong, message in (
         (ModelFolder(CONFIG, changed, MODEL.tokenizer), "shared/embedding has other values"),
         (ModelFolder(CONFIG, {"unet": params["unet"]}, MODEL.tokenizer), "unexpected: text_enc"),
         (ModelFolder(CONFIG, params, b"{}"), "one: has another tokenizer"),
+        (ModelFolder(CONFIG, model.params, MODEL.tokenizer), "unexpected: unet/down_0/temporal_0"),
     ):
         with pytest.raises(UserError, match=message):
-            save_model(tmp_path / "other", model, base="one")
+            save_model(tmp_path / "other", wrong, base="one")
     assert_bit_equal(load_model(tmp_path / "other").params, params)
     (tmp_path / "one").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=r"other: its base: .*one: not a model folder"):
