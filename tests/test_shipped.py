@@ -28,7 +28,7 @@ def test_they_are_small_and_of_one_size():
     folders = sorted(path.name for path in shipped.FOLDER.iterdir())
     assert folders == sorted(shipped.NAMES)
     files = [path for path in shipped.FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 24 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 24e6
     video, filler, upscaler, style = map(load, shipped.NAMES)
     assert (video.num_frames, filler.num_frames) == (16, 16)
     assert filler.unet.cond_channels and not video.unet.cond_channels

@@ -1,7 +1,7 @@
 """The trained models that come with the package, known by name: what a newcomer begins with.
 
 All of one small world, `moving_shapes`: 16x16 pixels, enlarged to 64x64. `experiments.ship` made
-them; `stunet/shipped` may hold 24 MiB.
+them; `stunet/shipped` may hold 24 MB.
 """
 
 from pathlib import Path
