@@ -37,7 +37,7 @@ from stunet.models.unet import UNet, UNetConfig, check_video_shape
 from stunet.weights.trees import Tree
 
 # Steps of each sampler unless told otherwise. Of DPM-Solver++(2M) 15 lose nothing against 250
-# ancestral ones in what is asked for, and flicker no more (docs/moving_shapes.md); its authors
+# ancestral ones in what is asked for, and hardly flicker more (docs/moving_shapes.md); its authors
 # have 15 to 20 (2211.01095). 100 ancestral steps are DeepFloyd IF's own for its first stage.
 DEFAULT_STEPS = {"dpm2m": 15, "ddim": 50, "ancestral": 100}
 
