@@ -41,7 +41,7 @@ def add_sampling(add: Callable, default_model: str = shipped.VIDEO_MODEL) -> Non
         "--steps",
         metavar="N",
         type=positive_int,
-        help="sampling steps; default: 25 (dpm2m), 50 (ddim), 100 (ancestral)",
+        help="sampling steps; default: 15 (dpm2m), 50 (ddim), 100 (ancestral)",
     )
     add(
         "--guidance-scale",
