@@ -102,8 +102,8 @@ def _conditional(config: ConfigDict) -> None:
     config.diffusion.schedule.log_snr_shift = -2.0
     config.data.num_examples = 100_000  # none seen twice
     config.optimizer.name = "muon"
-    # What words make of places in a frame is half of the temporal parameters, and stays: the model
-    # follows known pixels as closely, and the package has one copy for two models.
+    # What words make of places in a frame is half of the temporal parameters, and stays: the loss
+    # falls about as fast, and the package has one copy for two models (docs/applications.md).
     config.frozen = ("position", "position_feed_forward")
     config.total_steps = 6000
     config.optimizer.cooldown_steps = 1500

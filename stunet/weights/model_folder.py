@@ -214,7 +214,7 @@ def open_model(folder: str | Path) -> ModelFolder:
         raise UserError(f"{folder}: its weights contradict each other: {error}") from error
     if stored.base is not None:
         base = _open_base(folder, stored.base)
-        there = _unet_of_base(base, parts["adapters"], stored, folder)
+        there = _unet_of_base(base, parts["adapters"], stored.architecture, folder)
         params["unet"] = unflatten(flatten(there) | flatten(params["unet"]))
         parts["text_encoder"] = base.params.get("text_encoder", {})
         tokenizer = base.tokenizer
@@ -241,12 +241,8 @@ def _not_in_base(base: Path, adapters: Tree, model: ModelFolder) -> dict[str, Tr
       UserError: they differ in shape, or the text encoder or tokenizer differs.
     """
     found = open_model(base)
-    config = from_dict(ModelConfig, model.config, str(base))
-    there = {
-        "text_encoder": {},
-        **found.params,
-        "unet": _unet_of_base(found, adapters, config, base),
-    }
+    unet = _unet_of_base(found, adapters, model.config["architecture"], base)
+    there = {"text_encoder": {}, **found.params, "unet": unet}
     here, known = {"text_encoder": {}, **model.params}, flatten(there)
     # Of what was added to a finished model the base may have nothing yet, or not all.
     comparable = partition(here, lambda path: path in known or not is_added(path))[0]
@@ -264,11 +260,11 @@ def _not_in_base(base: Path, adapters: Tree, model: ModelFolder) -> dict[str, Tr
     return {"unet": {}, **partition(here, lambda path: path in differing)[0]}
 
 
-def _unet_of_base(base: ModelFolder, adapters: Tree, config: ModelConfig, where: Path) -> Tree:
-    """Of the base's U-Net what a model of this config can share, adapters added."""
+def _unet_of_base(base: ModelFolder, adapters: Tree, architecture: dict, where: Path) -> Tree:
+    """Of the base's U-Net what a model of this architecture can share, adapters added."""
     added, images = partition(base.params["unet"], is_added)
     images = _adapted(images, adapters, where)
-    return merge(images, added) if config.architecture.get("temporal") else images
+    return merge(images, added) if architecture.get("temporal") else images
 
 
 def _adapted(images: Tree, adapters: Tree, where: Path) -> Tree:

@@ -45,9 +45,7 @@ def test_batches_that_devices_cannot_share_alike():
     mesh = AbstractMesh((2, 2, 2), AXES)
     check_batch(mesh, batch_size=8, num_frames=16)
     check_batch(mesh, batch_size=4, num_frames=1)
-    with pytest.raises(
-        UserError, match=r"is 6; on 8 devices with mesh.fsdp 2 and mesh.frames 2 it"
-    ):
+    with pytest.raises(UserError, match=r"on 8 devices with mesh.fsdp 2 and mesh.frames 2 it must"):
         check_batch(mesh, batch_size=6, num_frames=16)
     with pytest.raises(UserError, match=r"num_frames is 7, which mesh.frames 2 devices cannot"):
         check_batch(mesh, batch_size=8, num_frames=7)
