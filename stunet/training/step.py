@@ -31,6 +31,15 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+# Newton-Schulz steps fitted one after the other (arXiv:2505.16932, theorem 4.1): three bring all
+# singular values from 0.01 of a kernel's norm up to 1 +- 0.27, the usual five to 1 +- 0.32.
+_NEWTON_SCHULZ = (
+    (8.0934, -23.6205, 17.4462),
+    (3.6366, -2.7219, 0.5365),
+    (2.6613, -1.9772, 0.4526),
+)
+
+
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Clipping, then the optimiser with linear warm-up and, at the end, cool-down."""
 
@@ -50,6 +59,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             weight_decay=config.weight_decay,  # of matrices
             adam_b2=0.99,
             muon_weight_dimension_numbers=_matrix_of_each,
+            ns_coeffs=_NEWTON_SCHULZ,
             # Steps as long as AdamW's, so that its learning rates do (arXiv:2502.16982, 2.2).
             consistent_rms=0.2,
         )
