@@ -43,7 +43,7 @@ FROM_STAGE = {
 BASE = {shipped.FILLER: shipped.VIDEO_MODEL, shipped.STYLE: shipped.VIDEO_MODEL}
 STYLE_RANK = 3
 AT_ONCE = 2  # stages: one alone leaves a third of two CPUs idle
-BESIDE = ("ssr", "style")  # the short ones, which nothing waits for
+BESIDE = ("ssr", "style", "conditional")  # which nothing waits for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
 _OUT = flags.DEFINE_string("out", str(shipped.FOLDER), "the folder for the finished models")
