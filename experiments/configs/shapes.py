@@ -80,8 +80,8 @@ def _t2v(config: ConfigDict) -> None:
 
 def _in_16_frames(config: ConfigDict) -> None:
     # Twice the frames of the same two seconds: the temporal modules count a clip's course, not its
-    # frames. What words make of places in a frame, half of them, stays as t2v has it: the loss
-    # falls about as fast, and the package has one copy for two models.
+    # frames. What words make of places in a frame, half of their parameters, stays as t2v has it:
+    # the loss falls about as fast, and the package has one copy for two models.
     config.frozen = ("position", "position_feed_forward")
     config.data.num_frames, config.data.fps = 16, 8.0
     config.data.num_examples = 100_000  # none seen twice

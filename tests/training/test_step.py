@@ -9,6 +9,7 @@ from stunet.training.step import init_state, make_optimizer, make_train_step
 
 NAMES = ("adamw", "adafactor", "muon")
 OF_ONE = 1.2649  # what Muon's iterations make of a singular value of 1
+RTOL = {"adamw": 1e-5, "adafactor": 1e-5, "muon": 2e-4}  # its iterations magnify rounding
 PARAMS = {"conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}}
 
 
@@ -41,16 +42,18 @@ def rates(config, steps, total_steps=10**6):
 @pytest.mark.parametrize("name", NAMES)
 def test_warm_up(name):
     config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=4)
-    np.testing.assert_allclose(rates(config, 6), [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=2e-4)
+    np.testing.assert_allclose(
+        rates(config, 6), [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=RTOL[name]
+    )
     config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=0)
-    np.testing.assert_allclose(rates(config, 2), 0.1, rtol=2e-4)
+    np.testing.assert_allclose(rates(config, 2), 0.1, rtol=RTOL[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cool_down(name):
     config = OptimizerConfig(name, learning_rate=0.1, warmup_steps=2, cooldown_steps=4)
     expected = [0.05, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025]
-    np.testing.assert_allclose(rates(config, 8, total_steps=8), expected, rtol=2e-4)
+    np.testing.assert_allclose(rates(config, 8, total_steps=8), expected, rtol=RTOL[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
