@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data import pipeline as data
 from experiments.flag_reading import read_flags
-from stunet.compiling import prepare_compiler
+from stunet.compiling import on_cpu, prepare_compiler
 from stunet.config import from_dict
 from stunet.diffusion import downsampled, upsampled
 from stunet.errors import UserError, run_command
@@ -81,7 +81,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
     # The model before training, kept in the workdir so that resuming needs nothing else.
     def begin() -> None:
         if not (workdir / "initial").exists():
-            content = make_initial_model(config, lambda: data.captions(config.data))
+            with on_cpu():
+                content = make_initial_model(config, lambda: data.captions(config.data))
             save_model(workdir / "initial", content)
 
     first_alone(begin)

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import jaxlib
 import pytest
 
@@ -13,6 +14,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
     monkeypatch.setattr(compiling, "_use_compile_cache", lambda: None)
+    jax.devices()  # reads the flags, once, and not those of the next line
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
 
 
@@ -47,3 +49,18 @@ def test_this_jaxlib_takes_the_flag(monkeypatch, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_what_is_made_on_the_cpu_lies_there():
+    with compiling.on_cpu():
+        assert jax.config.jax_default_device == jax.devices("cpu")[0]
+    assert jax.config.jax_default_device is None
+
+
+def test_without_a_cpu_all_stays_as_it_was(monkeypatch):
+    def absent(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", absent)
+    with compiling.on_cpu():
+        assert jax.config.jax_default_device is None
