@@ -3,8 +3,9 @@
     python -m experiments.train --config=experiments/configs/shapes_32.py --workdir=runs/shapes_32
     python -m experiments.judge --model=runs/shapes_32 --num_clips=512 --out=runs/shapes_32/seen
 
-One H200, 2026-11-27, one run: 5000 steps in 188 s, 42 a second while nothing else was running.
-Judge, 15 steps, guidance 4, 512 clips of 32 frames:
+One H200, 2026-11-27, one run, from the model in the package before (docs/moving_shapes.md): 5000
+steps in 188 s, 42 a second while nothing else was running. Judge, 15 steps, guidance 4, 512
+clips of 32 frames:
 
                        colour  shape  motion
     seen prompts        100.0   90.8    90.2 %
