@@ -32,8 +32,8 @@ def prepare_compiler() -> None:
 def on_cpu() -> contextlib.AbstractContextManager:
     """Computes on the CPU meanwhile, also beside an accelerator; where JAX has no CPU, as before.
 
-    For what is computed once: hundreds of small random arrays, a network's parameters, took an
-    H200's compiler 37 s, and a CPU's a few.
+    For what is computed once: a small network's hundreds of random arrays took 37 s to compile for
+    an H200, two other programs compiling beside it, and take 9 s on a slow CPU.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
