@@ -2,8 +2,9 @@
 
     python -m experiments.train --config=experiments/configs/tiny_t2i.py --workdir=runs/tiny_t2i
 
-The same command again resumes, exactly. Exit codes: 0 finished, 2 a mistake or a diverged
-loss (one line says which), 75 stopped by SIGTERM after saving: start the command again.
+The same command again resumes, exactly; while the first is still at work it is refused. Exit
+codes: 0 finished, 2 a mistake or a diverged loss (one line says which), 75 stopped by SIGTERM after
+saving: start the command again.
 
 On a TPU pod start it on every host with `--cluster=auto`; all hosts need to see the workdir.
 
@@ -28,6 +29,7 @@ from stunet.compiling import on_cpu, prepare_compiler
 from stunet.config import from_dict
 from stunet.diffusion import downsampled, upsampled
 from stunet.errors import UserError, run_command
+from stunet.files import claimed
 from stunet.model import describe, load
 from stunet.pipeline import generate, upscale
 from stunet.training.checkpoints import Checkpoints, abstract_state
@@ -65,7 +67,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where everything about the run 
 
 def train(config: TrainConfig, workdir: Path) -> int:
     """Trains a stage to its end, or until SIGTERM; returns the exit code."""
-    prepare_compiler()
     if (workdir / "DONE").exists():
         if is_first():
             print(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
@@ -236,17 +237,21 @@ def main(argv: list[str]) -> int:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
     if _CLUSTER.value:
         join_cluster(_CLUSTER.value)
+    prepare_compiler()
     workdir = Path(_WORKDIR.value)
     config = from_dict(TrainConfig, values, "config")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
-    try:
-        return train(config, workdir)
-    finally:
-        with contextlib.suppress(OSError):  # not empty, as a rule
-            workdir.rmdir()
+    with contextlib.ExitStack() as claim:
+        # Started again too soon, before the run that was told to stop has saved.
+        first_alone(lambda: claim.enter_context(claimed(workdir)))
+        try:
+            return train(config, workdir)
+        finally:
+            with contextlib.suppress(OSError):  # not empty, as a rule
+                workdir.rmdir()
 
 
 if __name__ == "__main__":

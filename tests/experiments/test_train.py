@@ -16,6 +16,7 @@ from PIL import Image
 from experiments import train
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
+from stunet.files import claimed
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model
 from stunet.training.metrics import read_metrics
@@ -300,6 +301,15 @@ def test_unwritable_workdir(command, config, tmp_path):
     (tmp_path / "file").write_text("")
     error = command(config, workdir=tmp_path / "file" / "run")
     assert f"--workdir={tmp_path}/file/run cannot be made: Not a directory" in error
+
+
+def test_a_workdir_where_another_run_is_at_work(command, config, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with claimed(workdir):
+        error = command(config, workdir=workdir)
+    assert f"{workdir}: another process is at work there; wait until it has ended" in error
+    assert list(workdir.iterdir()) == []
 
 
 def test_resuming_with_another_config(command, config, whole, tmp_path):
