@@ -2,8 +2,8 @@
 
     python -m experiments.judge --model=runs/tiny_t2v --out=runs/tiny_t2v/judge
 
-Writes OUT.json (agreement per attribute, what was seen for what was asked, settings) and OUT.png (a
-row for each of the first clips, every second frame).
+Writes OUT.json (agreement per attribute, what was seen for what was asked, of which motions the
+shapes are right, settings) and OUT.png (a row for each of the first clips, every second frame).
 """
 
 import json
@@ -17,7 +17,7 @@ from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.evaluation.moving_shapes import prompts
-from stunet.evaluation.shapes_judge import agreement, confusion
+from stunet.evaluation.shapes_judge import agreement, confusion, shapes_by_motion
 from stunet.pipeline import generate, load
 from stunet.video_io import check_writable, contact_sheet, write_image
 
@@ -62,11 +62,12 @@ def main(argv: list[str]) -> None:
     result = {
         **agreement(videos, asked),
         **{f"{name}_seen": confusion(videos, asked, name) for name in ("shape", "motion")},
+        "shape_by_motion": shapes_by_motion(videos, asked),
         "num_clips": len(videos),
         **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SAMPLER, _STEPS, _SCALE, _SEED)},
     }
     for name, value in result.items():
-        if isinstance(value, dict):  # a table: asked -> how often each was seen
+        if isinstance(value, dict):  # a table: asked -> counts
             print(f"{name}:")
             for wanted, seen in value.items():
                 print(f"  {wanted:13} {', '.join(f'{k} {n}' for k, n in seen.items())}")

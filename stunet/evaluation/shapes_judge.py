@@ -72,6 +72,20 @@ def confusion(
     return {asked: dict(seen.most_common()) for asked, seen in sorted(table.items())}
 
 
+def shapes_by_motion(
+    videos: Sequence[np.ndarray], prompts: Sequence[Prompt]
+) -> dict[str, dict[str, int]]:
+    """How many clips there are of each motion asked for, and of how many the shape is right.
+
+    Swinging and spinning turn a shape, which is harder to draw than one that stays upright.
+    """
+    table: dict[str, Counter] = defaultdict(Counter)
+    for video, prompt in zip(videos, prompts, strict=True):
+        right = judge(video)["shape"] == prompt.shape
+        table[prompt.motion].update(clips=1, right=int(right))
+    return {motion: dict(counts) for motion, counts in sorted(table.items())}
+
+
 def _read_background(frames: np.ndarray) -> tuple[str, np.ndarray]:
     """Its name, and its picture `[H, 1, 3]`; every background depends on the row alone."""
     resolution = frames.shape[1]

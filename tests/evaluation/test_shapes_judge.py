@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from data.moving_shapes.render import render
 from stunet.evaluation.moving_shapes import Attributes, Prompt, draw_attributes
-from stunet.evaluation.shapes_judge import agreement, confusion, judge
+from stunet.evaluation.shapes_judge import agreement, confusion, judge, shapes_by_motion
 
 NAMES = ("colour", "shape", "motion", "background")
 
@@ -70,3 +70,5 @@ def test_agreement_counts():
         {"heart": {"ring": 2}, "ring": {"ring": 2}},
         {"down": {"up": 1}, "up": {"up": 3}},
     ]
+    by_motion = shapes_by_motion([video] * 4, prompts)
+    assert by_motion == {"down": {"clips": 1, "right": 0}, "up": {"clips": 3, "right": 2}}
