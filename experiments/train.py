@@ -29,10 +29,10 @@ from stunet.compiling import on_cpu, prepare_compiler
 from stunet.config import from_dict
 from stunet.diffusion import downsampled, upsampled
 from stunet.errors import UserError, run_command
-from stunet.files import claimed
 from stunet.model import describe, load
 from stunet.pipeline import generate, upscale
 from stunet.training.checkpoints import Checkpoints, abstract_state
+from stunet.training.claim import claimed
 from stunet.training.cluster import (
     first_alone,
     gathered,

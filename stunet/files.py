@@ -1,10 +1,6 @@
-"""Files whose faults are the user's to mend, and a folder that one process has to itself."""
+"""Reading files whose faults are the user's to mend."""
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +42,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
     return value
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keeps an existing folder from others who would claim it; a killed process's claim ends too.
-
-    Raises:
-      UserError: another process has claimed it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems know no locks: there nobody is kept out.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{folder}: another process is at work there; wait until it has ended, or "
-                    "choose another folder"
-                ) from error
-        yield
-    finally:
-        os.close(handle)

@@ -16,7 +16,7 @@ from PIL import Image
 from experiments import train
 from stunet.config import from_dict
 from stunet.errors import UserError, run_command
-from stunet.files import claimed
+from stunet.training.claim import claimed
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model
 from stunet.training.metrics import read_metrics
