@@ -237,13 +237,13 @@ def main(argv: list[str]) -> int:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
     if _CLUSTER.value:
         join_cluster(_CLUSTER.value)
-    prepare_compiler()
     workdir = Path(_WORKDIR.value)
     config = from_dict(TrainConfig, values, "config")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
+    prepare_compiler()
     with contextlib.ExitStack() as claim:
         # Started again too soon, before the run that was told to stop has saved.
         first_alone(lambda: claim.enter_context(claimed(workdir)))
