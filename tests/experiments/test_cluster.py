@@ -111,8 +111,10 @@ def test_all_fall_back_where_what_one_wrote_is_damaged(root, cluster):
     shutil.copytree(cluster[0], workdir)
     (workdir / "DONE").unlink()
     written = list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_1/d/*"))
+    # Emptied, not halved: values come first in these files, and what follows may be nodes that
+    # merging the processes' parts left without use, so that half a file can be read in full.
     for path in written:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        path.write_bytes(b"")
     (_, err), (_, quiet_err) = finish(
         *start_cluster(root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2")
     )
