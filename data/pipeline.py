@@ -49,7 +49,8 @@ class DataConfig:
       clip_frames: of a whole clip of moving_shapes, of which an example is `num_frames` in a row;
         None for `num_frames`. (The other datasets' clips have their own lengths.)
       texture: of moving_shapes' backgrounds, a standard deviation of values in 0..1.
-      motions: of moving_shapes, the only ones that are shown; () for all.
+      motions: of moving_shapes, the only ones that are shown, one named twice twice as often; ()
+        for all, evenly.
       source: folder or archive that video_folder and ucf101 are made from.
       prompts: a TSV of class and caption, for ucf101.
       text_states: take text states from `text_states_path` instead of tokens.

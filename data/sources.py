@@ -38,7 +38,7 @@ def open_source(config: Mapping[str, Any]) -> Source:
     if config["name"] != "moving_shapes":
         return Source(found, _stored_decoder(config))
     if motions := config.get("motions"):
-        found = [record for record in found if record["motion"].decode() in motions]
+        found = [r for r in found for _ in range(motions.count(r["motion"].decode()))]
     return Source(found, _shapes_decoder(config))
 
 

@@ -97,6 +97,8 @@ def test_only_clips_of_the_motions_that_are_asked_for(config):
     wanted = [text for text in every if parse(text)["motion"] in ("left", "spinning")]
     assert 0 < len(wanted) < len(every)
     assert pipeline.captions({**config, "motions": ("left", "spinning")}) == wanted
+    twice = pipeline.captions({**config, "motions": ("left", "spinning", "left")})
+    assert sorted(twice) == sorted(wanted + [t for t in wanted if parse(t)["motion"] == "left"])
     with pytest.raises(UserError, match="motions: no 'jumping'; choose of left, right"):
         pipeline.prepare({**config, "motions": ("left", "jumping")})
 
