@@ -124,8 +124,8 @@ def image_to_video(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarr
         "first_frame_psnr": float(match.mean()),
         "first_frame_psnr_worst": float(match.min()),
         "colour_and_shape_in_second_half": float(np.mean(kept)),
-        **agreement(made, clips.prompts),
-        "true_clips": agreement(clips.videos, clips.prompts),
+        **agreement(map(judge, made), clips.prompts),
+        "true_clips": agreement(map(judge, clips.videos), clips.prompts),
     }, _sheet(np.repeat(images[:, None], made.shape[1], 1), made)
 
 
@@ -192,7 +192,7 @@ def editing(base: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     for strength in EDIT_STRENGTHS:
         made = edit(base, clips.videos, texts, strength=strength, **_options())
         distances.append(float(np.abs(made - clips.videos).mean()))
-        colours.append(agreement(made, wanted)["colour"])
+        colours.append(agreement(map(judge, made), wanted)["colour"])
         rows.append(made[0])
     sheet = contact_sheet(np.concatenate(rows), columns=rows[0].shape[0])
     return {

@@ -17,7 +17,7 @@ from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.evaluation.moving_shapes import prompts
-from stunet.evaluation.shapes_judge import agreement, confusion, shapes_by_motion
+from stunet.evaluation.shapes_judge import agreement, confusion, judge, shapes_by_motion
 from stunet.pipeline import generate, load
 from stunet.video_io import check_writable, contact_sheet, write_image
 
@@ -59,18 +59,19 @@ def main(argv: list[str]) -> None:
             seed=_SEED.value,
             on_chunk=progress,
         )
+    seen = [judge(video) for video in videos]
     result = {
-        **agreement(videos, asked),
-        **{f"{name}_seen": confusion(videos, asked, name) for name in ("shape", "motion")},
-        "shape_by_motion": shapes_by_motion(videos, asked),
+        **agreement(seen, asked),
+        **{f"{name}_seen": confusion(seen, asked, name) for name in ("shape", "motion")},
+        "shape_by_motion": shapes_by_motion(seen, asked),
         "num_clips": len(videos),
         **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SAMPLER, _STEPS, _SCALE, _SEED)},
     }
     for name, value in result.items():
         if isinstance(value, dict):  # a table: asked -> counts
             print(f"{name}:")
-            for wanted, seen in value.items():
-                print(f"  {wanted:13} {', '.join(f'{k} {n}' for k, n in seen.items())}")
+            for wanted, counts in value.items():
+                print(f"  {wanted:13} {', '.join(f'{k} {n}' for k, n in counts.items())}")
         else:
             print(f"{name:15} {value}")
     report.write_text(json.dumps(result, indent=2) + "\n")

@@ -19,7 +19,7 @@ from experiments.ablations.key_frames import FPS, FRAMES, KEY_FRAMES, MOTIONS
 from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
-from stunet.evaluation.shapes_judge import agreement
+from stunet.evaluation.shapes_judge import agreement, judge
 from stunet.evaluation.temporal import periodicity
 from stunet.evaluation.xt_slice import xt_slice
 from stunet.pipeline import fill, generate, given_frames, load
@@ -56,7 +56,10 @@ def main(argv: list[str]) -> None:
         "true": truth.videos,
     }
     report = {
-        way: {"periodicity": float(periodicity(made).mean()), **agreement(made, truth.prompts)}
+        way: {
+            "periodicity": float(periodicity(made).mean()),
+            **agreement(map(judge, made), truth.prompts),
+        }
         for way, made in videos.items()
     }
     report["num_clips"] = _CLIPS.value

@@ -7,7 +7,7 @@ silhouette by unmixing each pixel into background, colour and mark, then recogni
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -48,9 +48,11 @@ def judge(video: np.ndarray) -> dict[str, str]:
     return {"colour": colour, "shape": found.shape, "motion": motion, "background": background}
 
 
-def agreement(videos: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> dict[str, float]:
-    """The share of clips that show what their prompts name: colour, shape, motion, and all."""
-    seen = [judge(video) for video in videos]
+def agreement(seen: Iterable[Mapping[str, str]], prompts: Sequence[Prompt]) -> dict[str, float]:
+    """The share of clips that show what their prompts name: colour, shape, motion, and all.
+
+    `seen` is what `judge` says of each clip, here and below.
+    """
     names = ("colour", "shape", "motion")
     hits = np.array(
         [
@@ -63,26 +65,25 @@ def agreement(videos: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> dict[s
 
 
 def confusion(
-    videos: Sequence[np.ndarray], prompts: Sequence[Prompt], attribute: str
+    seen: Iterable[Mapping[str, str]], prompts: Sequence[Prompt], attribute: str
 ) -> dict[str, dict[str, int]]:
     """How often clips that were asked for one value of an attribute show each: asked -> seen."""
     table: dict[str, Counter] = defaultdict(Counter)
-    for video, prompt in zip(videos, prompts, strict=True):
-        table[getattr(prompt, attribute)][judge(video)[attribute]] += 1
-    return {asked: dict(seen.most_common()) for asked, seen in sorted(table.items())}
+    for one, prompt in zip(seen, prompts, strict=True):
+        table[getattr(prompt, attribute)][one[attribute]] += 1
+    return {asked: dict(counts.most_common()) for asked, counts in sorted(table.items())}
 
 
 def shapes_by_motion(
-    videos: Sequence[np.ndarray], prompts: Sequence[Prompt]
+    seen: Iterable[Mapping[str, str]], prompts: Sequence[Prompt]
 ) -> dict[str, dict[str, int]]:
     """How many clips there are of each motion asked for, and of how many the shape is right.
 
     Swinging and spinning turn a shape, which is harder to draw than one that stays upright.
     """
     table: dict[str, Counter] = defaultdict(Counter)
-    for video, prompt in zip(videos, prompts, strict=True):
-        right = judge(video)["shape"] == prompt.shape
-        table[prompt.motion].update(clips=1, right=int(right))
+    for one, prompt in zip(seen, prompts, strict=True):
+        table[prompt.motion].update(clips=1, right=int(one["shape"] == prompt.shape))
     return {motion: dict(counts) for motion, counts in sorted(table.items())}
 
 

@@ -63,12 +63,13 @@ def test_agreement_counts():
         Prompt("", "heart", "cyan", "up"),
         Prompt("", "heart", "cyan", "down"),
     ]
-    shares = agreement([video] * 4, prompts)
+    seen = [judge(video)] * 4
+    shares = agreement(seen, prompts)
     assert shares == {"colour": 0.75, "shape": 0.5, "motion": 0.75, "all": 0.25}
-    tables = [confusion([video] * 4, prompts, name) for name in ("shape", "motion")]
+    tables = [confusion(seen, prompts, name) for name in ("shape", "motion")]
     assert tables == [
         {"heart": {"ring": 2}, "ring": {"ring": 2}},
         {"down": {"up": 1}, "up": {"up": 3}},
     ]
-    by_motion = shapes_by_motion([video] * 4, prompts)
+    by_motion = shapes_by_motion(seen, prompts)
     assert by_motion == {"down": {"clips": 1, "right": 0}, "up": {"clips": 3, "right": 2}}
