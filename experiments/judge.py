@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
         raise UserError("both --model=DIR and --out=NAME are needed")
     report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
     check_writable(sheet)
+    report.parent.mkdir(parents=True, exist_ok=True)
     prepare_compiler()
     model = load(_MODEL.value)
     asked = prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)

@@ -150,7 +150,7 @@ def write_video(
     if path.suffix.lower() == ".png":
         write_image(path, video[0] if len(video) == 1 else contact_sheet(video))
         return
-    frames = to_uint8(_enlarge(video))
+    frames = _enlarge(to_uint8(video))
     with _complete_file(path) as temporary:
         if path.suffix.lower() == ".mp4":
             _write_mp4(temporary, frames, fps, comment)
@@ -163,7 +163,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     path = Path(path)
     check_writable(path)
     with _complete_file(path) as temporary:
-        Image.fromarray(to_uint8(_enlarge(image[None])[0])).save(temporary, format="png")
+        Image.fromarray(_enlarge(to_uint8(image[None]))[0]).save(temporary, format="png")
 
 
 def check_writable(path: str | Path) -> None:
@@ -257,10 +257,16 @@ def _pictures(
 
 @contextlib.contextmanager
 def _opened(source: str | Path | BinaryIO) -> Iterator[av.container.InputContainer]:
-    """A container with a video stream; what FFmpeg finds wrong with it becomes a UserError."""
-    name = _name(source)
+    """A container with a video stream; what FFmpeg finds wrong with it becomes a UserError.
+
+    It reads this file alone: of a playlist, which names others, FFmpeg would read those.
+    """
+    name, alone = _name(source), {"protocol_whitelist": "none"}
     try:
-        with av.open(str(source) if isinstance(source, str | Path) else source) as container:
+        with contextlib.ExitStack() as stack:
+            if isinstance(source, str | Path):
+                source = stack.enter_context(open(source, "rb"))
+            container = stack.enter_context(av.open(source, options=alone))
             if not container.streams.video:
                 raise UserError(f"{name}: has no video stream")
             yield container

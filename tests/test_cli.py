@@ -125,7 +125,7 @@ def places(folder, tmp_path_factory):
         ({"--num-videos": "two"}, "argument --num-videos: 'two' is not a whole number"),
         ({"--steps": "2000"}, "num_steps is 2000; this sampler takes 1 to 500"),
         ({"--sampler": "euler"}, "argument --sampler: invalid choice: 'euler'"),
-        ({"--fps": "0"}, "argument --fps: '0' is not above 0"),
+        ({"--fps": "0"}, "argument --fps: '0' is not within 0.01 to 1000 frames per second"),
         ({"--guidance-scale": "nan"}, "argument --guidance-scale: 'nan' is not a number"),
         ({"--seed": "-1"}, "seed is -1; it must be within 0"),
         ({"--colour": "red"}, "unrecognized arguments: --colour red"),

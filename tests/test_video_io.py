@@ -48,6 +48,22 @@ def test_round_trip(tmp_path, fps, ending):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"),
+        ("list.txt", "ffconcat version 1.0\nfile {}\n"),
+    ],
+)
+def test_a_list_of_other_files_is_no_video(tmp_path, name, text):
+    video_io.write_video(tmp_path / "clip.mp4", smooth_video(2), 8)
+    (tmp_path / name).write_text(text.format("clip.mp4"))
+    for read in (video_io.read_video, video_io.extent):
+        with pytest.raises(UserError, match=f"{name}: not a readable video"):
+            read(tmp_path / name)
+
+
 def test_mp4_is_what_browsers_play(tmp_path):
     path = tmp_path / "new" / "clip.mp4"
     video_io.write_video(path, smooth_video(3, 301)[:, :, :299], 8)

@@ -10,9 +10,9 @@ from stunet.cli.options import (
     check_length,
     check_outputs,
     enlarge,
+    frame_rate,
     load_cascade,
     number,
-    positive_float,
     positive_int,
     progress,
     sampling,
@@ -127,7 +127,7 @@ def _add_frames(add: Callable) -> None:
         type=positive_int,
         help="of the video; default: as in the model's training",
     )
-    add("--fps", type=positive_float, help="default: as in the model's training")
+    add("--fps", type=frame_rate, help="default: as in the model's training")
 
 
 def _add_pasting(add: Callable, default: bool) -> None:

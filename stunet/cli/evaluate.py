@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stunet.cli.options import positive_float, positive_int
+from stunet.cli.options import frame_rate, positive_int
 from stunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def add_commands(command: Callable) -> None:
         default=16,
         help="the first so many of each clip; default: 16",
     )
-    add("--fps", type=positive_float, help="re-time both folders to it; default: as they are")
+    add("--fps", type=frame_rate, help="re-time both folders to it; default: as they are")
     add(
         "--windows",
         metavar="LENGTH,OVERLAP",

@@ -10,10 +10,10 @@ from stunet.cli.options import (
     check_length,
     check_outputs,
     enlarge,
+    frame_rate,
     load_cascade,
     number,
     output_paths,
-    positive_float,
     positive_int,
     progress,
     sampling,
@@ -66,7 +66,7 @@ def add_commands(command: Callable) -> None:
     )
     add(
         "--fps",
-        type=positive_float,
+        type=frame_rate,
         help="frames per second of the file; default: as in the model's training",
     )
     add("--num-videos", metavar="N", type=positive_int, default=1, help="default: 1")
@@ -84,7 +84,7 @@ def add_commands(command: Callable) -> None:
         epilog=UPSCALE_MORE,
     )
     add("video", metavar="VIDEO", help="the video to enlarge")
-    add_sampling(add, shipped.UPSCALER)
+    add_sampling(add, shipped.UPSCALER, "the model's own")
     add(
         "--noise-level",
         metavar="L",

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 SAMPLERS = ("dpm2m", "ddim", "ancestral")
 
 
-def add_sampling(add: Callable, default_model: str = shipped.VIDEO_MODEL) -> None:
+def add_sampling(
+    add: Callable,
+    default_model: str = shipped.VIDEO_MODEL,
+    default_steps: str = "15 (dpm2m), 50 (ddim), 100 (ancestral)",
+) -> None:
     """The arguments of every command that samples."""
     add("prompt", metavar="PROMPT", help="what the video shows")
     add(
@@ -41,7 +45,7 @@ def add_sampling(add: Callable, default_model: str = shipped.VIDEO_MODEL) -> Non
         "--steps",
         metavar="N",
         type=positive_int,
-        help="sampling steps; default: 15 (dpm2m), 50 (ddim), 100 (ancestral)",
+        help=f"sampling steps; default: {default_steps}",
     )
     add(
         "--guidance-scale",
@@ -234,9 +238,9 @@ def number(text: str) -> float:
     return value
 
 
-def positive_float(text: str) -> float:
-    """For argparse."""
+def frame_rate(text: str) -> float:
+    """For argparse; one that files can say."""
     value = number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    if not 0.01 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not within 0.01 to 1000 frames per second")
     return value

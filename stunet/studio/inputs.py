@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,18 +27,33 @@ class Limits:
       pixels: of a frame.
       seconds: of a video.
       frames: of a video.
+      total: pixels of all frames of a video.
     """
 
     bytes: int = 64 * 2**20
     pixels: int = 4096 * 4096
     seconds: float = 20.0
     frames: int = 1200
+    total: float = 2.5e9  # 1200 frames of 1920x1080
 
     def __str__(self) -> str:
         return (
             f"{self.bytes / 2**20:g} MiB, {self.pixels / 1e6:.3g} megapixels, "
-            f"{self.seconds:g} seconds"
+            f"{self.seconds:g} seconds, {self.frames} frames, "
+            f"{self.total / 1e9:.3g} gigapixels in all frames"
         )
+
+
+def received(sent: Any, folder: Path) -> Path:
+    """The file that a browser says it has uploaded.
+
+    Raises:
+      UserError: it is not in `folder`, where uploads lie: a request may name any file.
+    """
+    path = sent.get("path") if isinstance(sent, dict) else None
+    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(folder.resolve()):
+        raise UserError("this is no uploaded file; upload it again")
+    return Path(path)
 
 
 def check_upload(path: str | Path, limits: Limits) -> None:
@@ -49,7 +64,10 @@ def check_upload(path: str | Path, limits: Limits) -> None:
     """
     path = Path(path)
     with named([path]):
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: is not here any more; upload it again") from error
         if size > limits.bytes:
             is_large, at_most = size / 2**20, limits.bytes / 2**20
             raise UserError(f"{path}: is {is_large:.3g} MiB large; at most {at_most:.3g} are taken")
@@ -64,6 +82,12 @@ def check_upload(path: str | Path, limits: Limits) -> None:
             )
         if found.frames > limits.frames:
             raise UserError(f"{path}: has {found.frames} frames; at most {limits.frames} are taken")
+        total = found.width * found.height * found.frames
+        if total > limits.total:
+            raise UserError(
+                f"{path}: has {total / 1e9:.3g} gigapixels in its {found.frames} frames; "
+                f"at most {limits.total / 1e9:.3g} are taken"
+            )
         _readable(frame_size, path)
 
 
@@ -113,18 +137,16 @@ def painted_mask(layers: Sequence[Image.Image], picture: str | Path, path: Path)
     mask.resize((width, height), Image.Resampling.NEAREST).save(path)
 
 
-def whole_number(
-    name: str, value: float | None, low: int, high: int, default: int | None = None
-) -> int | None:
-    """A whole number within bounds; `default` where none was given.
+def whole_number(name: str, value: float | None, low: int, high: int) -> int:
+    """A whole number within bounds.
 
     Raises:
-      UserError: it is another.
+      UserError: it is another, or none.
     """
-    value = default if value is None else real_number(name, value, low, high)
-    if value is not None and value != int(value):
+    value = real_number(name, value, low, high)
+    if value != int(value):
         raise UserError(f"{name} is {value:g}; it must be a whole number")
-    return None if value is None else int(value)
+    return int(value)
 
 
 def real_number(name: str, value: float | None, low: float, high: float) -> float:
@@ -136,7 +158,7 @@ def real_number(name: str, value: float | None, low: float, high: float) -> floa
     good = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
     if not good:
         shown = "none" if value is None else value
-        raise UserError(f"{name} is {shown}; it must be within {low:g} to {high:g}")
+        raise UserError(f"{name} is {shown}; it must be within {low} to {high}")
     return value
 
 

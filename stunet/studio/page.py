@@ -20,6 +20,7 @@ from stunet.studio.inputs import (
     check_upload,
     painted_mask,
     real_number,
+    received,
     whole_number,
 )
 from stunet.studio.jobs import Cancelled, Queue
@@ -62,7 +63,7 @@ class Studio:
     Attributes:
       models: to work with.
       jobs: of everybody who has the page open.
-      folder: that results are written to, inside of Gradio's cache.
+      folder: Gradio's, that uploads lie in; results are written to one inside of it.
       limits: of uploads.
     """
 
@@ -70,6 +71,11 @@ class Studio:
     jobs: Queue
     folder: Path
     limits: Limits
+
+    @property
+    def results(self) -> Path:
+        """Where results are written to."""
+        return self.folder / "results"
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -264,7 +270,7 @@ class _Tab:
             [start.click, self.fields["prompt"].submit],
             self._run,
             list(self.fields.values()),
-            outputs,
+            [*outputs, self.refusal],
             **raw,
         )
         self.cancel.click(self._cancel, queue=False, **private)
@@ -283,8 +289,9 @@ class _Tab:
 
         def uploaded(sent: dict[str, Any]) -> Iterator[dict]:
             try:
-                check_upload(sent["path"], self.studio.limits)
-                shown = None if painting is None else canvas(sent["path"])
+                path = received(sent, self.studio.folder)
+                check_upload(path, self.studio.limits)
+                shown = None if painting is None else canvas(path)
             except UserError as error:
                 emptied = {one: None for one in (field, painting) if one is not None}
                 yield {**emptied, self.refusal: results.message_html(str(error))}
@@ -293,8 +300,11 @@ class _Tab:
 
         changed = [field, self.refusal, *([] if painting is None else [painting])]
         field.upload(uploaded, field, changed, **options)
-        if painting is not None:
-            field.clear(lambda: None, None, painting, queue=False, **options)
+
+        def cleared() -> dict:
+            return {self.refusal: "", **({} if painting is None else {painting: None})}
+
+        field.clear(cleared, None, changed[1:], queue=False, **options)
 
     def _run(self, request: gr.Request, *sent: Any) -> Iterator[dict]:
         fps = self.studio.models.base.fps or 1.0
@@ -303,15 +313,19 @@ class _Tab:
 
             def work(report: Any) -> tuple:
                 made = make(self.studio.models, asked, report)
-                return made, results.write_result(made, self.studio.folder)
+                return made, results.write_result(made, self.studio.results)
 
             job = self.studio.jobs.add(work, request.session_hash, self.application)
-            for progress in job.updates():
-                yield {
-                    self.status: results.progress_html(progress, fps),
-                    self.cancel: gr.update(interactive=True),
-                    self.result: gr.update(visible=False),
-                }
+            try:
+                for progress in job.updates():
+                    yield {
+                        self.status: results.progress_html(progress, fps),
+                        self.cancel: gr.update(interactive=True),
+                        self.result: gr.update(visible=False),
+                        self.refusal: "",
+                    }
+            finally:
+                job.cancel()  # whoever has left before it was in the line; else it has ended
             made, files = job.result()
         except Cancelled:
             yield self._ended('<div role="status">cancelled</div>')
@@ -333,7 +347,7 @@ class _Tab:
             }
 
     def _ended(self, status: str) -> dict:
-        return {self.status: status, self.cancel: gr.update(interactive=False)}
+        return {self.status: status, self.cancel: gr.update(interactive=False), self.refusal: ""}
 
     def _cancel(self, request: gr.Request) -> None:
         self.studio.jobs.cancel(request.session_hash, self.application)
@@ -351,7 +365,8 @@ class _Tab:
             "guidance_scale": real_number("guidance scale", sent["guidance_scale"], 0, 100),
         }
         if "num_frames" in sent:
-            values["num_frames"] = whole_number("frames", sent["num_frames"], 0, 10_000) or None
+            most = self.studio.limits.frames
+            values["num_frames"] = whole_number("frames", sent["num_frames"] or 0, 0, most) or None
         for name in ("image", "last", "video"):
             if name in sent:
                 values[name] = self._given(sent[name], str(self.fields[name].label))
@@ -379,13 +394,18 @@ class _Tab:
                 )
             return {"outpaint": margins}
         editor = self.fields["painting"]
-        painting = editor.preprocess(editor.data_model.model_validate(sent["painting"] or {}))
-        mask = results.new_folder(self.studio.folder) / "painted.png"
+        data = editor.data_model.model_validate(sent["painting"] or {})
+        for one in (data.background, data.composite, *(data.layers or [])):
+            if one is not None:
+                received(one.model_dump(), self.studio.folder)
+        painting = editor.preprocess(data)
+        mask = results.new_folder(self.studio.results) / "painted.png"
         painted_mask(painting["layers"], picture, mask)
         return {"mask": mask}
 
     def _given(self, sent: Any, what: str) -> Path:
         if sent is None:
             raise UserError(f"upload the {what.lower()} first")
-        check_upload(sent["path"], self.studio.limits)
-        return Path(sent["path"])
+        path = received(sent, self.studio.folder)
+        check_upload(path, self.studio.limits)
+        return path

@@ -1,6 +1,7 @@
 """What the page shows and gives: files with their settings inside, progress as HTML."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
@@ -50,8 +51,9 @@ def new_folder(parent: Path, keep: float = KEPT) -> Path:
     """Makes a folder with a name that cannot be guessed; those older than `keep` seconds go."""
     parent.mkdir(parents=True, exist_ok=True)
     for old in parent.iterdir():
-        if time.time() - old.stat().st_mtime > keep:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another job has just removed it
+            if time.time() - old.stat().st_mtime > keep:
+                shutil.rmtree(old, ignore_errors=True)
     folder = parent / secrets.token_hex(16)
     folder.mkdir()
     return folder

@@ -31,18 +31,21 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
       UserError: cannot listen there.
     """
     limits = limits or Limits()
-    port = free_port(host, port)
+    port, in_address = free_port(host, port), f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="stunet-studio-") as folder:
         # Gradio reads these when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder
+        # It looks whether the page is up: at this machine itself, not by way of a proxy.
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host, *LOOPBACK]))
         from stunet.studio.page import CSS, THEME, Studio, build
 
         jobs = Queue()
-        page = build(Studio(models, jobs, Path(folder) / "results", limits))
+        page = build(Studio(models, jobs, Path(folder), limits))
         page.queue(default_concurrency_limit=None, api_open=False)
         page.launch(
-            server_name=host,
+            server_name=in_address,
             server_port=port,
             max_file_size=limits.bytes,
             theme=THEME,
@@ -54,7 +57,7 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
             enable_monitoring=False,
             prevent_thread_lock=True,
         )
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        print(f"http://{in_address}:{port}", flush=True)
         if host not in LOOPBACK:
             print(f"stunet: everybody who reaches {host} can use this page", file=sys.stderr)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -47,7 +47,7 @@ def address(root):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XDG_CACHE_HOME": str(root / "cache"),
         "TMPDIR": str(root),
-        "no_proxy": "127.0.0.1",
+        "http_proxy": "http://127.0.0.1:9",  # where nothing answers: the studio needs none
     }
     with (root / "log").open("w") as log:
         server = subprocess.Popen(
@@ -175,6 +175,46 @@ def test_animate(open_page, files):
     assert said.count() == 1
 
 
+def tab_to(page, what):
+    """Presses Tab until `what`, of the element in focus `e`, is true."""
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"(e => {what})(document.activeElement)"):
+            return
+        reached.append(page.evaluate("document.activeElement.outerHTML.slice(0, 80)"))
+    pytest.fail(f"Tab never reached {what}: {reached}")
+
+
+def test_from_tab_to_cancel_and_download_by_keyboard(open_page, files, hold):
+    page = open_page()
+    page.bring_to_front()
+    panel = tab(page, "edit")
+    quick(panel)
+    page.get_by_role("tab", name="Generate").focus()
+    tab_to(page, "e.role == 'tab' && e.innerText == 'Edit'")
+    page.keyboard.press("Enter")
+    tab_to(page, "e.ariaLabel?.startsWith('Drop a video')")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(files / "clip.mp4")
+    panel.locator("video").first.wait_for()
+    tab_to(page, "e.innerText == 'Make it'")
+    page.keyboard.press("Enter")
+    panel.get_by_text("sampling, step 1 of 2").wait_for()  # 0.7 of 3
+    tab_to(page, "e.innerText == 'Cancel'")
+    page.keyboard.press("Enter")
+    panel.get_by_text("stopping").wait_for()
+    hold.unlink()
+    panel.get_by_role("status").get_by_text("cancelled").wait_for()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    made(panel)
+    tab_to(page, "e.innerText.trim() == 'Download the MP4'")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+
+
 def test_interpolate(open_page, files):
     panel = tab(open_page(), "interpolate")
     quick(panel)
@@ -269,8 +309,39 @@ for folder in sys.argv[1:]:
     ]
 
 
+def test_what_lies_on_the_server_is_no_upload(address, root):
+    """Of requests that no page makes: Gradio's own check looks at marked files only."""
+    import httpx
+
+    Image.new("RGB", (8, 8)).save(root / "private.png")
+    client = httpx.Client(trust_env=False)
+    config = client.get(f"{address}/config").json()
+    kinds = {one["id"]: one["type"] for one in config["components"]}
+    sent = {"path": str(root / "private.png")}
+    asked = 0
+    for index, event in enumerate(config["dependencies"]):
+        if [kinds[one] for one in event["inputs"]] in (["image"], ["video"]):
+            data = {"fn_index": index, "session_hash": f"x{index}", "data": [sent]}
+            joined = client.post(f"{address}/gradio_api/queue/join", json=data)
+            assert joined.status_code == 200
+            stream = client.get(
+                f"{address}/gradio_api/queue/data", params={"session_hash": f"x{index}"}
+            )
+            assert "process_completed" in stream.text and "data:image" not in stream.text
+            assert "this is no uploaded file" in stream.text or kinds[event["inputs"][0]] == "video"
+            asked += "this is no uploaded file" in stream.text
+    assert asked
+
+
 def test_what_is_missing_is_said(open_page):
     page = open_page()
+    panel = tab(page, "generate")
+    quick(panel)
+    number(panel, "Seed", "")
+    panel.get_by_role("button", name="Make it").click()
+    panel.get_by_role("alert").get_by_text("seed is none; it must be within 0 to").wait_for()
+    number(panel, "Seed", 0)
+    panel.get_by_label("Prompt").fill("")
     for name, message in (("generate", "the prompt is empty"), ("animate", "upload the image")):
         panel = tab(page, name)
         panel.get_by_role("button", name="Make it").click()
@@ -323,7 +394,19 @@ def test_on_a_narrow_screen_nothing_lies_beyond_its_edge(open_page, files):
         tab(page, name)
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= NARROW["width"], name
-    panel = tab(page, "generate")
+
+    def fits():
+        return page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+    panel = tab(page, "inpaint")
     quick(panel)
+    upload(panel, video=files / "words.mp4")
+    panel.get_by_role("alert").get_by_text("words.mp4").wait_for()
+    assert fits()
+    upload(panel, video=files / "clip.mp4")
+    paint(panel)
     made_by(panel)
-    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    assert fits() and panel.get_by_role("alert").count() == 0
+    panel.get_by_label("around the video").check()
+    panel.get_by_label("Pixels bottom").wait_for()
+    assert fits()

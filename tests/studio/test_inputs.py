@@ -13,11 +13,12 @@ from stunet.studio.inputs import (
     check_upload,
     painted_mask,
     real_number,
+    received,
     whole_number,
 )
 from stunet.video_io import Extent, extent, read_comment, write_video
 
-LIMITS = Limits(bytes=100_000, pixels=300 * 300, seconds=2.0, frames=30)
+LIMITS = Limits(bytes=100_000, pixels=300 * 300, seconds=2.0, frames=30, total=1.2e6)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def files(tmp_path_factory):
     video("long.mp4", 9, 4)
     video("fast.mp4", 32, 32)
     video("wide.mp4", 2, 8, 320)
+    video("much.mp4", 16, 8, 300)
     noise = rng.integers(0, 255, (250, 250, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "heavy.png")
     Image.new("RGB", (40, 30), "red").save(folder / "good.png")
@@ -59,6 +61,8 @@ def test_what_is_within_the_limits_is_taken(files, name):
         ("wide.mp4", "is 320x320 pixels large; at most 0.09 megapixels are taken"),
         ("long.mp4", "lasts 2.2 seconds; at most 2 are taken"),
         ("fast.mp4", "has 32 frames; at most 30 are taken"),
+        ("much.mp4", "has 0.00144 gigapixels in its 16 frames; at most 0.0012 are taken"),
+        ("gone.mp4", "is not here any more; upload it again"),
         ("words.mp4", "is no picture or video that can be read"),
         ("empty.png", "is no picture or video that can be read"),
         ("half.png", "is no picture or video that can be read"),
@@ -67,6 +71,15 @@ def test_what_is_within_the_limits_is_taken(files, name):
 def test_what_is_beyond_them_is_refused_without_the_server_s_folder(files, name, message):
     with pytest.raises(UserError, match=f"^{name}: {re.escape(message)}$"):
         check_upload(files / name, LIMITS)
+
+
+@pytest.mark.parametrize("sent", [None, "good.png", {}, {"path": None}, {"path": "{}/../x.png"}])
+def test_only_uploads_are_read_whatever_is_asked_for(files, sent):
+    if isinstance(sent, dict) and sent.get("path"):
+        sent = {"path": sent["path"].format(files)}
+    with pytest.raises(UserError, match="this is no uploaded file"):
+        received(sent, files)
+    assert received({"path": str(files / "good.png")}, files) == files / "good.png"
 
 
 def test_extents_are_read_without_decoding(files):
@@ -92,13 +105,13 @@ def test_a_mask_is_painted_on_a_canvas_and_comes_back_at_the_picture_s_size(file
 
 def test_numbers_within_bounds():
     assert whole_number("seed", 7.0, 0, 9) == 7
-    assert whole_number("frames", None, 1, 9, None) is None
     assert real_number("strength", 0.5, 0, 1) == 0.5
     for value, message in (
         (1.5, "seed is 1.5; it must be a whole number"),
         (10, "seed is 10; it must be within 0 to 9"),
         (float("nan"), "seed is nan"),
         ("x", "seed is x"),
+        (None, "seed is none; it must be within 0 to 9"),
     ):
         with pytest.raises(UserError, match=message):
             whole_number("seed", value, 0, 9)
