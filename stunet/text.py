@@ -50,6 +50,12 @@ class Tokenizer:
         """How many captions are too long, for the caller to warn of."""
         return sum(len(self._encode(text)) >= self.max_tokens for text in texts)
 
+    def said_of_cut(self, prompt: str) -> str | None:
+        """What to tell of a prompt that is not read to its end; None of one that is."""
+        if not self.num_truncated([prompt]):
+            return None
+        return f"the model reads {self.max_tokens} tokens; the prompt's end was cut"
+
     def _encode(self, text: str) -> list[int]:
         # One at a time: encoding in batches starts threads, which warn in forked workers.
         # A prompt from a command line may hold bytes that are not UTF-8, as lone surrogates.

@@ -362,7 +362,7 @@ def test_cropping_and_unusual_styles_are_said(folder, inputs, root, tmp_path, ca
     )
     said = capsys.readouterr().err
     assert "wide.png: 48x24 is cropped to its middle, 24x24" in said
-    assert "--style-strength 0.2 is outside 0.5 to 1" in said
+    assert "style strength 0.2 is outside 0.5 to 1" in said
 
 
 def test_arrays_that_do_not_fit(model, base):

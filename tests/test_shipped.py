@@ -1,5 +1,6 @@
 """The models that come with the package, and the pages whose commands use them."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -70,15 +71,20 @@ def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_on_the_pages_are_commands(page):
-    lines = page.read_text(encoding="utf-8").splitlines()
-    for line in lines:
+    text = page.read_text(encoding="utf-8")
+    for line in [*text.splitlines(), *re.findall(r"\| `([^`]+)` \|", text)]:
         if line.startswith("stunet "):
             _parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
-def test_the_gallery_has_a_picture_for_each_command():
+def test_the_gallery_shows_what_each_command_made_and_has_all_applications():
     page = ROOT / "docs" / "gallery.md"
-    made = [_parser().parse_args(command).out for command in commands(page)]
-    assert len(made) == len(set(made)) >= 7
+    asked = [_parser().parse_args(command) for command in commands(page)]
+    made = [path for args in asked for path in (args.out, getattr(args, "xt_slice", None)) if path]
+    assert len(made) == len(set(made))
     for path in made:
-        assert path.name in page.read_text() and (ROOT / path).is_file(), path
+        assert f"](images/gallery/{path.name})" in page.read_text() and (ROOT / path).is_file()
+    applications = {"generate", "animate", "interpolate", "inpaint", "cinemagraph", "edit"}
+    assert {command[0] for command in commands(page)} == {*applications, "upscale"}
+    for option in ("style", "mask", "outpaint"):
+        assert any(getattr(args, option, None) for args in asked), option

@@ -3,8 +3,8 @@
     python -m experiments.train --config=experiments/configs/shapes_32.py --workdir=runs/shapes_32
     python -m experiments.judge --model=runs/shapes_32 --num_clips=512 --out=runs/shapes_32/seen
 
-91 minutes of two slow virtual CPUs (2026-11-27, one run, no samples drawn). Judge, 15 steps,
-guidance 4, 512 clips of 32 frames:
+91 minutes of two slow virtual CPUs around the models that were in the package before (2026-11-27,
+one run, no samples drawn). Judge, 15 steps, guidance 4, 512 clips of 32 frames:
 
                        colour  shape  motion
     seen prompts         99.4   89.8    90.4 %

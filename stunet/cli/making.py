@@ -17,7 +17,7 @@ from stunet.cli.options import (
     positive_int,
     progress,
     sampling,
-    warn_of_cut_prompt,
+    say,
     write,
 )
 from stunet.errors import UserError
@@ -113,7 +113,7 @@ def _generate(args: argparse.Namespace) -> None:
             model, prompts, num_frames=num_frames, on_chunk=on_chunk, **sampling(args)
         )
     videos = enlarge(args, upscalers, videos)
-    warn_of_cut_prompt(model, args.prompt)
+    say(model.tokenizer.said_of_cut(args.prompt))
     # A model of images has no rate; one frame needs some.
     write(videos, outputs, args.xt_slice, args.fps or model.fps or 1.0)
 
@@ -144,5 +144,5 @@ def _upscale(args: argparse.Namespace) -> None:
             on_chunk=on_chunk,
             **sampling(args),
         )
-    warn_of_cut_prompt(model, args.prompt)
+    say(model.tokenizer.said_of_cut(args.prompt))
     write(videos, [args.out], None, fps)

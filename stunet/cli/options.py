@@ -94,7 +94,7 @@ def load_cascade(args: argparse.Namespace) -> "tuple[Model, list[Model]]":
     """The base model, in its style, and the models that enlarge what it makes."""
     from stunet import pipeline
     from stunet.compiling import prepare_compiler
-    from stunet.weights.style import DEFAULT_STRENGTH, USUAL_STRENGTH
+    from stunet.weights.style import DEFAULT_STRENGTH, said_of_strength
 
     prepare_compiler()
     model, upscalers = pipeline.load(args.model), [pipeline.load(path) for path in args.upscale]
@@ -105,13 +105,7 @@ def load_cascade(args: argparse.Namespace) -> "tuple[Model, list[Model]]":
         return model, upscalers
     strength = DEFAULT_STRENGTH if args.style_strength is None else args.style_strength
     model = pipeline.stylised(model, pipeline.load(args.style), strength, args.style)
-    low, high = USUAL_STRENGTH
-    if not low <= strength <= high:
-        print(
-            f"stunet: --style-strength {strength:g} is outside {low:g} to {high:g}, where styles "
-            "and motion go together best",
-            file=sys.stderr,
-        )
+    say(said_of_strength(strength))
     return model, upscalers
 
 
@@ -145,13 +139,6 @@ def say(words: str | None) -> None:
     """Tells the user something beside the result."""
     if words is not None:
         print(f"stunet: {words}", file=sys.stderr)
-
-
-def warn_of_cut_prompt(model: "Model", prompt: str) -> None:
-    """Says so where the model does not read the prompt to its end."""
-    if model.tokenizer.num_truncated([prompt]):
-        limit = model.tokenizer.max_tokens
-        print(f"stunet: the model reads {limit} tokens; the prompt's end was cut", file=sys.stderr)
 
 
 def output_paths(out: Path, num_videos: int) -> list[Path]:

@@ -15,7 +15,7 @@ from stunet.studio.jobs import Progress, Report, Watch
 from stunet.studio.models import Models
 from stunet.text import check_prompt
 from stunet.video_io import read_video
-from stunet.weights.style import USUAL_STRENGTH
+from stunet.weights.style import said_of_strength
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,9 @@ def make(models: Models, request: Request, report: Report) -> Made:
     with named(files):
         apply = _APPLICATIONS[request.application]
         videos, fps, said = apply(base, upscalers, request, Watch(report, stages), sampling)
-        said = [*said, *_said_of_words_and_style(base, request)]
+    said.append(base.tokenizer.said_of_cut(request.prompt))
+    if request.style_strength:
+        said.append(said_of_strength(request.style_strength))
     report(Progress("writing"))
     settings = settings_of(models, request, len(videos[0]), fps)
     remarks = tuple(without_folders(one, files) for one in said if one is not None)
@@ -231,16 +233,3 @@ _APPLICATIONS = {
     "edit": _edit,
     "upscale": _upscale,
 }
-
-
-def _said_of_words_and_style(base: Model, request: Request) -> list[str]:
-    said = []
-    if base.tokenizer.num_truncated([request.prompt]):
-        said.append(f"the model reads {base.tokenizer.max_tokens} tokens; the prompt's end was cut")
-    low, high = USUAL_STRENGTH
-    if request.style_strength and not low <= request.style_strength <= high:
-        said.append(
-            f"the style's strength is outside {low:g} to {high:g}, where styles and motion go "
-            "together best"
-        )
-    return said

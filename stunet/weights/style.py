@@ -11,6 +11,17 @@ DEFAULT_STRENGTH = 0.7
 USUAL_STRENGTH = (0.5, 1.0)  # the paper's range; at 1 motion often suffers (section 4.1)
 
 
+def said_of_strength(strength: float) -> str | None:
+    """What to tell of a strength that is not usual; None of one that is."""
+    low, high = USUAL_STRENGTH
+    if low <= strength <= high:
+        return None
+    return (
+        f"style strength {strength:g} is outside {low:g} to {high:g}, where styles and motion go "
+        "together best"
+    )
+
+
 def interpolate_style(params: Tree, style: Tree, strength: float, where: str) -> Tree:
     """W = strength * W_style + (1 - strength) * W over the text-to-image parameters of a U-Net.
 

@@ -116,7 +116,7 @@ def test_what_is_made_is_what_the_pipeline_makes(models):
     expected = pipeline.generate(styled, ["a red star"], **QUICK)[0]
     np.testing.assert_allclose(made.video, expected, atol=1e-4)
     assert made.remarks == (
-        "the style's strength is outside 0.5 to 1, where styles and motion go together best",
+        "style strength 0.3 is outside 0.5 to 1, where styles and motion go together best",
     )
 
 
