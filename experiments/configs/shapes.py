@@ -58,7 +58,7 @@ def get_config(stage: str) -> ConfigDict:
 def _t2i(config: ConfigDict) -> None:
     # What is turned is the hardest to draw, and two motions of ten show it: here half of all
     # pictures, and more of them that differ.
-    config.data.motions = (*MOTIONS, *("swinging", "spinning") * 3)
+    config.data.motions = [*MOTIONS, *("swinging", "spinning") * 3]
     config.data.num_examples = 60_000
     # Costs little there, and draws more of the turned ones (docs/moving_shapes.md).
     config.unet.channels = (32, 64, 128)
