@@ -11,9 +11,6 @@ from stunet.training.metrics import read_metrics
 from tests.experiments.runs import signal_at, start, start_cluster, write_config
 
 pytestmark = pytest.mark.cluster
-# Two at a time: what several processes share, and what several devices of one process do.
-of_processes = pytest.mark.xdist_group("processes")
-of_devices = pytest.mark.xdist_group("devices")
 
 MESHES = {"data": (1, 1), "data and fsdp": (2, 1), "fsdp": (4, 1)}
 
@@ -92,7 +89,6 @@ def interrupted(root, cluster):
     return workdir, stopped, (saved, rows), survivor
 
 
-@of_processes
 def test_all_processes_stop_after_the_step_that_they_save(interrupted):
     _, stopped, (saved, rows), _ = interrupted
     (out, _, code), (quiet_out, _, quiet_code) = stopped
@@ -101,7 +97,6 @@ def test_all_processes_stop_after_the_step_that_they_save(interrupted):
     assert said(quiet_out) == [] and 3 <= rows < 20 and saved[-1] == rows
 
 
-@of_processes
 def test_without_one_the_others_end_and_all_resume_exactly(cluster, interrupted):
     workdir, *_, (code, done) = interrupted
     assert code not in (0, 2, 75) and not done
@@ -111,7 +106,6 @@ def test_without_one_the_others_end_and_all_resume_exactly(cluster, interrupted)
             assert path.read_bytes() == (workdir / folder / path.name).read_bytes()
 
 
-@of_processes
 def test_all_fall_back_where_what_one_wrote_is_damaged(root, cluster):
     workdir = root / "cluster_damaged"
     shutil.copytree(cluster[0], workdir)
@@ -129,7 +123,6 @@ def test_all_fall_back_where_what_one_wrote_is_damaged(root, cluster):
     assert losses(workdir) == losses(cluster[0])
 
 
-@of_processes
 def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
     workdir = root / "one_of_two"
     shutil.copytree(cluster[0], workdir)
@@ -140,7 +133,6 @@ def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
     np.testing.assert_allclose(losses(workdir)[16:], losses(whole[0])[16:], rtol=1e-5)
 
 
-@of_devices
 @pytest.mark.parametrize("mesh", MESHES)
 def test_four_devices_train_as_one(root, whole, mesh):
     fsdp, frames = MESHES[mesh]
@@ -150,7 +142,6 @@ def test_four_devices_train_as_one(root, whole, mesh):
     np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
 
 
-@of_devices
 @pytest.mark.parametrize(("fsdp", "frames"), [(2, 2), (1, 4)])
 def test_clips_split_over_devices_train_as_whole_ones(root, clips, fsdp, frames):
     workdir = root / f"clips_{fsdp}_{frames}"
@@ -159,14 +150,12 @@ def test_clips_split_over_devices_train_as_whole_ones(root, clips, fsdp, frames)
     np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
 
 
-@of_devices
 def test_clips_split_over_processes_train_as_whole_ones(root, clips):
     workdir = root / "clips_of_two"
     finish(*start_cluster(clips[0], workdir, root / "clips_cache", "--config.mesh.frames=4"))
     np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
 
 
-@of_processes
 def test_two_processes_train_as_one(cluster, whole):
     workdir, ((out, err), (quiet_out, quiet_err)) = cluster
     np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
