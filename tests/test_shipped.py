@@ -72,7 +72,7 @@ def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_on_the_pages_are_commands(page):
     text = page.read_text(encoding="utf-8")
-    for line in [*text.splitlines(), *re.findall(r"\| `([^`]+)` \|", text)]:
+    for line in [*text.splitlines(), *re.findall(r"\| `(stunet [^`]+)` \|", text)]:
         if line.startswith("stunet "):
             _parser().parse_args(shlex.split(line, comments=True)[1:])
 
@@ -88,3 +88,6 @@ def test_the_gallery_shows_what_each_command_made_and_has_all_applications():
     assert {command[0] for command in commands(page)} == {*applications, "upscale"}
     for option in ("style", "mask", "outpaint"):
         assert any(getattr(args, option, None) for args in asked), option
+    here = page.read_text(encoding="utf-8").replace("docs/images/gallery/", "").splitlines()
+    shown = re.findall(r"\| `(stunet [^`]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown and set(shown) <= set(here)

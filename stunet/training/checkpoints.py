@@ -42,8 +42,13 @@ class Checkpoints:
         # Orbax warns whenever a save has to wait for the one before. By absl's own function:
         # whoever else changes the level and restores it (TFDS does) goes by that.
         absl_logging.set_verbosity(absl_logging.ERROR)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=self._handlers
+        )
 
     def save(self, state: TrainState, data_position: int) -> None:
         """Saves the state under its step, once: a step that is there already is left alone."""
@@ -112,10 +117,13 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
-        state = ocp.args.StandardRestore(abstract._asdict())
-        args = ocp.args.Composite(state=state, data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        return TrainState(**restored["state"]), restored["data"]["position"]
+        # By the handlers, not the manager: that has every process wait for the others after it has
+        # read, and those that cannot read do not come.
+        folder = self.folder / str(step)
+        args = ocp.args.StandardRestore(abstract._asdict())
+        state = self._handlers["state"].restore(folder / "state", args=args)
+        data = self._handlers["data"].restore(folder / "data", args=ocp.args.JsonRestore())
+        return TrainState(**state), data["position"]
 
     def _check_fit(self, step: int, abstract: TrainState) -> None:
         try:

@@ -85,7 +85,12 @@ def train_here(config: dict, workdir: Path) -> int:
 
 
 def start(
-    config: Path, workdir: Path, compile_cache: Path, *options: str, devices: int = 1
+    config: Path,
+    workdir: Path,
+    compile_cache: Path,
+    *options: str,
+    devices: int = 1,
+    command: str = "experiments.train",
 ) -> subprocess.Popen:
     """Starts the command as a user does, with quick compiles that later ones share."""
     environment = os.environ | {
@@ -94,9 +99,8 @@ def start(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    command = [sys.executable, "-m", "experiments.train", f"--config={config}"]
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *options],
+        [sys.executable, "-m", command, f"--config={config}", f"--workdir={workdir}", *options],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -106,7 +110,11 @@ def start(
 
 
 def start_cluster(
-    config: Path, workdir: Path, compile_cache: Path, *options: str
+    config: Path,
+    workdir: Path,
+    compile_cache: Path,
+    *options: str,
+    commands: tuple[str, str] = ("experiments.train",) * 2,
 ) -> list[subprocess.Popen]:
     """Two processes of two devices each, that train as one."""
     with socket.socket() as free:
@@ -120,8 +128,9 @@ def start_cluster(
             f"--cluster=localhost:{port},2,{number}",
             *options,
             devices=2,
+            command=command,
         )
-        for number in range(2)
+        for number, command in enumerate(commands)
     ]
 
 

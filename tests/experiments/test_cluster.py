@@ -123,6 +123,18 @@ def test_all_fall_back_where_what_one_wrote_is_damaged(root, cluster):
     assert losses(workdir) == losses(cluster[0])
 
 
+def test_all_fall_back_where_one_alone_cannot_read(root, cluster):
+    workdir = root / "cluster_refused"
+    shutil.copytree(cluster[0], workdir)
+    (workdir / "DONE").unlink()
+    options = root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2"
+    commands = "experiments.train", "tests.experiments.cannot_read"
+    (_, err), _ = finish(*start_cluster(*options, commands=commands))
+    assert f"checkpoint {workdir}/checkpoints/20 cannot be read (by another process)" in err
+    assert "falling back to the checkpoint of step 16" in err
+    assert losses(workdir) == losses(cluster[0])
+
+
 def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
     workdir = root / "one_of_two"
     shutil.copytree(cluster[0], workdir)

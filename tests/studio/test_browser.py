@@ -134,19 +134,23 @@ def files(root):
     return folder
 
 
+def tab_to(page, what):
+    """Presses Tab until `what`, of the element in focus `e`, is true."""
+    reached = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"(e => {what})(document.activeElement)"):
+            return
+        reached.append(page.evaluate("document.activeElement.outerHTML.slice(0, 80)"))
+    pytest.fail(f"Tab never reached {what}: {reached}")
+
+
 def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
     page = open_page()
     panel = tab(page, "generate")
     number(panel, "Style strength", 0.7)
-    reached = []
     page.get_by_role("tab", name="Generate").focus()
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.textContent.trim()"))
-        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
-            break
-    else:
-        pytest.fail(f"Tab never reached the prompt: {reached}")
+    tab_to(page, "e.tagName == 'TEXTAREA'")
     page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
     panel.get_by_text("sampling, step 1 of 15").wait_for()
@@ -157,12 +161,7 @@ def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
     assert settings["prompt"] == "a red circle" and settings["style_strength"] == 0.7
     assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
     assert settings["steps"] == 15 and settings["upscale_steps"] == [STEPS]
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.textContent.trim()") == "Make it":
-            break
-    else:
-        pytest.fail("Tab never reached the button that starts")
+    tab_to(page, "e.textContent.trim() == 'Make it'")
 
 
 def test_animate(open_page, files):
@@ -175,38 +174,30 @@ def test_animate(open_page, files):
     assert said.count() == 1
 
 
-def tab_to(page, what):
-    """Presses Tab until `what`, of the element in focus `e`, is true."""
-    reached = []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if page.evaluate(f"(e => {what})(document.activeElement)"):
-            return
-        reached.append(page.evaluate("document.activeElement.outerHTML.slice(0, 80)"))
-    pytest.fail(f"Tab never reached {what}: {reached}")
-
-
 def test_from_tab_to_cancel_and_download_by_keyboard(open_page, files, hold):
     page = open_page()
-    page.bring_to_front()
     panel = tab(page, "edit")
     quick(panel)
     page.get_by_role("tab", name="Generate").focus()
     tab_to(page, "e.role == 'tab' && e.innerText == 'Edit'")
     page.keyboard.press("Enter")
     tab_to(page, "e.ariaLabel?.startsWith('Drop a video')")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(files / "clip.mp4")
+    # Chromium's own chooser needs hands, and its announcement does not always come.
+    page.evaluate(
+        """() => addEventListener("click", e => {
+          if (e.target.type == "file") { e.preventDefault(); window.asked = e.target; }
+        }, true)"""
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_function("window.asked").as_element().set_input_files(files / "clip.mp4")
     panel.locator("video").first.wait_for()
     tab_to(page, "e.innerText == 'Make it'")
     page.keyboard.press("Enter")
     panel.get_by_text("sampling, step 1 of 2").wait_for()  # 0.7 of 3
     tab_to(page, "e.innerText == 'Cancel'")
     page.keyboard.press("Enter")
-    panel.get_by_text("stopping").wait_for()
-    hold.unlink()
     panel.get_by_role("status").get_by_text("cancelled").wait_for()
+    hold.unlink()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
     made(panel)
@@ -309,28 +300,31 @@ for folder in sys.argv[1:]:
     ]
 
 
-def test_what_lies_on_the_server_is_no_upload(address, root):
-    """Of requests that no page makes: Gradio's own check looks at marked files only."""
-    import httpx
+@pytest.fixture
+def client(address):
+    httpx = pytest.importorskip("httpx", reason="needs the extra `studio`")
+    with httpx.Client(base_url=address, trust_env=False) as client:
+        yield client
 
+
+def test_what_lies_on_the_server_is_no_upload(client, root):
+    """Of requests that no page makes: Gradio's own check looks at marked files only."""
     Image.new("RGB", (8, 8)).save(root / "private.png")
-    client = httpx.Client(trust_env=False)
-    config = client.get(f"{address}/config").json()
+    config = client.get("/config").json()
     kinds = {one["id"]: one["type"] for one in config["components"]}
     sent = {"path": str(root / "private.png")}
-    asked = 0
+    refusals = 0
     for index, event in enumerate(config["dependencies"]):
         if [kinds[one] for one in event["inputs"]] in (["image"], ["video"]):
-            data = {"fn_index": index, "session_hash": f"x{index}", "data": [sent]}
-            joined = client.post(f"{address}/gradio_api/queue/join", json=data)
-            assert joined.status_code == 200
-            stream = client.get(
-                f"{address}/gradio_api/queue/data", params={"session_hash": f"x{index}"}
-            )
-            assert "process_completed" in stream.text and "data:image" not in stream.text
-            assert "this is no uploaded file" in stream.text or kinds[event["inputs"][0]] == "video"
-            asked += "this is no uploaded file" in stream.text
-    assert asked
+            session = {"session_hash": f"x{index}"}
+            data = {"fn_index": index, "data": [sent], **session}
+            client.post("/gradio_api/queue/join", json=data).raise_for_status()
+            said = client.get("/gradio_api/queue/data", params=session).text
+            assert "process_completed" in said and "data:image" not in said
+            refused = "this is no uploaded file" in said
+            assert refused or kinds[event["inputs"][0]] == "video"  # which Gradio refuses itself
+            refusals += refused
+    assert refusals
 
 
 def test_what_is_missing_is_said(open_page):
@@ -390,14 +384,13 @@ def test_two_at_once_are_queued_and_each_gets_their_own(open_page, hold):
 
 def test_on_a_narrow_screen_nothing_lies_beyond_its_edge(open_page, files):
     page = open_page(NARROW)
-    for name in ("generate", "animate", "interpolate", "inpaint", "cinemagraph", "edit", "upscale"):
-        tab(page, name)
-        width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= NARROW["width"], name
 
     def fits():
         return page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
+    for name in ("generate", "animate", "interpolate", "inpaint", "cinemagraph", "edit", "upscale"):
+        tab(page, name)
+        assert fits(), name
     panel = tab(page, "inpaint")
     quick(panel)
     upload(panel, video=files / "words.mp4")
