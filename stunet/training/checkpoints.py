@@ -162,15 +162,11 @@ def _quiet_failure() -> Iterator[None]:
     """Holds back the tracebacks that a failing restore prints besides what it raises.
 
     At the first array that cannot be read Orbax closes its event loop, and each of the others,
-    still being read by other threads, then reports to a loop that is closed.
+    still being read by other threads, then reports to a loop that is closed, or its error to
+    nobody: of a large state that fills screens.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def filtered(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = filtered
+    sys.unraisablehook = lambda unraisable: None
     try:
         yield
     except Exception:

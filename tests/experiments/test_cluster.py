@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ def losses(workdir):
 
 
 def finish(*processes):
-    said = [process.communicate(timeout=300) for process in processes]
+    # All at once: one whose pipe is full waits, and the others for it.
+    with ThreadPoolExecutor() as readers:
+        said = list(readers.map(lambda process: process.communicate(timeout=300), processes))
     for process, (_, err) in zip(processes, said, strict=True):
         assert process.returncode == 0, err
     return said
