@@ -72,7 +72,7 @@ def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_on_the_pages_are_commands(page):
     text = page.read_text(encoding="utf-8")
-    for line in [*text.splitlines(), *re.findall(r"\| `(stunet [^`]+)` \|", text)]:
+    for line in [*text.splitlines(), *re.findall(r"\| `([^`]+)` \|", text)]:
         if line.startswith("stunet "):
             _parser().parse_args(shlex.split(line, comments=True)[1:])
 

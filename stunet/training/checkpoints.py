@@ -117,8 +117,8 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
-        # By the handlers, not the manager: that has every process wait for the others after it has
-        # read, and those that cannot read do not come.
+        # By the handlers, not the manager: that has the processes meet after reading, where those
+        # that cannot read would not come, and be in another collective (over Gloo all then die).
         folder = self.folder / str(step)
         args = ocp.args.StandardRestore(abstract._asdict())
         state = self._handlers["state"].restore(folder / "state", args=args)

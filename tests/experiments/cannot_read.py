@@ -10,7 +10,7 @@ _read = Checkpoints._read
 
 
 def refused(checkpoints, step, abstract):
-    if step == max(checkpoints._manager.all_steps()):
+    if step == checkpoints._manager.latest_step():
         raise OSError("the disk of this process has failed")
     return _read(checkpoints, step, abstract)
 
