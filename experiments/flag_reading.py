@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 
 from stunet.errors import UserError
 
@@ -11,10 +11,14 @@ from stunet.errors import UserError
 def read_flags(argv: list[str], config: flags.FlagHolder | None = None) -> dict[str, Any] | None:
     """Parses the command line; returns the values of the config file's flag, if there is one.
 
+    With `--help` it prints the program's docstring and flags instead, and exits.
+
     Raises:
       UserError: an unknown flag, a config file that cannot be read, or an override of a field
         that the config file does not have.
     """
+    if "--help" in argv[1:]:  # absl's own flag for it would exit with 1
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
         flags.FLAGS(argv)
         # A missing file is told of only when its flag is read.

@@ -1,7 +1,7 @@
 """The video model in the package, trained on at twice the frames, the image model's part too.
 
     python -m experiments.train --config=experiments/configs/shapes_32.py --workdir=runs/shapes_32
-    python -m experiments.judge --model=runs/shapes_32 --num_clips=512 --out=runs/shapes_32/seen
+    python -m experiments.judge --model=runs/shapes_32 --num_clips=512 --steps=15 --out=runs/seen_32
 
 91 minutes of two slow virtual CPUs around the models that were in the package before (2026-11-27,
 one run, no samples drawn). Judge, 15 steps, guidance 4, 512 clips of 32 frames:

@@ -36,6 +36,13 @@ def test_dry_run_prints_all_and_runs_nothing(tmp_path, launcher):
     assert printed == [argv for _, argv in plan(example(launcher))]
 
 
+def test_help_tells_what_it_does_and_its_flags():
+    ran = run("--help")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("Launches an experiment on a Cloud TPU pod")
+    assert "--config: what to launch, and where" in ran.stdout
+
+
 def test_it_runs_what_it_printed(tmp_path):
     """Both tools stand in: the workload is created, then found to have completed."""
     (tmp_path / "xpk").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/calls\n')

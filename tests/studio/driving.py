@@ -55,8 +55,8 @@ def tab(page, name):
     return panel
 
 
-def quick(panel, steps=3, enlarge=False):
-    panel.get_by_label("Prompt").fill("a red star")
+def quick(panel, prompt="a red star", steps=3, enlarge=False):
+    panel.get_by_label("Prompt").fill(prompt)
     number(panel, "Steps", steps)
     if not enlarge and panel.get_by_label("Enlarge").count():
         panel.get_by_label("Enlarge").uncheck()
@@ -114,8 +114,8 @@ def downloaded(panel):
     return settings
 
 
-def paint(panel):
-    """Strokes over the middle of the picture, until they are on it.
+def paint(panel, width=60, height=0):
+    """Strokes over so many pixels of the page in the middle of the picture, until they are on it.
 
     What is painted before the editor has loaded the picture is lost.
     """
@@ -130,14 +130,15 @@ def paint(panel):
     bare, box = middle(), canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    def stroke():
-        page.mouse.move(x - 30, y)
-        page.mouse.down()
-        page.mouse.move(x + 30, y, steps=6)
-        page.mouse.up()
+    def strokes():
+        for down in range(0, height + 1, 20):
+            page.mouse.move(x - width / 2, y - height / 2 + down)
+            page.mouse.down()
+            page.mouse.move(x + width / 2, y - height / 2 + down, steps=6)
+            page.mouse.up()
         return middle() != bare
 
-    _until(stroke)
+    _until(strokes)
 
 
 def _until(happens):
