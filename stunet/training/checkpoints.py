@@ -166,7 +166,8 @@ def _quiet_failure() -> Iterator[None]:
     nobody: of a large state that fills screens.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    sys.unraisablehook = lambda unraisable: None
+    held = []
+    sys.unraisablehook = held.append
     try:
         yield
     except Exception:
@@ -176,6 +177,8 @@ def _quiet_failure() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+    for unraisable in held:  # nothing failed: they are not of a restore
+        hook(unraisable)
 
 
 def _shapes(tree: Any) -> Mapping[str, tuple[int, ...]]:

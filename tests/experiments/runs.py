@@ -134,8 +134,8 @@ def start_cluster(
     ]
 
 
-def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) -> tuple[str, str]:
-    """Sends a signal once `step` is logged; returns the process's stdout and stderr."""
+def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) -> None:
+    """Sends a signal once `step` is logged."""
     metrics = workdir / "metrics.csv"
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
@@ -144,4 +144,3 @@ def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) 
             break
         time.sleep(0.002)
     process.send_signal(signal)
-    return process.communicate(timeout=300)

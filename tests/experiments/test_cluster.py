@@ -20,13 +20,19 @@ def losses(workdir):
     return [row["loss"] for row in read_metrics(workdir / "metrics.csv")]
 
 
-def finish(*processes):
-    # All at once: one whose pipe is full waits, and the others for it.
+def ended(*processes):
+    """What each printed, and its exit code; read at once, as one whose pipe is full would wait."""
     with ThreadPoolExecutor() as readers:
-        said = list(readers.map(lambda process: process.communicate(timeout=300), processes))
-    for process, (_, err) in zip(processes, said, strict=True):
-        assert process.returncode == 0, err
-    return said
+        texts = list(readers.map(lambda process: process.communicate(timeout=300), processes))
+    return [(*text, process.returncode) for text, process in zip(texts, processes, strict=True)]
+
+
+def finish(*processes):
+    """What each printed; all have to end well."""
+    runs = ended(*processes)
+    for _, err, code in runs:
+        assert code == 0, err
+    return [(out, err) for out, err, _ in runs]
 
 
 def said(out):
@@ -77,17 +83,14 @@ def interrupted(root, cluster):
         return start_cluster(*options)
 
     first, second = launch()
-    second_said = signal_at(second, workdir, 3, signal.SIGTERM)
-    stopped = [
-        (*first.communicate(timeout=60), first.returncode),
-        (*second_said, second.returncode),
-    ]
+    signal_at(second, workdir, 3, signal.SIGTERM)
+    stopped = ended(first, second)
     saved = sorted(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
     rows = len(losses(workdir))
     first, second = launch()
     signal_at(second, workdir, rows + 3, signal.SIGKILL)
-    first.communicate(timeout=200)
-    survivor = first.returncode, (workdir / "DONE").exists()
+    (*_, code), _ = ended(first, second)
+    survivor = code, (workdir / "DONE").exists()
     finish(*launch())
     return workdir, stopped, (saved, rows), survivor
 

@@ -25,12 +25,14 @@ def interrupted(root, whole):
         return start(path, workdir, root / "cache")
 
     stopped = launch()
-    out, err = signal_at(stopped, workdir, rng.randrange(1, 7), signal.SIGTERM)
+    signal_at(stopped, workdir, rng.randrange(1, 7), signal.SIGTERM)
+    out, err = stopped.communicate(timeout=300)
     stops = stopped.returncode, out, err
     saved = sorted(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
     first = len((workdir / "metrics.csv").read_text().splitlines()) - 1
     killed = launch()
     signal_at(killed, workdir, rng.randrange(first + 1, 16), signal.SIGKILL)
+    killed.communicate(timeout=300)
     kill = killed.returncode, (workdir / "DONE").exists()
     last = launch()
     out, err = last.communicate(timeout=300)

@@ -1,4 +1,5 @@
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(workdir, how):
     restored, said = restore(workdir)
     assert_is(restored, 16)
     assert said == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_errors_that_nobody_can_raise_are_held_back_only_of_what_failed(
+    workdir, damaged, monkeypatch
+):
+    class Fails:
+        def __del__(self):
+            raise ValueError("while being collected")
+
+    monkeypatch.setattr(Checkpoints, "_check_fit", lambda *_: Fails() and None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_value))
+    seen = []
+    if damaged:
+        for step in ("8", "12", "16"):
+            damage(workdir / "checkpoints" / step, "truncated")
+        with pytest.raises(UserError):
+            restore(workdir)
+        assert seen == []
+    else:
+        assert_is(restore(workdir)[0], 16)
+        assert [str(error) for error in seen] == ["while being collected"]
 
 
 def test_all_damaged(workdir):
