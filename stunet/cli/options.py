@@ -23,7 +23,7 @@ SAMPLERS = ("dpm2m", "ddim", "ancestral")
 def add_sampling(
     add: Callable,
     default_model: str = shipped.VIDEO_MODEL,
-    default_steps: str = "13 (dpm2m), 50 (ddim), 100 (ancestral)",
+    default_steps: str = "10 (dpm2m), 50 (ddim), 100 (ancestral)",
 ) -> None:
     """The arguments of every command that samples."""
     add("prompt", metavar="PROMPT", help="what the video shows")

@@ -36,10 +36,11 @@ from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig, check_video_shape
 from stunet.weights.trees import Tree
 
-# Steps of each sampler unless told otherwise. Of DPM-Solver++(2M) 13 and more lose nothing against
-# 250 ancestral ones in what is asked for, 12 a point (docs/moving_shapes.md); its authors have 15
-# to 20 (2211.01095). 100 ancestral steps are DeepFloyd IF's own for its first stage.
-DEFAULT_STEPS = {"dpm2m": 13, "ddim": 50, "ancestral": 100}
+# Steps of each sampler unless told otherwise. Of DPM-Solver++(2M) 10 are the fewest that show what
+# is asked for as often as 250 ancestral ones, within a point; 15 flicker a little less
+# (docs/moving_shapes.md), and its authors have 15 to 20 (2211.01095). 100 ancestral steps are
+# DeepFloyd IF's own for its first stage.
+DEFAULT_STEPS = {"dpm2m": 10, "ddim": 50, "ancestral": 100}
 
 # (steps done, steps in all, current estimate of x0 [b, T, H, W, 3])
 OnChunk = Callable[[int, int, jax.Array], None]

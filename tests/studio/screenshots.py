@@ -56,7 +56,7 @@ def main(address: str, folder: Path, clip: Path) -> None:
         shot(page, "progress")
 
         page, panel = opened("inpaint", WHOLE)
-        quick(panel, "a green heart moving down on a dark background", steps=13, enlarge=True)
+        quick(panel, "a green heart moving down on a dark background", steps=10, enlarge=True)
         upload(panel, video=clip)
         paint(panel, width=220, height=220)
         made_by(panel)

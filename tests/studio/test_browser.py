@@ -153,14 +153,14 @@ def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
     tab_to(page, "e.tagName == 'TEXTAREA'", most=30)
     page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
-    panel.get_by_text("sampling, step 1 of 13").wait_for()
+    panel.get_by_text("sampling, step 1 of 10").wait_for()
     assert panel.locator("progress").get_attribute("value") == "1"
     panel.get_by_role("img", name="the video so far").wait_for()
     hold.unlink()
     settings = made(panel)
     assert settings["prompt"] == "a red circle" and settings["style_strength"] == 0.7
     assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
-    assert settings["steps"] == 13 and settings["upscale_steps"] == [STEPS]
+    assert settings["steps"] == 10 and settings["upscale_steps"] == [STEPS]
     tab_to(page, "e.textContent.trim() == 'Make it'", most=30)
 
 
