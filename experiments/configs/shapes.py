@@ -8,11 +8,11 @@ or one of them, as any other config, its name after a colon:
 
 From nothing on two virtual CPUs of a slow kind: 2 hours 23 minutes (2026-11-27, one run, in two
 pieces). t2i took 50 minutes, ssr and the style beside it, t2v 38, t2v_16 and conditional 55 side by
-side. Judge, 13 steps, guidance 4, 512 clips, in bfloat16:
+side. Judge, 10 steps, guidance 4, 512 clips, in bfloat16:
 
                        colour  shape  motion
-    seen prompts         99.6   91.4    89.5 %
-    held-out prompts     99.6   90.2    90.6
+    seen prompts         99.4   89.6    89.3 %
+    held-out prompts     99.0   88.1    91.4
 
 t2i draws 91.2 % of the shapes of 512 pictures. What the conditional model and the style reach is
 in docs/applications.md; of the style's change `experiments.ship` keeps three singular vectors a
