@@ -7,9 +7,9 @@ Each `stunet` line of docs/gallery.md, in order, which writes the pictures there
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.flag_reading import read_flags
 from stunet.cli import main as stunet
 from stunet.errors import UserError, run_command
 
@@ -28,8 +28,9 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("stunet ")]
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: list[str]) -> int:
     """Runs them until one fails; returns that one's exit code, or 0."""
+    read_flags(argv)
     if argv[1:]:
         raise UserError(f"takes no arguments, got {' '.join(argv[1:])}")
     for command in commands(PAGE):

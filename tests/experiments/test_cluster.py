@@ -20,10 +20,10 @@ def losses(workdir):
     return [row["loss"] for row in read_metrics(workdir / "metrics.csv")]
 
 
-def ended(*processes):
+def ended(*processes, timeout=300):
     """What each printed, and its exit code; read at once, as one whose pipe is full would wait."""
     with ThreadPoolExecutor() as readers:
-        texts = list(readers.map(lambda process: process.communicate(timeout=300), processes))
+        texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
     return [(*text, process.returncode) for text, process in zip(texts, processes, strict=True)]
 
 
@@ -89,7 +89,7 @@ def interrupted(root, cluster):
     rows = len(losses(workdir))
     first, second = launch()
     signal_at(second, workdir, rows + 3, signal.SIGKILL)
-    (*_, code), _ = ended(first, second)
+    (*_, code), _ = ended(first, second, timeout=200)
     survivor = code, (workdir / "DONE").exists()
     finish(*launch())
     return workdir, stopped, (saved, rows), survivor
