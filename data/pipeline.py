@@ -18,10 +18,10 @@ import grain
 import numpy as np
 
 from data import records
+from data.moving_shapes.vocabulary import MOTIONS
 from data.sources import NAMES, Source, make_builder, open_source
-from stunet.config import from_dict
 from stunet.errors import UserError
-from stunet.evaluation.moving_shapes import MOTIONS
+from stunet.schema import from_dict
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 

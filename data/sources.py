@@ -7,12 +7,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data import records
-from data.moving_shapes import builder as moving_shapes
+from data.moving_shapes import moving_shapes_builder as moving_shapes
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
-from data.ucf101 import builder as ucf101
-from data.video_folder import builder as video_folder
+from data.moving_shapes.vocabulary import Attributes
+from data.ucf101 import ucf101_builder as ucf101
+from data.video_folder import video_folder_builder as video_folder
 from stunet.errors import UserError
-from stunet.evaluation.moving_shapes import Attributes
 from stunet.video_io import to_float
 
 NAMES = ("moving_shapes", "video_folder", "ucf101")

@@ -19,13 +19,11 @@ from tqdm import tqdm
 
 from data.moving_shapes.clips import Clips, draw_clips
 from data.moving_shapes.duotone import distance_to_inks
-from experiments.flag_reading import read_flags
+from data.moving_shapes.judge import agreement, judge
+from data.moving_shapes.vocabulary import MOTIONS
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
-from stunet.errors import UserError, run_command
-from stunet.evaluation.moving_shapes import MOTIONS
-from stunet.evaluation.seams import frame_differences, psnr
-from stunet.evaluation.shapes_judge import agreement, judge
-from stunet.pipeline import (
+from stunet.engine import (
     Model,
     animate,
     edit,
@@ -35,7 +33,9 @@ from stunet.pipeline import (
     load,
     stylised,
 )
-from stunet.pipeline.given import FEATHER, pasted
+from stunet.engine.given import FEATHER, pasted
+from stunet.errors import UserError, run_command
+from stunet.evaluation.seams import frame_differences, psnr
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a style, the paper's range

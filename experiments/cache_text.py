@@ -11,10 +11,10 @@ import sys
 from ml_collections import config_flags
 
 from data import pipeline as data
-from experiments.flag_reading import read_flags
-from stunet.config import from_dict
+from experiments.common.program_flags import read_flags
 from stunet.errors import UserError, run_command
 from stunet.model import load
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.training.text_cache import write_text_states
 

@@ -18,12 +18,12 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.absent_tpus import GIB
 from experiments.benchmarks.timing import write_json
-from experiments.flag_reading import read_flags
-from experiments.tpu_programs import ARCHITECTURES, compile_for, networks_of
-from stunet.config import from_dict
+from experiments.common.program_flags import read_flags
+from experiments.tpu.programs import ARCHITECTURES, compile_for, networks_of
+from experiments.tpu.topologies import GIB
 from stunet.errors import UserError, run_command
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")

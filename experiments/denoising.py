@@ -20,11 +20,7 @@ from absl import flags
 from tqdm import tqdm
 
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
-from experiments.flag_reading import read_flags
-from stunet.compiling import prepare_compiler
-from stunet.diffusion import add_noise, to_prediction
-from stunet.errors import UserError, run_command
-from stunet.evaluation.moving_shapes import (
+from data.moving_shapes.vocabulary import (
     COLOURS,
     MOTIONS,
     SHAPES,
@@ -32,8 +28,12 @@ from stunet.evaluation.moving_shapes import (
     caption,
     draw_attributes,
 )
-from stunet.pipeline import Model, load
-from stunet.pipeline.sampling import encode_text, network
+from experiments.common.program_flags import read_flags
+from stunet.compiling import prepare_compiler
+from stunet.diffusion import add_noise, to_prediction
+from stunet.engine import Model, load
+from stunet.engine.sampling import encode_text, network
+from stunet.errors import UserError, run_command
 from stunet.video_io import check_writable
 
 CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}

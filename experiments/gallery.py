@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.cli import main as stunet
 from stunet.errors import UserError, run_command
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from experiments.flag_reading import read_flags
+from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
+from data.moving_shapes.vocabulary import prompts
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
+from stunet.engine import generate, load
 from stunet.errors import UserError, run_command
-from stunet.evaluation.moving_shapes import prompts
-from stunet.evaluation.shapes_judge import agreement, confusion, judge, shapes_by_motion
-from stunet.pipeline import generate, load
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 SHEET_ROWS = 12

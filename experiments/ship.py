@@ -23,10 +23,10 @@ import numpy as np
 from absl import flags
 
 from data.moving_shapes.duotone import PICTURES, write_pictures
+from experiments.common.parallel_runs import run_side_by_side
+from experiments.common.program_flags import read_flags
 from experiments.configs import shapes
-from experiments.flag_reading import read_flags
 from experiments.launch.commands import PREEMPTED
-from experiments.side_by_side import run_side_by_side
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters, nearest_adapters

@@ -24,13 +24,13 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data import pipeline as data
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import on_cpu, prepare_compiler
-from stunet.config import from_dict
 from stunet.diffusion import downsampled, upsampled
+from stunet.engine import generate, upscale
 from stunet.errors import UserError, run_command
 from stunet.model import describe, load
-from stunet.pipeline import generate, upscale
+from stunet.schema import from_dict
 from stunet.training.checkpoints import Checkpoints, abstract_state
 from stunet.training.claim import claimed
 from stunet.training.cluster import (

@@ -26,15 +26,15 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from data.ucf101.builder import find_clips, read_prompts
-from experiments.flag_reading import read_flags
+from data.ucf101.ucf101_builder import find_clips, read_prompts
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
-from stunet.config import from_dict, to_dict
+from stunet.engine import Model, check_cascade, enlarge, generate, load
 from stunet.errors import UserError, run_command
 from stunet.evaluation.clip_folders import open_folder
 from stunet.evaluation.evaluate import evaluate, load_metrics, table
 from stunet.files import read_json
-from stunet.pipeline import Model, check_cascade, enlarge, generate, load
+from stunet.schema import from_dict, to_dict
 from stunet.video_io import check_writable, write_video
 
 # FVD and Inception Score, as the paper's table has them.
@@ -68,7 +68,7 @@ class ZeroShotConfig:
       frames: of each clip that are compared, the first ones.
       fps: that generated and real clips are re-timed to; None for frames as they are.
       splits: of the Inception Score.
-      sampler, steps, guidance_scale, seed, batch_size: as `stunet.pipeline.Sampling`'s; upscalers
+      sampler, steps, guidance_scale, seed, batch_size: as `stunet.engine.Sampling`'s; upscalers
         that say their own number of steps keep to it.
     """
 

@@ -19,13 +19,13 @@ from absl import flags
 from tqdm import tqdm
 
 from data import pipeline as data
+from experiments.common.program_flags import read_flags
 from experiments.configs import tiny_ssr
-from experiments.flag_reading import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import downsampled, upsampled
+from stunet.engine import load, upscale, windows_of
 from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
-from stunet.pipeline import load, upscale, windows_of
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 DESCRIBED = {

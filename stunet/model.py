@@ -5,13 +5,13 @@ from pathlib import Path
 
 import jax
 
-from stunet.config import from_dict
 from stunet.diffusion import Schedule, SuperResolution, Threshold
 from stunet.diffusion.prediction import KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.schema import from_dict
 from stunet.text import Tokenizer, parse_tokenizer
 from stunet.weights.model_folder import ModelFolder, find_model, load_model
 from stunet.weights.trees import Tree, compare_shapes

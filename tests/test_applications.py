@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stunet import cli, pipeline
+from stunet import cli
+from stunet import engine as pipeline
+from stunet.engine import animate, cinemagraph, edit, fill, generate, inpaint, interpolate, load
 from stunet.errors import UserError
-from stunet.pipeline import animate, cinemagraph, edit, fill, generate, inpaint, interpolate, load
 from stunet.video_io import read_video, write_video
 from stunet.weights.inflation import add_conditioning
 from tests.tiny import CAPTIONS, FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
@@ -240,8 +241,8 @@ def test_outpainting_keeps_the_video_in_its_place(folder, inputs, tmp_path, monk
 
 
 def test_the_given_pixels_come_back_at_the_enlarged_size(folder, inputs, root, tmp_path):
-    from stunet.config import to_dict
     from stunet.diffusion import SuperResolution
+    from stunet.schema import to_dict
 
     enlarging = dataclasses.replace(
         UNET, in_channels=6, noise_level_embedding=True, self_attention=False

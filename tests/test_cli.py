@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stunet import cli, pipeline
+from stunet import cli
+from stunet import engine as pipeline
 from stunet.cli import options
 from stunet.video_io import read_video
 from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model

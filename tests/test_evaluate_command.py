@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data.moving_shapes.render import render
+from data.moving_shapes.vocabulary import caption, draw_attributes
 from stunet import cli
 from stunet.evaluation.c3d import C3D
 from stunet.evaluation.clip import init_clip
 from stunet.evaluation.clip_network import clip_config
 from stunet.evaluation.i3d import I3D
-from stunet.evaluation.moving_shapes import caption, draw_attributes
 from stunet.evaluation.torch_weights import renamed
 from stunet.video_io import write_video
 from tests.parity import metric_cases as cases

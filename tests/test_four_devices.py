@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import split_over_frames
+from stunet.models.partitioning import split_over_frames
 from stunet.models.unet import UNet
 from tests.four_devices import CASES, CLIPS
 from tests.tiny import UNET

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from stunet.diffusion import Threshold, keyed_noise
+from stunet.engine import encode_text, generate, load
 from stunet.errors import UserError
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet
-from stunet.pipeline import encode_text, generate, load
 from stunet.weights.trees import flatten
 from tests.tiny import (
     CAPTIONS,

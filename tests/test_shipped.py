@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from data.moving_shapes.duotone import distance_to_inks
+from data.moving_shapes.judge import judge
 from experiments.gallery import commands
 from stunet.cli import _parser, main
+from stunet.engine import generate, stylised
 from stunet.errors import UserError
-from stunet.evaluation.shapes_judge import judge
 from stunet.model import load
-from stunet.pipeline import generate, stylised
 from stunet.video_io import read_video
 from stunet.weights import shipped
 from stunet.weights.model_folder import find_model

@@ -9,7 +9,7 @@ import numpy as np
 import data
 import experiments.configs
 import stunet
-from stunet.pipeline import generate, load
+from stunet.engine import generate, load
 from tests.tiny import NUM_FRAMES, RESOLUTION, fast_compiles, save_tiny_model
 
 NEEDS = {"stunet.studio.page": "gradio"}  # of an extra

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.tour
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 FOUND = """
 import json
-from stunet.evaluation.shapes_judge import judge
+from data.moving_shapes.judge import judge
 print(json.dumps({
     "asked": judge(videos[0])["colour"],
     "images": images.shape,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from stunet import cli
-from stunet.config import to_dict
 from stunet.diffusion import (
     AUGMENTATION_NOISE,
     SuperResolution,
@@ -19,9 +18,10 @@ from stunet.diffusion import (
     keyed_noise,
     upsampled,
 )
+from stunet.engine import encode_text, enlarge, generate, load, upscale, windows_of
 from stunet.errors import UserError
 from stunet.models.unet import UNet
-from stunet.pipeline import encode_text, enlarge, generate, load, upscale, windows_of
+from stunet.schema import to_dict
 from stunet.video_io import read_video, write_video
 from tests.tiny import (
     CAPTIONS,

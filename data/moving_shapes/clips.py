@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.moving_shapes.render import render
-from stunet.evaluation.moving_shapes import MOTIONS, Prompt, caption, draw_attributes
+from data.moving_shapes.vocabulary import MOTIONS, Prompt, caption, draw_attributes
 
 
 class Clips(NamedTuple):

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
+from data.moving_shapes.vocabulary import caption, draw_attributes
 from stunet.errors import run_command
-from stunet.evaluation.moving_shapes import caption, draw_attributes
 from stunet.video_io import write_image
 
 DARK, LIGHT = (0.28, 0.08, 0.42), (1.00, 0.80, 0.62)  # RGB in [0, 1]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stunet.evaluation.backdrops import backdrop
-from stunet.evaluation.moving_shapes import COLOURS, MARK_TONES, SIZES, Attributes
-from stunet.evaluation.silhouettes import EXTENTS, mark_distance, signed_distance
+from data.moving_shapes.backdrops import backdrop
+from data.moving_shapes.silhouettes import EXTENTS, mark_distance, signed_distance
+from data.moving_shapes.vocabulary import COLOURS, MARK_TONES, SIZES, Attributes
 
 NOMINAL_SECONDS = 2.0
 MARGIN = 0.01  # free space left at the frame's edge

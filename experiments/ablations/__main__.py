@@ -37,7 +37,7 @@ from experiments.ablations import (
     training,
     window_length,
 )
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.inflation import image_model

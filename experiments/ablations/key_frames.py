@@ -21,8 +21,8 @@ from tqdm import tqdm
 from experiments.ablations.programs import SEEDS, call
 from experiments.ablations.training import read_run
 from experiments.configs import shapes, tiny_conditional
-from stunet.config import from_dict, to_dict
 from stunet.models.unet import UNetConfig, init_unet
+from stunet.schema import from_dict, to_dict
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 from stunet.weights.trees import flatten, unflatten
 

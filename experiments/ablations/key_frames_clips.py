@@ -15,14 +15,14 @@ import numpy as np
 from absl import flags
 
 from data.moving_shapes.clips import draw_clips
+from data.moving_shapes.judge import agreement, judge
 from experiments.ablations.key_frames import FPS, FRAMES, KEY_FRAMES, MOTIONS
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
+from stunet.engine import fill, generate, given_frames, load
 from stunet.errors import UserError, run_command
-from stunet.evaluation.shapes_judge import agreement, judge
 from stunet.evaluation.temporal import periodicity
 from stunet.evaluation.xt_slice import xt_slice
-from stunet.pipeline import fill, generate, given_frames, load
 from stunet.video_io import contact_sheet, write_image
 
 SHOWN = 8

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from experiments.benchmarks.timing import print_table, write_json
 from experiments.benchmarks.workloads import random_like
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
-from stunet.config import from_dict
 from stunet.diffusion import Threshold, Windows, make_sampler
+from stunet.engine import ChunkSettings, run_chunk
 from stunet.errors import UserError, run_command
 from stunet.models.unet import init_unet
-from stunet.pipeline import ChunkSettings, run_chunk
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 
 STEPS = 100

@@ -23,7 +23,7 @@ from experiments.benchmarks.timing import (
     time_here,
     write_json,
 )
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import run_command
 from stunet.models.layers import NORM_EPSILON, UpsampledConv, gelu, group_norm, upsample_space

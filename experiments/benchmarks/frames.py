@@ -30,13 +30,13 @@ from tqdm import tqdm
 
 from experiments.benchmarks.timing import print_table, write_json
 from experiments.benchmarks.workloads import WAYS, WINDOW, calls
+from experiments.common.program_flags import read_flags
 from experiments.configs import tiny_t2i, tiny_t2v
-from experiments.flag_reading import read_flags
-from experiments.tpu_programs import ARCHITECTURES, compile_for, laid_out, sample_program
+from experiments.tpu.programs import ARCHITECTURES, compile_for, laid_out, sample_program
 from stunet.compiling import prepare_compiler
-from stunet.config import from_dict
 from stunet.errors import UserError, run_command
 from stunet.models.unet import UNetConfig
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "of stage t2v; default: tiny_t2v.py")

@@ -24,7 +24,7 @@ from experiments.benchmarks.timing import (
     write_json,
 )
 from experiments.benchmarks.workloads import PEERS, PEERS_FRAMES, PEERS_SIZE
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.errors import run_command
 
 FRAMES, SIZE, TOKENS = PEERS_FRAMES, PEERS_SIZE, 16

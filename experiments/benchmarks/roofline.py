@@ -29,7 +29,7 @@ from experiments.benchmarks.timing import (
     thread_counts,
     write_json,
 )
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import run_command
 from stunet.models.unet import REMAT_POLICIES, UNetConfig

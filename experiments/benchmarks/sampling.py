@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.sampling --out=sampling.json
 
-A whole run of `stunet.pipeline.generate` (text encoding, guidance, dynamic thresholding, every
+A whole run of `stunet.engine.generate` (text encoding, guidance, dynamic thresholding, every
 sampler's own arithmetic, progress calls) against as many bare forward passes of the batch that
 guidance makes, in turns, in one process. The network is `peers`'.
 """
@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from experiments.benchmarks import workloads
 from experiments.benchmarks.timing import print_table, write_json
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
+from stunet.engine import generate
 from stunet.errors import run_command
-from stunet.pipeline import generate
 
 _OUT = flags.DEFINE_string("out", "benchmarks/sampling.json", "where the figures are written")
 _STEPS = flags.DEFINE_integer("steps", 20, "sampler steps", lower_bound=1)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks import workloads
 from experiments.benchmarks.timing import print_table, time_here, write_json
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.errors import run_command
 from stunet.models.unet import REMAT_POLICIES, UNetConfig

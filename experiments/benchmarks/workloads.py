@@ -21,11 +21,11 @@ from stunet.diffusion import (
     run_steps,
     thresholded,
 )
+from stunet.engine import network
 from stunet.model import Model, parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, init_unet
-from stunet.pipeline import network
 from stunet.text import load_tokenizer, train_tokenizer
 from stunet.training.config import DiffusionConfig, OptimizerConfig
 from stunet.training.stages import Networks, make_stage
@@ -146,7 +146,7 @@ def train_step(
 def sampler_step(
     config: UNetConfig, batch: dict[str, jax.Array]
 ) -> tuple[Callable[[Tree, Carry, dict[str, jax.Array]], Carry], Carry]:
-    """One guided ancestral step, as `stunet.pipeline` takes them; returns (step, carry)."""
+    """One guided ancestral step, as `stunet.engine` takes them; returns (step, carry)."""
     schedule, shape = Schedule(), batch["video"].shape[1:]
     sampler = make_sampler("ancestral", schedule, 100)
 

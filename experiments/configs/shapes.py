@@ -21,9 +21,9 @@ kernel.
 
 from ml_collections import ConfigDict
 
+from data.moving_shapes.vocabulary import MOTIONS
 from experiments.configs import tiny_conditional, tiny_ssr, tiny_style, tiny_t2i, tiny_t2v
 from stunet.errors import UserError
-from stunet.evaluation.moving_shapes import MOTIONS
 
 STAGES = ("t2i", "t2v", "t2v_16", "conditional", "ssr", "style")  # in the order of their needs
 INIT_FROM = {"t2v": "t2i", "t2v_16": "t2v", "conditional": "t2v", "style": "t2i"}

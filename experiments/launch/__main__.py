@@ -14,12 +14,12 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.flag_reading import read_flags
+from experiments.common.program_flags import read_flags
 from experiments.launch.commands import plan
 from experiments.launch.config import Launch
 from experiments.launch.running import Shell, launch
-from stunet.config import from_dict
 from stunet.errors import UserError, run_command
+from stunet.schema import from_dict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to launch, and where")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands instead of running them")

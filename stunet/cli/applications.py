@@ -23,8 +23,8 @@ from stunet.errors import UserError
 from stunet.weights import shipped
 
 if TYPE_CHECKING:
-    from stunet.inputs import Filled
-    from stunet.pipeline import Model
+    from stunet.engine import Model
+    from stunet.engine.inputs import Filled
 
 ANIMATE = """\
 Makes a video that begins with an image.
@@ -139,7 +139,7 @@ def _add_pasting(add: Callable, default: bool) -> None:
 
 
 def _animate(args: argparse.Namespace) -> None:
-    from stunet.inputs import first_given
+    from stunet.engine.inputs import first_given
 
     model, upscalers = _begin(args)
     _say_if_not_square(args.image)
@@ -148,7 +148,7 @@ def _animate(args: argparse.Namespace) -> None:
 
 
 def _interpolate(args: argparse.Namespace) -> None:
-    from stunet.inputs import ends_given
+    from stunet.engine.inputs import ends_given
 
     model, upscalers = _begin(args)
     filled = ends_given(args.first, args.last, args.num_frames or model.num_frames)
@@ -158,7 +158,7 @@ def _interpolate(args: argparse.Namespace) -> None:
 
 
 def _inpaint(args: argparse.Namespace) -> None:
-    from stunet.inputs import NO_MARGINS, masked, widened
+    from stunet.engine.inputs import NO_MARGINS, masked, widened
 
     if (args.mask is None) == (args.outpaint is None):
         raise UserError("give one of --mask=FILE and --outpaint=LEFT,RIGHT,TOP,BOTTOM")
@@ -172,7 +172,7 @@ def _inpaint(args: argparse.Namespace) -> None:
 
 
 def _cinemagraph(args: argparse.Namespace) -> None:
-    from stunet.inputs import still_but
+    from stunet.engine.inputs import still_but
 
     model, upscalers = _begin(args)
     frames = (args.num_frames or model.num_frames - args.loop) + args.loop
@@ -182,7 +182,7 @@ def _cinemagraph(args: argparse.Namespace) -> None:
 
 
 def _edit(args: argparse.Namespace) -> None:
-    from stunet import pipeline
+    from stunet import engine as pipeline
     from stunet.video_io import read_video
 
     if not 0 <= args.strength <= 1:
@@ -225,7 +225,7 @@ def _fill(
     drop_last: bool = False,
 ) -> None:
     """Fills in, enlarges with the same pixels given at the larger size, and writes."""
-    from stunet import pipeline
+    from stunet import engine as pipeline
 
     given = filled(model.resolution)
     frames = pipeline.whole_strides(model, given[0].shape[1])
@@ -245,7 +245,7 @@ def _fill(
 
 
 def _say_if_not_square(path: str, margins: tuple[int, ...] = (0, 0, 0, 0)) -> None:
-    from stunet.inputs import said_of_crop
+    from stunet.engine.inputs import said_of_crop
 
     say(said_of_crop(path, margins))
 

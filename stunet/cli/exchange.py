@@ -51,7 +51,7 @@ def add_commands(command: Callable) -> None:
 
 
 def _import_if(args: argparse.Namespace) -> None:
-    from stunet.weights.exchange import import_if
+    from stunet.conversion.convert import import_if
 
     with _byte_progress("importing") as on_bytes:
         model = import_if(args.source, args.target, args.variant, on_bytes)
@@ -64,7 +64,7 @@ def _import_if(args: argparse.Namespace) -> None:
 
 
 def _import_t5(args: argparse.Namespace) -> None:
-    from stunet.weights.exchange import import_t5
+    from stunet.conversion.convert import import_t5
 
     with _byte_progress("importing") as on_bytes:
         model = import_t5(args.source, args.target, args.variant, on_bytes)
@@ -72,7 +72,7 @@ def _import_t5(args: argparse.Namespace) -> None:
 
 
 def _export_if(args: argparse.Namespace) -> None:
-    from stunet.weights.exchange import export_if
+    from stunet.conversion.convert import export_if
 
     with _byte_progress("exporting") as on_bytes:
         export_if(args.source, args.target, on_bytes)

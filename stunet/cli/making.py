@@ -100,7 +100,7 @@ def _generate(args: argparse.Namespace) -> None:
     outputs = output_paths(args.out, args.num_videos)
     check_outputs(outputs, args.xt_slice)
 
-    from stunet import pipeline
+    from stunet import engine as pipeline
 
     model, upscalers = load_cascade(args)
     num_frames = args.num_frames or model.num_frames
@@ -124,9 +124,9 @@ def _upscale(args: argparse.Namespace) -> None:
     check_prompt(args.prompt)
     check_outputs([args.out], None)
 
-    from stunet import pipeline
+    from stunet import engine as pipeline
     from stunet.compiling import prepare_compiler
-    from stunet.inputs import to_enlarge
+    from stunet.engine.inputs import to_enlarge
 
     prepare_compiler()
 

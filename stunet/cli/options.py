@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stunet.diffusion import Windows
-    from stunet.pipeline import Model, OnChunk
+    from stunet.engine import Model, OnChunk
 
 SAMPLERS = ("dpm2m", "ddim", "ancestral")
 
@@ -92,7 +92,7 @@ def add_base_model(add: Callable) -> None:
 
 def load_cascade(args: argparse.Namespace) -> "tuple[Model, list[Model]]":
     """The base model, in its style, and the models that enlarge what it makes."""
-    from stunet import pipeline
+    from stunet import engine as pipeline
     from stunet.compiling import prepare_compiler
     from stunet.weights.style import DEFAULT_STRENGTH, said_of_strength
 
@@ -119,7 +119,7 @@ def enlarge(
     args: argparse.Namespace, upscalers: "list[Model]", videos: "np.ndarray"
 ) -> "np.ndarray":
     """Enlarges the videos by each model."""
-    from stunet import pipeline
+    from stunet import engine as pipeline
 
     prompts = [args.prompt] * len(videos)
     return pipeline.enlarge(upscalers, videos, prompts, progress, **sampling(args))
@@ -130,7 +130,7 @@ def check_length(model: "Model", upscalers: "list[Model]", num_frames: int, give
 
     Says where windows cost more than a seam: `given` is whether pixels are given to the first.
     """
-    from stunet.pipeline import said_of_windows
+    from stunet.engine import said_of_windows
 
     say(said_of_windows(model, upscalers, num_frames, given))
 

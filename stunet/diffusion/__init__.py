@@ -32,7 +32,7 @@ from stunet.diffusion.samplers import (
     Sampler,
     make_sampler,
 )
-from stunet.diffusion.sampling import (
+from stunet.diffusion.sampling_loop import (
     AUGMENTATION_NOISE,
     START_NOISE,
     keyed_noise,

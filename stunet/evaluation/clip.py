@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from stunet.conversion.hub_layout import find_weights, read_tensors
 from stunet.errors import UserError
 from stunet.evaluation.clip_network import ClipConfig, ImageEncoder, TextEncoder, clip_config
 from stunet.evaluation.features import Extractor, Resize
 from stunet.evaluation.torch_weights import parameters, sha256
 from stunet.files import read_bytes, read_json
-from stunet.weights.hub_layout import find_weights, read_tensors
 from stunet.weights.trees import Tree
 
 # Of images in 0..1, by CLIP's own training.

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stunet.config import from_dict
 from stunet.errors import UserError
+from stunet.schema import from_dict
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from stunet.conversion.hub_layout import PICKLES, Renamed, pickle_error, read_tensors, to_ours
 from stunet.errors import UserError
-from stunet.weights.hub_layout import PICKLES, Renamed, pickle_error, read_tensors, to_ours
 from stunet.weights.trees import Tree, compare_shapes, flatten, unflatten
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}

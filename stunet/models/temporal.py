@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import gathered, own_frames, shards_of, with_neighbours
 from stunet.models.layers import NORM_EPSILON, GroupNorm, conv3x3, gelu, per_frame
+from stunet.models.partitioning import gathered, own_frames, shards_of, with_neighbours
 
 BLOCKS = ("factorised", "conv1d", "conv3d")
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import axis_of, gathered, own_frames, shards_of
 from stunet.models.layers import (
     GroupNorm,
     ResBlock,
@@ -25,6 +24,7 @@ from stunet.models.layers import (
     gelu,
     per_frame,
 )
+from stunet.models.partitioning import axis_of, gathered, own_frames, shards_of
 from stunet.models.temporal import (
     TemporalAttentionBlock,
     TemporalConfig,
@@ -208,7 +208,7 @@ class UNet(nn.Module):
     """Predicts from noisy video, timestep and text states; see `UNetConfig`.
 
     `remat` names one of `REMAT_POLICIES`: memory against time in training, the same result.
-    `frame_axis` is `stunet.models.frame_axis`'s, whose `split_over_frames` sets it; `mesh` is where
+    `frame_axis` is `stunet.models.partitioning`'s, whose `split_over_frames` sets it; `mesh` is where
     the parameters lie, None for one device or as many copies.
     """
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 import stunet
-from stunet import inputs, pipeline
+from stunet import engine as pipeline
+from stunet.engine import inputs
 from stunet.model import Model
-from stunet.studio.inputs import named, without_folders
 from stunet.studio.jobs import Progress, Report, Watch
 from stunet.studio.models import Models
+from stunet.studio.uploads import named, without_folders
 from stunet.text import check_prompt
 from stunet.video_io import read_video
 from stunet.weights.style import said_of_strength

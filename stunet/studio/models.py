@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from stunet import pipeline
+from stunet import engine as pipeline
 from stunet.model import Model
 from stunet.weights.style import USUAL_STRENGTH
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from stunet import pipeline
+from stunet import engine as pipeline
 from stunet.errors import UserError
 from stunet.studio import results
-from stunet.studio.inputs import (
+from stunet.studio.jobs import Cancelled, Queue
+from stunet.studio.making import Request, make
+from stunet.studio.models import Models
+from stunet.studio.uploads import (
     Limits,
     canvas,
     check_upload,
@@ -23,9 +26,6 @@ from stunet.studio.inputs import (
     received,
     whole_number,
 )
-from stunet.studio.jobs import Cancelled, Queue
-from stunet.studio.making import Request, make
-from stunet.studio.models import Models
 from stunet.weights.style import DEFAULT_STRENGTH, MAX_STRENGTH
 
 PAINTED, FROM_FILE, AROUND = "painted here", "from a file", "around the video"

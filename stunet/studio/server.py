@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 
 from stunet.errors import UserError
-from stunet.studio.inputs import Limits
 from stunet.studio.jobs import Queue
 from stunet.studio.models import Models
+from stunet.studio.uploads import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stunet.config import to_dict
 from stunet.diffusion import COND_CHANNELS, Threshold
 from stunet.errors import UserError
 from stunet.model import (
@@ -20,6 +19,7 @@ from stunet.model import (
 )
 from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.schema import to_dict
 from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
 from stunet.weights.inflation import add_conditioning, image_model, inflate

@@ -1,7 +1,7 @@
 """The device mesh and how arrays lie on it.
 
 Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `frames` splits the time
-axis of each video (`stunet.models.frame_axis`). One device is a mesh of shape (1, 1, 1).
+axis of each video (`stunet.models.partitioning`). One device is a mesh of shape (1, 1, 1).
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stunet.errors import UserError
-from stunet.models.frame_axis import AXIS, check_frames
+from stunet.models.partitioning import AXIS, check_frames
 from stunet.weights.trees import Tree
 
 AXES = ("data", "fsdp", AXIS)

@@ -29,7 +29,7 @@ from stunet.diffusion import (
     variational_loss,
 )
 from stunet.errors import UserError
-from stunet.models.frame_axis import split_over_frames
+from stunet.models.partitioning import split_over_frames
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig
 from stunet.text import UNK_ID

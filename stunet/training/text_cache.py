@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from stunet.engine import encode_text
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.pipeline import encode_text
 from stunet.weights.trees import flatten
 
 BATCH = 256

@@ -8,9 +8,9 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from stunet.config import from_dict, to_dict
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig, init_unet
+from stunet.schema import from_dict, to_dict
 from stunet.weights.model_folder import ModelFolder
 from stunet.weights.trees import (
     Tree,

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
 from stunet.files import read_bytes, read_json
+from stunet.schema import from_dict, to_dict
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters
 from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors

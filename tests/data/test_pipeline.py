@@ -6,8 +6,8 @@ import pytest
 
 from data import pipeline
 from data.moving_shapes.render import render
+from data.moving_shapes.vocabulary import Attributes, caption, is_held_out, parse
 from stunet.errors import UserError
-from stunet.evaluation.moving_shapes import Attributes, caption, is_held_out, parse
 
 CONFIG = {
     "name": "moving_shapes",
@@ -187,7 +187,7 @@ def test_half_written_build_is_not_taken_for_a_dataset(config, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.moving_shapes.builder.caption", stop)
+        patch.setattr("data.moving_shapes.moving_shapes_builder.caption", stop)
         with pytest.raises(KeyboardInterrupt):
             pipeline.prepare(fresh)
     with pytest.raises(UserError, match=r"no dataset at .*: prepare it first"):
@@ -200,11 +200,11 @@ def test_a_dataset_that_another_process_was_sooner_to_build_is_taken(config, tmp
     fresh = {**config, "data_dir": str(tmp_path)}
 
     def overtaken(*arguments):
-        monkeypatch.setattr("data.moving_shapes.builder.caption", caption)
+        monkeypatch.setattr("data.moving_shapes.moving_shapes_builder.caption", caption)
         pipeline.prepare(fresh)
         return caption(*arguments)
 
-    monkeypatch.setattr("data.moving_shapes.builder.caption", overtaken)
+    monkeypatch.setattr("data.moving_shapes.moving_shapes_builder.caption", overtaken)
     pipeline.prepare(fresh)
     assert pipeline.captions(fresh) == pipeline.captions(config)
     assert not list(tmp_path.rglob("incomplete*"))

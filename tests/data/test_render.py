@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from data.moving_shapes.render import render, render_at, trajectory
-from stunet.evaluation.moving_shapes import (
+from data.moving_shapes.silhouettes import EXTENTS
+from data.moving_shapes.vocabulary import (
     COLOURS,
     MOTIONS,
     SHAPES,
     Attributes,
     draw_attributes,
 )
-from stunet.evaluation.silhouettes import EXTENTS
 
 U = np.arange(16) / 16
 

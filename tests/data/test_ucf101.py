@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data import pipeline
-from data.ucf101.builder import class_caption, find_clips, read_prompts
+from data.ucf101.ucf101_builder import class_caption, find_clips, read_prompts
 from stunet.errors import UserError
 
 FORM = {

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import experiments.train as train
-from stunet.config import from_dict
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]

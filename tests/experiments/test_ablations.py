@@ -30,11 +30,11 @@ from experiments.ablations import (
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.workloads import IF_M, Call, calls
 from experiments.configs import tiny_t2i
-from experiments.tpu_programs import laid_out
-from stunet.config import from_dict
+from experiments.tpu.programs import laid_out
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, init_unet
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.video_io import read_video, write_image
 from stunet.weights import shipped

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from data.moving_shapes.duotone import DARK, LIGHT, distance_to_inks, duotone, write_pictures
+from stunet.engine import load, stylised
 from stunet.errors import UserError
-from stunet.pipeline import load, stylised
 from stunet.weights.model_folder import load_model
 from stunet.weights.trees import flatten, is_added
 from tests.experiments.runs import changed, train_here

@@ -8,7 +8,7 @@ from experiments.benchmarks import workloads
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.op_profile import module_paths, op_seconds
 from experiments.benchmarks.timing import Worker, resident_bytes, take_turns
-from experiments.tpu_programs import laid_out
+from experiments.tpu.programs import laid_out
 from stunet.weights.trees import count
 
 MIB = 2**20

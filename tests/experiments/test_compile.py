@@ -8,11 +8,11 @@ import pytest
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.workloads import forward, make_batch, parameter_structs
 from experiments.configs import base_128, ssr_1024
-from experiments.tpu_programs import compile_for
-from stunet.config import from_dict
+from experiments.tpu.programs import compile_for
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.weights.trees import count, is_added, partition
 from tests.experiments.runs import changed

@@ -6,8 +6,8 @@ import pytest
 from data.pipeline import DataConfig
 from experiments.configs import base_128, shapes
 from experiments.ucf101 import ZeroShotConfig
-from stunet.config import from_dict, to_dict
 from stunet.models.unet import check_video_shape
+from stunet.schema import from_dict, to_dict
 from stunet.training.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from data.moving_shapes.vocabulary import MOTIONS, parse
 from experiments import denoising
-from stunet.evaluation.moving_shapes import MOTIONS, parse
 from stunet.model import load
 from tests.tiny import save_tiny_model
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from experiments.hlo_costs import Cost, costs, time_by_kind
+from experiments.tpu.hlo_costs import Cost, costs, time_by_kind
 
 HLO = """
 %conv (a: bf16[8,64,64,256], k: bf16[3,3,256,256]) -> bf16[8,64,64,256] {

@@ -8,9 +8,9 @@ import pytest
 from data import pipeline as data
 from experiments.configs import inflate_if
 from stunet import cli
-from stunet.config import from_dict
 from stunet.errors import UserError
 from stunet.model import load
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model
 from stunet.training.text_cache import check_text_states, write_text_states

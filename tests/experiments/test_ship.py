@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.configs import shapes
-from stunet.config import to_dict
 from stunet.errors import UserError
 from stunet.models.unet import init_unet
+from stunet.schema import to_dict
 from stunet.weights import shipped
 from stunet.weights.model_folder import ModelFolder, load_model, save_model
 from stunet.weights.tensor_files import stored_tensors

@@ -14,8 +14,8 @@ from absl import flags
 from PIL import Image
 
 from experiments import train
-from stunet.config import from_dict
 from stunet.errors import UserError, run_command
+from stunet.schema import from_dict
 from stunet.training.claim import claimed
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from data.moving_shapes.render import render
-from data.ucf101.builder import read_prompts
+from data.moving_shapes.vocabulary import Attributes
+from data.ucf101.ucf101_builder import read_prompts
 from experiments import ucf101
 from stunet.errors import UserError
 from stunet.evaluation.c3d import C3D
 from stunet.evaluation.i3d import I3D
-from stunet.evaluation.moving_shapes import Attributes
 from stunet.evaluation.torch_weights import renamed
 from stunet.video_io import read_video, to_uint8
 from tests.parity import metric_cases as cases

@@ -1,7 +1,7 @@
 import importlib
 
 from experiments.launch.config import Launch
-from stunet.config import from_dict
+from stunet.schema import from_dict
 
 
 def example(name, /, **changes):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stunet.weights import deepfloyd_if, t5_v1_1
-from stunet.weights.hub_layout import write_component
+from stunet.conversion import deepfloyd_if, t5_v1_1
+from stunet.conversion.hub_layout import write_component
 from tests.parity import cases
 
 

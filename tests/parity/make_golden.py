@@ -10,7 +10,7 @@ import json
 import numpy as np
 import sentencepiece
 
-from stunet.evaluation.moving_shapes import prompts
+from data.moving_shapes.vocabulary import prompts
 from tests.parity import cases, torch_metrics, torch_reference
 
 VOCAB_SIZE = 300

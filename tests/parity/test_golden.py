@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.config import from_dict
+from stunet.conversion.convert import import_if
+from stunet.conversion.sentence_piece import tokenizer_json
 from stunet.diffusion import guided_denoiser, make_sampler, run_steps, thresholded
 from stunet.model import load
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet, UNetConfig
+from stunet.schema import from_dict
 from stunet.text import load_tokenizer
-from stunet.weights.exchange import import_if
 from stunet.weights.model_folder import load_model
-from stunet.weights.sentence_piece import tokenizer_json
 from tests.parity import cases, folders
 from tests.tiny import fast_compiles
 

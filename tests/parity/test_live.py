@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.conversion import deepfloyd_if, t5_v1_1
 from stunet.evaluation.c3d import C3D
 from stunet.evaluation.clip import init_clip
 from stunet.evaluation.clip_network import clip_config
 from stunet.evaluation.i3d import I3D
 from stunet.evaluation.torch_weights import renamed
-from stunet.weights import deepfloyd_if, t5_v1_1
 from tests.parity import cases
 
 torch = pytest.importorskip("torch", reason="needs torch, diffusers, transformers, sentencepiece")

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from stunet.config import to_dict
 from stunet.diffusion import SuperResolution
+from stunet.schema import to_dict
 from tests.tiny import RESOLUTION, UNET, save_tiny_model
 
 CONDITIONAL = dataclasses.replace(UNET, cond_channels=4, cond_in_blocks=True)

@@ -284,7 +284,7 @@ def test_the_page_has_what_the_models_can_do(root, address):
     script = """
 import sys
 from pathlib import Path
-from stunet.studio.inputs import Limits
+from stunet.studio.uploads import Limits
 from stunet.studio.models import load_models
 from stunet.studio.page import Studio, build
 for folder in sys.argv[1:]:

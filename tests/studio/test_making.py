@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stunet import pipeline
+from stunet import engine as pipeline
 from stunet.errors import UserError
 from stunet.studio.jobs import Cancelled, Progress
 from stunet.studio.making import Request, make

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from stunet.engine import encode_text, load
 from stunet.errors import UserError
-from stunet.pipeline import encode_text, load
 from stunet.training.text_cache import check_text_states, write_text_states
 from tests.tiny import save_tiny_model
 

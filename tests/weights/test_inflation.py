@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.config import to_dict
 from stunet.diffusion import (
     Schedule,
     Threshold,
@@ -20,6 +19,7 @@ from stunet.diffusion import (
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, init_unet
+from stunet.schema import to_dict
 from stunet.weights.inflation import add_conditioning, image_model, inflate
 from stunet.weights.model_folder import ModelFolder
 from stunet.weights.trees import flatten, is_temporal, partition

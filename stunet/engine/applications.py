@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stunet.diffusion import COND_CHANNELS, given
-from stunet.errors import UserError
-from stunet.model import Model
-from stunet.pipeline.given import (
+from stunet.engine.given import (
     FEATHER,
     check_masked,
     check_videos,
@@ -20,7 +18,9 @@ from stunet.pipeline.given import (
     padded,
     pasted,
 )
-from stunet.pipeline.sampling import Sampling, check_makes_videos, frames_of, sample
+from stunet.engine.sampling import Sampling, check_makes_videos, frames_of, sample
+from stunet.errors import UserError
+from stunet.model import Model
 from stunet.weights.style import interpolate_style
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from stunet.evaluation.backdrops import backdrop
-from stunet.evaluation.motion_reading import read_motion
-from stunet.evaluation.moving_shapes import BACKGROUNDS, COLOURS, MARK_TONES, Prompt
-from stunet.evaluation.shape_matching import match
+from data.moving_shapes.backdrops import backdrop
+from data.moving_shapes.motion_reading import read_motion
+from data.moving_shapes.shape_matching import match
+from data.moving_shapes.vocabulary import BACKGROUNDS, COLOURS, MARK_TONES, Prompt
 
 NOTHING = "none"
 MIN_DISTANCE = 0.25  # RGB distance from the background of a pixel that shows something

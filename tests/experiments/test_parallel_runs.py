@@ -2,8 +2,8 @@ import subprocess
 import sys
 import time
 
+from experiments.common.parallel_runs import run_side_by_side
 from experiments.launch.commands import PREEMPTED
-from experiments.side_by_side import run_side_by_side
 
 NEEDS = {"image": None, "video": "image", "long": "video", "large": None, "style": "image"}
 

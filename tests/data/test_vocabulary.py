@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stunet.evaluation import moving_shapes as world
+from data.moving_shapes import vocabulary as world
 
 
 def test_vocabulary_is_large_enough_and_its_words_are_distinct():

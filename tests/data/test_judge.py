@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.render import render
-from stunet.evaluation.moving_shapes import Attributes, Prompt, draw_attributes
-from stunet.evaluation.shapes_judge import agreement, confusion, judge, shapes_by_motion
+from data.moving_shapes.vocabulary import Attributes, Prompt, draw_attributes
 
 NAMES = ("colour", "shape", "motion", "background")
 

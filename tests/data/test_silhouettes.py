@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from stunet.evaluation.moving_shapes import SHAPES
-from stunet.evaluation.silhouettes import EXTENTS, MARKS, mark_distance, signed_distance
+from data.moving_shapes.silhouettes import EXTENTS, MARKS, mark_distance, signed_distance
+from data.moving_shapes.vocabulary import SHAPES
 
 AXIS = np.linspace(-1.5, 1.5, 601)
 X, Y = np.meshgrid(AXIS, AXIS)

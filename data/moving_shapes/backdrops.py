@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from stunet.evaluation.moving_shapes import BACKGROUNDS
+from data.moving_shapes.vocabulary import BACKGROUNDS
 
 STRIPES = 8  # horizontal bars in the frame's height
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import absent_tpus
+from experiments.tpu import topologies as absent_tpus
 from stunet.errors import UserError
 
 HLO = """

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stunet.errors import UserError
-from stunet.studio.inputs import (
+from stunet.studio.uploads import (
     Limits,
     canvas,
     check_upload,

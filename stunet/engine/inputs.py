@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stunet.engine.cascade import Filled
+from stunet.engine.given import given_frames, given_still
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.pipeline.cascade import Filled
-from stunet.pipeline.given import given_frames, given_still
 from stunet.video_io import frame_size, margin_mask, read_video
 
 Margins = tuple[int, int, int, int]  # pixels at the left, right, top and bottom

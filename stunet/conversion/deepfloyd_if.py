@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from stunet.config import from_dict
+from stunet.conversion.hub_layout import Renamed
 from stunet.diffusion import Schedule, Threshold
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, init_unet
-from stunet.weights.hub_layout import Renamed
+from stunet.schema import from_dict
 from stunet.weights.trees import flatten
 
 # diffusers block type -> whether its level attends; all resize by a residual block

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from experiments.hlo_costs import time_by_kind
+from experiments.tpu.hlo_costs import time_by_kind
 from stunet.errors import UserError
 
 GIB = 2**30

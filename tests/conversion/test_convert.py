@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from stunet import cli
-from stunet.config import to_dict
+from stunet.conversion import deepfloyd_if
+from stunet.conversion.hub_layout import read_tensors, to_ours, write_component
 from stunet.diffusion import (
     Schedule,
     SuperResolution,
@@ -23,12 +24,11 @@ from stunet.diffusion import (
     run_steps,
     thresholded,
 )
+from stunet.engine import generate
 from stunet.model import load
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet
-from stunet.pipeline import generate
-from stunet.weights import deepfloyd_if
-from stunet.weights.hub_layout import read_tensors, to_ours, write_component
+from stunet.schema import to_dict
 from stunet.weights.inflation import inflate
 from stunet.weights.model_folder import load_model, save_model
 from tests.parity import cases, folders

@@ -31,7 +31,7 @@ from stunet.diffusion import (
 from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.models.frame_axis import AXIS, split_over_frames
+from stunet.models.partitioning import AXIS, split_over_frames
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNet, UNetConfig, check_video_shape
 from stunet.weights.trees import Tree

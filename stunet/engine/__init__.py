@@ -9,8 +9,7 @@ Any model of videos also takes `edit`; one of stage "conditional" takes `animate
 `inpaint` and `cinemagraph`, which are one function, `fill`, with different pixels given.
 """
 
-from stunet.model import Model, load
-from stunet.pipeline.applications import (
+from stunet.engine.applications import (
     animate,
     cinemagraph,
     edit,
@@ -19,10 +18,10 @@ from stunet.pipeline.applications import (
     interpolate,
     stylised,
 )
-from stunet.pipeline.cascade import check_cascade, enlarge, fill_and_enlarge, said_of_windows
-from stunet.pipeline.given import given_frames, given_still, whole_strides
-from stunet.pipeline.making import generate, upscale
-from stunet.pipeline.sampling import (
+from stunet.engine.cascade import check_cascade, enlarge, fill_and_enlarge, said_of_windows
+from stunet.engine.given import given_frames, given_still, whole_strides
+from stunet.engine.making import generate, upscale
+from stunet.engine.sampling import (
     DEFAULT_STEPS,
     ChunkSettings,
     Sampling,
@@ -32,6 +31,7 @@ from stunet.pipeline.sampling import (
     run_chunk,
     windows_of,
 )
+from stunet.model import Model, load
 
 __all__ = [
     "DEFAULT_STEPS",

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from experiments.absent_tpus import CHIPS, describe_topology, measures
 from experiments.benchmarks.flops import model_flops
 from experiments.benchmarks.workloads import IF_M, IF_XL
-from stunet.config import from_dict
+from experiments.tpu.topologies import CHIPS, describe_topology, measures
 from stunet.diffusion import COND_CHANNELS, Threshold, Windows, make_sampler
+from stunet.engine import ChunkSettings, devices_for, run_chunk
 from stunet.errors import UserError
 from stunet.model import parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.unet import UNetConfig, check_video_shape
-from stunet.pipeline import ChunkSettings, devices_for, run_chunk
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import with_frozen_kernels_in
 from stunet.training.mesh import (

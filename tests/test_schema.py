@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 
-from stunet.config import from_dict, to_dict
 from stunet.errors import UserError
+from stunet.schema import from_dict, to_dict
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from experiments.configs import inflate_if, inflate_if_ii
-from stunet.config import from_dict
+from stunet.conversion.deepfloyd_if import renamed, resolution, unet_config
 from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
-from stunet.weights.deepfloyd_if import renamed, resolution, unet_config
 from stunet.weights.trees import count
 from tests.parity import cases
 

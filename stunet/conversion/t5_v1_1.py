@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from stunet.config import from_dict
+from stunet.conversion.hub_layout import Renamed
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, init_text_encoder
-from stunet.weights.hub_layout import Renamed
+from stunet.schema import from_dict
 from stunet.weights.trees import flatten
 
 # Fields of the same name there, and the defaults that transformers leaves out of a config.json.

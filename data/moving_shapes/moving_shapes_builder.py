@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data.moving_shapes.vocabulary import Attributes, caption, draw_attributes
 from data.records import progress, quiet
-from stunet.evaluation.moving_shapes import Attributes, caption, draw_attributes
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 SPLITS = ("train", "heldout")

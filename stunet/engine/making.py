@@ -16,10 +16,10 @@ from stunet.diffusion import (
     keyed_noise,
     upsampled,
 )
+from stunet.engine.given import FEATHER, check_masked, check_videos, padded, pasted
+from stunet.engine.sampling import Sampling, check_makes_videos, frames_of, sample
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.pipeline.given import FEATHER, check_masked, check_videos, padded, pasted
-from stunet.pipeline.sampling import Sampling, check_makes_videos, frames_of, sample
 
 
 def generate(

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from stunet.evaluation.moving_shapes import SHAPES
-from stunet.evaluation.silhouettes import mark_distance, signed_distance
+from data.moving_shapes.silhouettes import mark_distance, signed_distance
+from data.moving_shapes.vocabulary import SHAPES
 
 PATCH = 20  # pixels a side
 REACH = 1.15  # half the patch's width, in roots of the silhouette's area

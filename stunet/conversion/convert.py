@@ -9,15 +9,8 @@ from typing import Any
 
 import jax
 
-from stunet.config import to_dict
-from stunet.diffusion import SuperResolution
-from stunet.errors import UserError
-from stunet.files import read_json
-from stunet.model import describe
-from stunet.models.t5 import TextEncoderConfig
-from stunet.text import MAX_TOKENS
-from stunet.weights import deepfloyd_if, t5_v1_1
-from stunet.weights.hub_layout import (
+from stunet.conversion import deepfloyd_if, t5_v1_1
+from stunet.conversion.hub_layout import (
     Renamed,
     find_weights,
     read_tensors,
@@ -25,8 +18,15 @@ from stunet.weights.hub_layout import (
     to_theirs,
     write_component,
 )
+from stunet.conversion.sentence_piece import tokenizer_json
+from stunet.diffusion import SuperResolution
+from stunet.errors import UserError
+from stunet.files import read_json
+from stunet.model import describe
+from stunet.models.t5 import TextEncoderConfig
+from stunet.schema import to_dict
+from stunet.text import MAX_TOKENS
 from stunet.weights.model_folder import ModelFolder, find_model, open_model, save_model
-from stunet.weights.sentence_piece import tokenizer_json
 from stunet.weights.tensor_files import ChangedTensor
 from stunet.weights.trees import Tree, compare_shapes
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from stunet.diffusion import Windows
+from stunet.engine.applications import fill
+from stunet.engine.given import whole_strides
+from stunet.engine.making import upscale
+from stunet.engine.sampling import OnChunk, windows_of
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.pipeline.applications import fill
-from stunet.pipeline.given import whole_strides
-from stunet.pipeline.making import upscale
-from stunet.pipeline.sampling import OnChunk, windows_of
 
 # Shows how one sampling of these windows goes on, by the `on_chunk` that it gives.
 Progress = Callable[[Windows], AbstractContextManager[OnChunk]]

@@ -1,0 +1,1 @@
+"""Code that the programs in `experiments` share."""

@@ -1,0 +1,1 @@
+"""Compilation for TPU topologies without TPUs, and the cost of the compiled programs."""
