@@ -45,22 +45,37 @@ SHEET_CLIPS = 4
 
 APPLICATIONS = ("image_to_video", "inpainting", "cinemagraph", "editing", "style")
 
+FLAGS = flags.FlagValues()
 _ONLY = flags.DEFINE_multi_enum(
-    "only", [], APPLICATIONS, "what is measured; default: all, style where --style is given"
+    "only",
+    [],
+    APPLICATIONS,
+    "what is measured; default: all, style where --style is given",
+    flag_values=FLAGS,
 )
-_MODEL = flags.DEFINE_string("model", None, "a conditional model; not for editing and style alone")
-_BASE = flags.DEFINE_string("base", None, "a text-to-video model; default: the conditional one")
-_STYLE = flags.DEFINE_string("style", None, "a model tuned to data.moving_shapes.duotone's style")
-_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT_*.png are written")
-_CLIPS = flags.DEFINE_integer("num_clips", 64, "clips of each", lower_bound=8)
-_STEPS = flags.DEFINE_integer("steps", None, "sampling steps; default: the sampler's own")
-_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance")
-_SEED = flags.DEFINE_integer("seed", 0, "of clips and noise")
+_MODEL = flags.DEFINE_string(
+    "model", None, "a conditional model; not for editing and style alone", flag_values=FLAGS
+)
+_BASE = flags.DEFINE_string(
+    "base", None, "a text-to-video model; default: the conditional one", flag_values=FLAGS
+)
+_STYLE = flags.DEFINE_string(
+    "style", None, "a model tuned to data.moving_shapes.duotone's style", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "where OUT.json and OUT_*.png are written", flag_values=FLAGS
+)
+_CLIPS = flags.DEFINE_integer("num_clips", 64, "clips of each", lower_bound=8, flag_values=FLAGS)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "sampling steps; default: the sampler's own", flag_values=FLAGS
+)
+_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "of clips and noise", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Makes, measures, prints and writes."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     missing = [flag.name for flag in _needed() if not flag.value]
     if missing:
         raise UserError(f"these are needed: {', '.join(f'--{name}' for name in missing)}")

@@ -8,6 +8,7 @@ the text encoder is never run. The states lie next to the dataset's records.
 
 import sys
 
+from absl import flags
 from ml_collections import config_flags
 
 from data import pipeline as data
@@ -18,12 +19,15 @@ from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.training.text_cache import write_text_states
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment's config file", flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags and fills the cache."""
-    values = read_flags(argv, _CONFIG)
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     if values is None:
         raise UserError("--config=FILE is needed")
     config = from_dict(TrainConfig, values, "config")

@@ -26,18 +26,27 @@ from stunet.errors import UserError, run_command
 from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
-_TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "CHIP:AxB or CHIP:AxBxC")
-_WHAT = flags.DEFINE_enum("what", "train", ("train", "sample"), "which program")
-_BACKBONE = flags.DEFINE_enum(
-    "backbone", None, tuple(ARCHITECTURES), "instead of init_from's model, which need not be there"
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment's config file", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", None, "a JSON file for the figures")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5p:4x4x4", "CHIP:AxB or CHIP:AxBxC", flag_values=FLAGS
+)
+_WHAT = flags.DEFINE_enum("what", "train", ("train", "sample"), "which program", flag_values=FLAGS)
+_BACKBONE = flags.DEFINE_enum(
+    "backbone",
+    None,
+    tuple(ARCHITECTURES),
+    "instead of init_from's model, which need not be there",
+    flag_values=FLAGS,
+)
+_OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Compiles and prints a table."""
-    values = read_flags(argv, _CONFIG)
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     if values is None:
         raise UserError("--config=FILE is needed")
     config = from_dict(TrainConfig, values, "config")

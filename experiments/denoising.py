@@ -38,18 +38,27 @@ from stunet.video_io import check_writable
 
 CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
 
-_MODEL = flags.DEFINE_string("model", None, "a model folder, or a training workdir")
-_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT.png are written")
-_CLIPS = flags.DEFINE_integer("num_clips", 384, "how many clips are restored", lower_bound=1)
-_LEVELS = flags.DEFINE_multi_integer("log_snr", list(range(-4, 5)), "noise levels")
-_SPLIT = flags.DEFINE_enum("split", "train", ["train", "heldout"], "combinations of attributes")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "clips at a time", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "of clips and noise")
+FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "a model folder, or a training workdir", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT.png are written", flag_values=FLAGS)
+_CLIPS = flags.DEFINE_integer(
+    "num_clips", 384, "how many clips are restored", lower_bound=1, flag_values=FLAGS
+)
+_LEVELS = flags.DEFINE_multi_integer(
+    "log_snr", list(range(-4, 5)), "noise levels", flag_values=FLAGS
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", "train", ["train", "heldout"], "combinations of attributes", flag_values=FLAGS
+)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "clips at a time", lower_bound=1, flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "of clips and noise", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Draws, noises, restores, prints and writes."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if not _MODEL.value or not _OUT.value:
         raise UserError("both --model=DIR and --out=NAME are needed")
     report, picture = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))

@@ -9,10 +9,13 @@ import shlex
 import sys
 from pathlib import Path
 
+from absl import flags
+
 from experiments.common.program_flags import read_flags
 from stunet.cli import main as stunet
 from stunet.errors import UserError, run_command
 
+FLAGS = flags.FlagValues()  # only --help
 PAGE = Path("docs/gallery.md")
 
 
@@ -30,7 +33,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def main(argv: list[str]) -> int:
     """Runs them until one fails; returns that one's exit code, or 0."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if argv[1:]:
         raise UserError(f"takes no arguments, got {' '.join(argv[1:])}")
     for command in commands(PAGE):

@@ -23,19 +23,30 @@ from stunet.video_io import check_writable, contact_sheet, write_image
 
 SHEET_ROWS = 12
 
-_MODEL = flags.DEFINE_string("model", None, "a model folder, or a training workdir")
-_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT.png are written")
-_CLIPS = flags.DEFINE_integer("num_clips", 128, "how many clips are generated", lower_bound=1)
-_SPLIT = flags.DEFINE_enum("split", "train", ["train", "heldout"], "combinations of prompts")
-_SAMPLER = flags.DEFINE_enum("sampler", "dpm2m", ["dpm2m", "ddim", "ancestral"], "sampler")
-_STEPS = flags.DEFINE_integer("steps", None, "sampling steps; default: the sampler's own")
-_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance")
-_SEED = flags.DEFINE_integer("seed", 0, "of prompts and noise")
+FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "a model folder, or a training workdir", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT.png are written", flag_values=FLAGS)
+_CLIPS = flags.DEFINE_integer(
+    "num_clips", 128, "how many clips are generated", lower_bound=1, flag_values=FLAGS
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", "train", ["train", "heldout"], "combinations of prompts", flag_values=FLAGS
+)
+_SAMPLER = flags.DEFINE_enum(
+    "sampler", "dpm2m", ["dpm2m", "ddim", "ancestral"], "sampler", flag_values=FLAGS
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "sampling steps; default: the sampler's own", flag_values=FLAGS
+)
+_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "of prompts and noise", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Generates, judges, prints and writes."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if not _MODEL.value or not _OUT.value:
         raise UserError("both --model=DIR and --out=NAME are needed")
     report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))

@@ -45,15 +45,24 @@ STYLE_RANK = 3
 AT_ONCE = 2  # stages: one alone leaves a third of two CPUs idle
 BESIDE = ("ssr", "style", "conditional")  # which nothing waits for
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the stages' training is kept")
-_OUT = flags.DEFINE_string("out", str(shipped.FOLDER), "the folder for the finished models")
-_MINUTES = flags.DEFINE_float("minutes", None, "stop after about so many", lower_bound=0.0)
-_SET = flags.DEFINE_multi_string("set", [], "a flag of experiments.train, to try all this out")
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where the stages' training is kept", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", str(shipped.FOLDER), "the folder for the finished models", flag_values=FLAGS
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "stop after about so many", lower_bound=0.0, flag_values=FLAGS
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "a flag of experiments.train, to try all this out", flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> int:
     """Trains what is not trained yet; writes the models once all are."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed")
     workdir = Path(_WORKDIR.value)

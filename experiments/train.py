@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data import pipeline as data
 from experiments.common.program_flags import read_flags
 from stunet.compiling import on_cpu, prepare_compiler
-from stunet.diffusion import downsampled, upsampled
+from stunet.diffusion import downsample, upsample
 from stunet.engine import generate, upscale
 from stunet.errors import UserError, run_command
 from stunet.model import describe, load
@@ -56,13 +56,19 @@ BAR = (
     "[{elapsed}, ETA {remaining}, {rate_noinv_fmt}{postfix}]"
 )
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment's config file", flag_values=FLAGS
+)
 _CLUSTER = flags.DEFINE_string(
     "cluster",
     None,
     "join other processes that train the same: 'auto' on a TPU pod, else 'HOST:PORT,COUNT,NUMBER'",
+    flag_values=FLAGS,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "where everything about the run is kept")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where everything about the run is kept", flag_values=FLAGS
+)
 
 
 def train(config: TrainConfig, workdir: Path) -> int:
@@ -215,9 +221,9 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
     if config.super_resolution:
         whole, prompts = data.whole_examples(config.data, count)
         factor = config.super_resolution.factor
-        given = downsampled(whole, factor)
+        given = downsample(whole, factor)
         videos = upscale(model, given, prompts, seed=config.seed)
-        videos = np.concatenate([upsampled(given, factor), videos], axis=2)
+        videos = np.concatenate([upsample(given, factor), videos], axis=2)
     else:
         prompts = list(config.sample_prompts)
         videos = generate(model, prompts, seed=config.seed)
@@ -232,7 +238,7 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
 
 def main(argv: list[str]) -> int:
     """Reads the flags and trains."""
-    values = read_flags(argv, _CONFIG)
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     if values is None or not _WORKDIR.value:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
     if _CLUSTER.value:

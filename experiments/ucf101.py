@@ -37,6 +37,14 @@ from stunet.files import read_json
 from stunet.schema import from_dict, to_dict
 from stunet.video_io import check_writable, write_video
 
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment's config file", flag_values=FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where clips and the report are kept", flag_values=FLAGS
+)
+
 # FVD and Inception Score, as the paper's table has them.
 PAPER = {
     "MagicVideo": (655.00, None),
@@ -224,15 +232,12 @@ def compare(config: ZeroShotConfig, workdir: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and compares."""
-    # Defined here and not on import: `experiments.train` has flags of the same names.
-    given = config_flags.DEFINE_config_file("config", None, "the experiment's config file")
-    workdir = flags.DEFINE_string("workdir", None, "where clips and the report are kept")
-    values = read_flags(argv, given)
-    if values is None or not workdir.value:
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
+    if values is None or not _WORKDIR.value:
         raise UserError("both --config=FILE and --workdir=DIR are needed")
     config = from_dict(ZeroShotConfig, values, "config")
     prepare_compiler()
-    compare(config, Path(workdir.value))
+    compare(config, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from data import pipeline as data
 from experiments.common.program_flags import read_flags
 from experiments.configs import tiny_ssr
 from stunet.compiling import prepare_compiler
-from stunet.diffusion import downsampled, upsampled
+from stunet.diffusion import downsample, upsample
 from stunet.engine import load, upscale, windows_of
 from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
@@ -34,19 +34,32 @@ DESCRIBED = {
     "ramp": "with, ramp weights",
 }
 
-_MODEL = flags.DEFINE_string("model", None, "a model folder, or a training workdir")
-_OUT = flags.DEFINE_string("out", None, "where OUT.json, OUT.png and OUT_sheet.png are written")
-_CLIPS = flags.DEFINE_integer("num_clips", 16, "how many clips are enlarged", lower_bound=2)
-_SPLIT = flags.DEFINE_enum("split", "heldout", ["train", "heldout"], "of the clips")
-_DATA_DIR = flags.DEFINE_string("data_dir", "datasets", "where the dataset is kept")
-_STEPS = flags.DEFINE_integer("steps", None, "sampling steps; default: the sampler's own")
-_SCALE = flags.DEFINE_float("guidance_scale", 1.0, "of classifier-free guidance")
-_SEED = flags.DEFINE_integer("seed", 0, "of the noise")
+FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "a model folder, or a training workdir", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "where OUT.json, OUT.png and OUT_sheet.png are written", flag_values=FLAGS
+)
+_CLIPS = flags.DEFINE_integer(
+    "num_clips", 16, "how many clips are enlarged", lower_bound=2, flag_values=FLAGS
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", "heldout", ["train", "heldout"], "of the clips", flag_values=FLAGS
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "datasets", "where the dataset is kept", flag_values=FLAGS
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "sampling steps; default: the sampler's own", flag_values=FLAGS
+)
+_SCALE = flags.DEFINE_float("guidance_scale", 1.0, "of classifier-free guidance", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Enlarges, measures, prints and writes."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if not _MODEL.value or not _OUT.value:
         raise UserError("both --model=DIR and --out=NAME are needed")
     paths = [Path(f"{_OUT.value}{ending}") for ending in (".json", ".png", "_sheet.png")]
@@ -70,7 +83,7 @@ def main(argv: list[str]) -> None:
             f"{_MODEL.value}: one window of {model.num_frames} frames holds the whole clip of "
             f"{truth.shape[1]}; there is no seam to measure"
         )
-    given = np.asarray(downsampled(truth, factor))
+    given = np.asarray(downsample(truth, factor))
     bicubic = np.asarray(jax.image.resize(given, truth.shape, "bicubic"))
 
     results, report = {}, {}
@@ -111,7 +124,7 @@ def main(argv: list[str]) -> None:
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _SPLIT, _STEPS, _SCALE, _SEED)}
     paths[0].write_text(json.dumps({**report, "settings": settings}, indent=2) + "\n")
     _plot(model, truth, results, paths[1])
-    rows = [upsampled(given[:1], factor), *(videos[:1] for videos in results.values()), truth[:1]]
+    rows = [upsample(given[:1], factor), *(videos[:1] for videos in results.values()), truth[:1]]
     sheet = np.concatenate(rows)[:, ::4]
     write_image(paths[2], contact_sheet(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1]))
     print(*paths, sep="\n")

@@ -50,7 +50,7 @@ class Tokenizer:
         """How many captions are too long, for the caller to warn of."""
         return sum(len(self._encode(text)) >= self.max_tokens for text in texts)
 
-    def said_of_cut(self, prompt: str) -> str | None:
+    def truncation_warning(self, prompt: str) -> str | None:
         """What to tell of a prompt that is not read to its end; None of one that is."""
         if not self.num_truncated([prompt]):
             return None

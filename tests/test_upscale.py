@@ -13,10 +13,10 @@ from stunet.diffusion import (
     AUGMENTATION_NOISE,
     SuperResolution,
     Threshold,
-    augmented,
-    downsampled,
+    augment,
+    downsample,
     keyed_noise,
-    upsampled,
+    upsample,
 )
 from stunet.engine import encode_text, enlarge, generate, load, upscale, windows_of
 from stunet.errors import UserError
@@ -68,23 +68,23 @@ def clip():
 
 def test_resizes_undo_each_other_on_what_is_flat_and_a_crop_is_a_crop():
     video = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 8, 12, 3)), jnp.float32)
-    low = downsampled(video, 4)
+    low = downsample(video, 4)
     assert low.shape == (2, 3, 2, 3, 3)
     np.testing.assert_allclose(low[1, 2, 1, 0], video[1, 2, 4:, :4].mean((0, 1)), atol=1e-6)
-    np.testing.assert_allclose(downsampled(video[:, :, 4:, 4:8], 4), low[:, :, 1:, 1:2], atol=1e-6)
+    np.testing.assert_allclose(downsample(video[:, :, 4:, 4:8], 4), low[:, :, 1:, 1:2], atol=1e-6)
     # Bilinear: a ramp stays one between the outer pixels' centres.
     ramp = jnp.broadcast_to(jnp.arange(3.0)[:, None], (1, 1, 2, 3, 3))
-    np.testing.assert_allclose(upsampled(ramp, 2)[0, 0, 0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2])
-    aligned = upsampled(ramp, 2, align_corners=True)
+    np.testing.assert_allclose(upsample(ramp, 2)[0, 0, 0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2])
+    aligned = upsample(ramp, 2, align_corners=True)
     np.testing.assert_allclose(aligned[0, 0, 0, :, 0], np.linspace(0, 2, 6), atol=1e-6)
     by_jax = jax.image.resize(low, (2, 3, 8, 12, 3), "bilinear")
-    np.testing.assert_allclose(upsampled(low, 4), by_jax, atol=1e-5)
+    np.testing.assert_allclose(upsample(low, 4), by_jax, atol=1e-5)
 
 
 def test_an_augmented_clip_has_the_level_s_noise():
     video = jnp.full((2, 1, 64, 64, 3), 0.5)
     eps = jax.random.normal(jax.random.key(0), video.shape)
-    noised = augmented(video, eps, jnp.array([0.0, 500.0]))
+    noised = augment(video, eps, jnp.array([0.0, 500.0]))
     # The cosine schedule's alpha_bar after its first step, and at the middle.
     alpha_bar = np.cos((np.array([1, 501]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     alpha_bar /= np.cos(0.008 / 1.008 * np.pi / 2) ** 2
@@ -106,7 +106,7 @@ def test_upscaling_equals_the_steps_written_out(model, clip):
     )
     clip = np.concatenate([clip, clip[:, -1:]], axis=1)
     noise = keyed_noise(jax.random.key(7), jnp.arange(1), (8, RESOLUTION, RESOLUTION, 3))
-    low = augmented(upsampled(clip, FACTOR), noise(AUGMENTATION_NOISE), jnp.full(1, level))
+    low = augment(upsample(clip, FACTOR), noise(AUGMENTATION_NOISE), jnp.full(1, level))
     given, empty = encode_text(model, CAPTIONS[:1]), encode_text(model, [""])
 
     def guided(x, t):
@@ -131,7 +131,7 @@ def test_a_residual_model_adds_to_the_enlarged_clip(folder, model, clip):
     whole = dataclasses.replace(model, threshold=None)
     options = {"steps": STEPS, "seed": 7}
     drawn = upscale(whole, clip, CAPTIONS[:1], **options)
-    large = np.asarray(upsampled(clip, FACTOR))
+    large = np.asarray(upsample(clip, FACTOR))
     seen = []
     got = upscale(residual, clip, CAPTIONS[:1], on_chunk=lambda *call: seen.append(call), **options)
     np.testing.assert_allclose(got, large + 0.25 * drawn, atol=1e-4)

@@ -62,22 +62,40 @@ TRAINED = (
     window_length,
 )
 
-_ONLY = flags.DEFINE_string("only", None, "one ablation; default: all")
+FLAGS = flags.FlagValues()
+_ONLY = flags.DEFINE_string("only", None, "one ablation; default: all", flag_values=FLAGS)
 _MODELS = {
     "t2i": flags.DEFINE_string(
-        "t2i", shipped.VIDEO_MODEL, "the image model that variants start from, or one around it"
+        "t2i",
+        shipped.VIDEO_MODEL,
+        "the image model that variants start from, or one around it",
+        flag_values=FLAGS,
     ),
-    "ssr": flags.DEFINE_string("ssr", shipped.UPSCALER, "the super-resolution model"),
+    "ssr": flags.DEFINE_string(
+        "ssr", shipped.UPSCALER, "the super-resolution model", flag_values=FLAGS
+    ),
     "t2v": flags.DEFINE_string(
-        "t2v", shipped.VIDEO_MODEL, "the video model that is tuned and styled"
+        "t2v", shipped.VIDEO_MODEL, "the video model that is tuned and styled", flag_values=FLAGS
     ),
-    "style": flags.DEFINE_string("style", shipped.STYLE, "an image model tuned to data's duotone"),
+    "style": flags.DEFINE_string(
+        "style", shipped.STYLE, "an image model tuned to data's duotone", flag_values=FLAGS
+    ),
 }
-_UCF101 = flags.DEFINE_string("ucf101", None, "UCF-101's videos, for the ablation on them")
-_SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where runs and the report are kept")
-_JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "training runs at a time", lower_bound=1)
-_SET = flags.DEFINE_multi_string("set", [], "a flag of the programs that are run, to try out")
+_UCF101 = flags.DEFINE_string(
+    "ucf101", None, "UCF-101's videos, for the ablation on them", flag_values=FLAGS
+)
+_SCALE = flags.DEFINE_enum(
+    "scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size", flag_values=FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where runs and the report are kept", flag_values=FLAGS
+)
+_JOBS = flags.DEFINE_integer(
+    "jobs", os.cpu_count(), "training runs at a time", lower_bound=1, flag_values=FLAGS
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "a flag of the programs that are run, to try out", flag_values=FLAGS
+)
 
 
 def ablations() -> dict[str, Ablation]:
@@ -107,7 +125,7 @@ def _trained_at(scale: str) -> dict[str, training.Training]:
 
 def main(argv: list[str]) -> None:
     """Runs what is asked for, or says how to, and writes the report of it."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed")
     every = chosen = ablations() if _SCALE.value == "cpu" else _trained_at("tpu")

@@ -27,14 +27,21 @@ from stunet.video_io import contact_sheet, write_image
 
 SHOWN = 8
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's, where its networks lie")
-_SEED = flags.DEFINE_integer("seed", 0, "of the networks, the prompts and the noise")
-_CLIPS = flags.DEFINE_integer("num_clips", 24, "how many are made each way", lower_bound=1)
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the ablation's, where its networks lie", flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "of the networks, the prompts and the noise", flag_values=FLAGS
+)
+_CLIPS = flags.DEFINE_integer(
+    "num_clips", 24, "how many are made each way", lower_bound=1, flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
     """Makes, measures and writes."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed")
     workdir, seed = Path(_WORKDIR.value), _SEED.value

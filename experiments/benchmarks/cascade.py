@@ -34,18 +34,23 @@ from stunet.training.config import TrainConfig
 
 STEPS = 100
 
+FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/tiny_ssr.py", "a config of stage ssr"
+    "config", "experiments/configs/tiny_ssr.py", "a config of stage ssr", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "benchmarks/cascade.json", "where the figures are written")
-_FRAMES = flags.DEFINE_integer("frames", 32, "of the clip", lower_bound=2)
-_SECONDS = flags.DEFINE_boolean("seconds", True, "whether the step is run, too")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "runs of each, after the first", lower_bound=1)
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/cascade.json", "where the figures are written", flag_values=FLAGS
+)
+_FRAMES = flags.DEFINE_integer("frames", 32, "of the clip", lower_bound=2, flag_values=FLAGS)
+_SECONDS = flags.DEFINE_boolean("seconds", True, "whether the step is run, too", flag_values=FLAGS)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
     """Compiles, and runs, a step at each number of windows at work."""
-    values = read_flags(argv, _CONFIG)
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     config = from_dict(TrainConfig, values, "config")
     if config.super_resolution is None or config.unet is None:
         raise UserError("--config names no super-resolution network of its own")

@@ -42,8 +42,13 @@ EVERYTHING_IN_YNN = "--xla_cpu_experimental_ynn_fusion_type=" + ",".join(
     f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "INDIVIDUAL_CONVOLUTION")
 )
 
-_OUT = flags.DEFINE_string("out", "benchmarks/convolutions.json", "where the figures are written")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each, after the first", lower_bound=1)
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/convolutions.json", "where the figures are written", flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
 
 
 def measure(in_ynn: bool, repeats: int):
@@ -73,7 +78,7 @@ def measure(in_ynn: bool, repeats: int):
 
 def main(argv: list[str]) -> None:
     """Measures both ways and prints them side by side."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     rows, results = [], []
     for threads in thread_counts("cpu"):
         out, inside = (

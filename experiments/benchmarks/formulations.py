@@ -30,8 +30,13 @@ from stunet.models.layers import NORM_EPSILON, UpsampledConv, gelu, group_norm, 
 
 FRAMES, SIZE, WIDTH, GROUPS = 16, 32, 64, 32
 
-_OUT = flags.DEFINE_string("out", "benchmarks/formulations.json", "where the figures are written")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each, after the first", lower_bound=1)
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/formulations.json", "where the figures are written", flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -138,7 +143,7 @@ def _take_turns(compiled: dict[str, Callable], args: tuple, repeats: int) -> dic
 
 def main(argv: list[str]) -> None:
     """Measures and prints the ways of each layer, ours first."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     rows, results = [], []
     for threads in thread_counts("cpu"):
         seconds = Worker(threads, measure, _REPEATS.value).finish().info

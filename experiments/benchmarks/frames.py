@@ -39,17 +39,28 @@ from stunet.models.unet import UNetConfig
 from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "of stage t2v; default: tiny_t2v.py")
-_BACKBONE = flags.DEFINE_enum("backbone", None, tuple(ARCHITECTURES), "the image model inside")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "of an absent TPU, CHIP:AxB or CHIP:AxBxC")
-_FRAMES = flags.DEFINE_multi_integer("frames", [16, 32, 64], "of the clip", lower_bound=WINDOW)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "runs of each, after the first", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "a JSON file for the figures")
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "of stage t2v; default: tiny_t2v.py", flag_values=FLAGS
+)
+_BACKBONE = flags.DEFINE_enum(
+    "backbone", None, tuple(ARCHITECTURES), "the image model inside", flag_values=FLAGS
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "of an absent TPU, CHIP:AxB or CHIP:AxBxC", flag_values=FLAGS
+)
+_FRAMES = flags.DEFINE_multi_integer(
+    "frames", [16, 32, 64], "of the clip", lower_bound=WINDOW, flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Compiles, and runs, a step of each way at each length."""
-    values = read_flags(argv, _CONFIG) or tiny_t2v.get_config().to_dict()
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG) or tiny_t2v.get_config().to_dict()
     config = from_dict(TrainConfig, {**values, "batch_size": 1}, "config")
     if config.temporal is None or config.stage != "t2v":
         raise UserError("--config names no stage t2v")

@@ -29,10 +29,17 @@ from stunet.errors import run_command
 
 FRAMES, SIZE, TOKENS = PEERS_FRAMES, PEERS_SIZE, 16
 
-_OUT = flags.DEFINE_string("out", "benchmarks/peers.json", "where the figures are written")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each, after the first", lower_bound=1)
-_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "where both sides compute")
-_BATCHES = flags.DEFINE_multi_integer("batch", [1, 4], "videos at a time")
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/peers.json", "where the figures are written", flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
+_DEVICE = flags.DEFINE_enum(
+    "device", "cpu", ["cpu", "gpu"], "where both sides compute", flag_values=FLAGS
+)
+_BATCHES = flags.DEFINE_multi_integer("batch", [1, 4], "videos at a time", flag_values=FLAGS)
 
 
 def stunet_work(what: str, batch: int, device: str):
@@ -114,7 +121,7 @@ def lumiere_work(what: str, batch: int, device: str):
 
 def main(argv: list[str]) -> None:
     """Times both sides and prints the ratios."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     rows, results = [], []
     for threads in thread_counts(_DEVICE.value):
         for what in ("forward", "train"):

@@ -40,12 +40,23 @@ NETWORKS = {
     "if_m": (workloads.IF_M, 1, 80, 64, 8192),
 }
 
-_OUT = flags.DEFINE_string("out", "benchmarks/roofline.json", "where the figures are written")
-_NETWORK = flags.DEFINE_enum("network", "peers", list(NETWORKS), "what is measured")
-_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "where to compute")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
-_REMAT = flags.DEFINE_enum("remat", "none", list(REMAT_POLICIES), "what is recomputed")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each, after the first", lower_bound=1)
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/roofline.json", "where the figures are written", flag_values=FLAGS
+)
+_NETWORK = flags.DEFINE_enum(
+    "network", "peers", list(NETWORKS), "what is measured", flag_values=FLAGS
+)
+_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "where to compute", flag_values=FLAGS)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=FLAGS
+)
+_REMAT = flags.DEFINE_enum(
+    "remat", "none", list(REMAT_POLICIES), "what is recomputed", flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
 
 KINDS = (  # the first that a path matches
     ("optimiser and loss", r"^(?!.*UNet).+"),
@@ -116,7 +127,7 @@ def _by_kind(flops: dict[str, float], compiled: jax.stages.Compiled, run: Callab
 
 def main(argv: list[str]) -> None:
     """Measures and prints both tables."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     given = (_NETWORK.value, _DTYPE.value, _REMAT.value)
     rows, results, kinds = [], [], {}
     whats = ("matmul", "forward", "train step", "sampler step")

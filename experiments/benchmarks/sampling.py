@@ -24,15 +24,20 @@ from stunet.compiling import prepare_compiler
 from stunet.engine import generate
 from stunet.errors import run_command
 
-_OUT = flags.DEFINE_string("out", "benchmarks/sampling.json", "where the figures are written")
-_STEPS = flags.DEFINE_integer("steps", 20, "sampler steps", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 2, "videos at a time", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "runs of each, after the first", lower_bound=1)
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/sampling.json", "where the figures are written", flag_values=FLAGS
+)
+_STEPS = flags.DEFINE_integer("steps", 20, "sampler steps", lower_bound=1, flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer("batch", 2, "videos at a time", lower_bound=1, flag_values=FLAGS)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
     """Times sampling and forward passes in turns."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     prepare_compiler()
     frames, size, steps = workloads.PEERS_FRAMES, workloads.PEERS_SIZE, _STEPS.value
     with tempfile.TemporaryDirectory() as folder:

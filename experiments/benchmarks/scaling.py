@@ -33,12 +33,25 @@ NETWORKS = {
     "late": (workloads.LATE, (64,)),
 }
 
-_OUT = flags.DEFINE_string("out", "benchmarks/scaling.json", "where the figures are written")
-_NETWORKS = flags.DEFINE_multi_enum("networks", ["peers"], list(NETWORKS), "what is measured")
-_FRAMES = flags.DEFINE_multi_integer("frames", [16, 32, 64, 80, 160], "lengths of the clips")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
-_REMAT = flags.DEFINE_multi_enum("remat", ["none"], list(REMAT_POLICIES), "what is recomputed")
-_MAX_PIXELS = flags.DEFINE_integer("max_pixels", 80 * 32 * 32, "larger clips are not run")
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/scaling.json", "where the figures are written", flag_values=FLAGS
+)
+_NETWORKS = flags.DEFINE_multi_enum(
+    "networks", ["peers"], list(NETWORKS), "what is measured", flag_values=FLAGS
+)
+_FRAMES = flags.DEFINE_multi_integer(
+    "frames", [16, 32, 64, 80, 160], "lengths of the clips", flag_values=FLAGS
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=FLAGS
+)
+_REMAT = flags.DEFINE_multi_enum(
+    "remat", ["none"], list(REMAT_POLICIES), "what is recomputed", flag_values=FLAGS
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", 80 * 32 * 32, "larger clips are not run", flag_values=FLAGS
+)
 
 
 def resampling_off(config: UNetConfig) -> UNetConfig:
@@ -77,7 +90,7 @@ def _bytes(tree: Any) -> int:
 
 def main(argv: list[str]) -> None:
     """Measures every case and prints the table."""
-    read_flags(argv)
+    read_flags(FLAGS, argv, __doc__)
     prepare_compiler()
     cases = [
         (name, resampled, size, remat, frames)

@@ -19,7 +19,7 @@ from stunet.diffusion import (
     keyed_noise,
     make_sampler,
     run_steps,
-    thresholded,
+    thresholded_denoiser,
 )
 from stunet.engine import network
 from stunet.model import Model, parameter_shapes
@@ -161,7 +161,7 @@ def sampler_step(
             4.0,
             learned_variance=False,
         )
-        denoiser = thresholded(denoiser, schedule, Threshold())
+        denoiser = thresholded_denoiser(denoiser, schedule, Threshold())
         noise_fn = keyed_noise(jax.random.key(0), batch["position"], shape)
         return run_steps(sampler, denoiser, carry, 0, 1, noise_fn)
 

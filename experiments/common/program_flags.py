@@ -1,29 +1,57 @@
-"""Reading flags so that a mistake in them is one line."""
+"""Command-line flags of the programs in `experiments`.
+
+Each program keeps its flags in its own `absl.flags.FlagValues`, so that one process can import two
+programs:
+
+
+    FLAGS = flags.FlagValues()
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "...", flag_values=FLAGS)
+    _WORKDIR = flags.DEFINE_string("workdir", None, "...", flag_values=FLAGS)
+
+    def main(argv: list[str]) -> None:
+        values = read_flags(FLAGS, argv, __doc__, _CONFIG)
+"""
 
 import re
+import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from stunet.errors import UserError
 
 
-def read_flags(argv: list[str], config: flags.FlagHolder | None = None) -> dict[str, Any] | None:
-    """Parses the command line; returns the values of the config file's flag, if there is one.
+def read_flags(
+    flag_values: flags.FlagValues,
+    argv: list[str],
+    doc: str,
+    config: flags.FlagHolder | None = None,
+) -> dict[str, Any] | None:
+    """Parses the command line of a program.
 
-    With `--help` it prints the program's docstring and flags instead, and exits.
+    With `--help`, prints `doc` and the flags, and exits with code 0.
+
+    Args:
+      flag_values: The program's flags.
+      argv: The command line, program name first.
+      doc: The program's docstring.
+      config: The flag of the config file, if the program has one.
+
+    Returns:
+      The config's values as nested dicts, or None without a config.
 
     Raises:
-      UserError: an unknown flag, a config file that cannot be read, or an override of a field
-        that the config file does not have.
+      UserError: A flag is unknown or malformed, the config file cannot be read, or an override
+        names a field that the config file does not have.
     """
-    if "--help" in argv[1:]:  # absl's own flag for it would exit with 1
-        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    if "--help" in argv[1:]:
+        print(doc.strip(), "", "flags:", flag_values.get_help("  "), sep="\n")
+        sys.exit(0)
     try:
-        flags.FLAGS(argv)
-        # A missing file is told of only when its flag is read.
+        flag_values(argv)
+        # ml_collections reports a missing file when the flag is read.
         return config.value.to_dict() if config is not None and config.value else None
-    except (KeyError, AttributeError) as error:  # of ml_collections; names the field at best
+    except (KeyError, AttributeError) as error:  # raised by ml_collections for unknown fields
         name, *hint = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "\n")).splitlines()
         hint = "".join(f" ({line})" for line in hint)
         raise UserError(f"the config file has no field to override: {name}{hint}") from error

@@ -21,14 +21,19 @@ from experiments.launch.running import Shell, launch
 from stunet.errors import UserError, run_command
 from stunet.schema import from_dict
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "what to launch, and where")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands instead of running them")
-flags.DEFINE_alias("dry-run", "dry_run")
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "what to launch, and where", flag_values=FLAGS
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "print the commands instead of running them", flag_values=FLAGS
+)
+flags.DEFINE_alias("dry-run", "dry_run", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:
     """Reads the flags, and launches or prints."""
-    values = read_flags(argv, _CONFIG)
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     if values is None:
         raise UserError("--config=FILE is needed; experiments/launch/configs has examples")
     config = from_dict(Launch, values, "config")

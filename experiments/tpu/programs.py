@@ -233,7 +233,7 @@ def sample_program(
             cond |= {"low": video, "noise_level": jnp.zeros(rows)}
             cond |= {"large": video} if enlarging.residual_scale else {}
         if unet.cond_channels:
-            cond["given"] = jnp.zeros((*video.shape[:-1], unet.cond_channels))
+            cond["known"] = jnp.zeros((*video.shape[:-1], unet.cond_channels))
         key, positions = jax.random.key(0), jnp.zeros(rows, jnp.int32)
         return cond, cond, jnp.float32(4), key, positions, sampler.init(video), jnp.int32(0)
 

@@ -196,7 +196,7 @@ def _edit(args: argparse.Namespace) -> None:
     with progress(pipeline.windows_of(model, frames)) as on_chunk:
         videos = pipeline.edit(model, video[None], [args.prompt], on_chunk=on_chunk, **options)
     videos = enlarge(args, upscalers, videos)
-    say(model.tokenizer.said_of_cut(args.prompt))
+    say(model.tokenizer.truncation_warning(args.prompt))
     write(videos, [args.out], None, model.fps)
 
 
@@ -240,7 +240,7 @@ def _fill(
         args.paste_back,
         **sampling(args),
     )
-    say(model.tokenizer.said_of_cut(args.prompt))
+    say(model.tokenizer.truncation_warning(args.prompt))
     write(videos[:, :-1] if drop_last else videos, [args.out], None, fps)
 
 

@@ -113,7 +113,7 @@ def _generate(args: argparse.Namespace) -> None:
             model, prompts, num_frames=num_frames, on_chunk=on_chunk, **sampling(args)
         )
     videos = enlarge(args, upscalers, videos)
-    say(model.tokenizer.said_of_cut(args.prompt))
+    say(model.tokenizer.truncation_warning(args.prompt))
     # A model of images has no rate; one frame needs some.
     write(videos, outputs, args.xt_slice, args.fps or model.fps or 1.0)
 
@@ -144,5 +144,5 @@ def _upscale(args: argparse.Namespace) -> None:
             on_chunk=on_chunk,
             **sampling(args),
         )
-    say(model.tokenizer.said_of_cut(args.prompt))
+    say(model.tokenizer.truncation_warning(args.prompt))
     write(videos, [args.out], None, fps)

@@ -94,7 +94,7 @@ def load_cascade(args: argparse.Namespace) -> "tuple[Model, list[Model]]":
     """The base model, in its style, and the models that enlarge what it makes."""
     from stunet import engine as pipeline
     from stunet.compiling import prepare_compiler
-    from stunet.weights.style import DEFAULT_STRENGTH, said_of_strength
+    from stunet.weights.style import DEFAULT_STRENGTH, strength_warning
 
     prepare_compiler()
     model, upscalers = pipeline.load(args.model), [pipeline.load(path) for path in args.upscale]
@@ -105,7 +105,7 @@ def load_cascade(args: argparse.Namespace) -> "tuple[Model, list[Model]]":
         return model, upscalers
     strength = DEFAULT_STRENGTH if args.style_strength is None else args.style_strength
     model = pipeline.stylised(model, pipeline.load(args.style), strength, args.style)
-    say(said_of_strength(strength))
+    say(strength_warning(strength))
     return model, upscalers
 
 

@@ -5,7 +5,13 @@ thresholding are functions to denoisers, and a sampler takes any. Order: guide -
 -> threshold once -> step.
 """
 
-from stunet.diffusion.conditioning import COND_CHANNELS, MaskMixture, draw_mask, given, paste
+from stunet.diffusion.conditioning import (
+    COND_CHANNELS,
+    MaskMixture,
+    draw_mask,
+    mask_conditioning,
+    paste_known,
+)
 from stunet.diffusion.guidance import Network, guided_denoiser
 from stunet.diffusion.losses import (
     discretised_log_likelihood,
@@ -13,7 +19,7 @@ from stunet.diffusion.losses import (
     simple_loss,
     variational_loss,
 )
-from stunet.diffusion.multidiffusion import Windows, in_parts, windowed
+from stunet.diffusion.multidiffusion import Windows, chunked, windowed_denoiser
 from stunet.diffusion.prediction import (
     Denoiser,
     Prediction,
@@ -43,16 +49,16 @@ from stunet.diffusion.schedule import (
     Schedule,
     alpha_sigma,
     cosine_betas,
-    respaced_betas,
+    respace_betas,
     sample_training_time,
 )
 from stunet.diffusion.super_resolution import (
     SuperResolution,
-    augmented,
-    downsampled,
-    upsampled,
+    augment,
+    downsample,
+    upsample,
 )
-from stunet.diffusion.thresholding import Threshold, thresholded
+from stunet.diffusion.thresholding import Threshold, thresholded_denoiser
 from stunet.diffusion.time_grid import TimeGrid
 
 __all__ = [
@@ -75,30 +81,30 @@ __all__ = [
     "Windows",
     "add_noise",
     "alpha_sigma",
-    "augmented",
+    "augment",
+    "chunked",
     "cosine_betas",
     "discretised_log_likelihood",
-    "downsampled",
+    "downsample",
     "draw_mask",
     "eps_from_x0",
-    "given",
     "guided_denoiser",
-    "in_parts",
     "keyed_noise",
     "make_sampler",
     "make_target",
+    "mask_conditioning",
     "min_snr_weight",
-    "paste",
-    "respaced_betas",
+    "paste_known",
+    "respace_betas",
     "run_steps",
     "sample_in_chunks",
     "sample_training_time",
     "simple_loss",
     "split_output",
-    "thresholded",
+    "thresholded_denoiser",
     "to_prediction",
-    "upsampled",
+    "upsample",
     "variational_loss",
-    "windowed",
+    "windowed_denoiser",
     "x0_from_eps",
 ]

@@ -81,12 +81,14 @@ def draw_mask(mixture: MaskMixture, key: jax.Array, shape: tuple[int, int, int])
     return known.astype(jnp.float32)[..., None]
 
 
-def given(videos: jax.Array, masks: jax.Array) -> jax.Array:
+def mask_conditioning(videos: jax.Array, masks: jax.Array) -> jax.Array:
     """What the network is shown, `[B, T, H, W, 4]`: C and M."""
     return jnp.concatenate([videos * masks, masks], axis=-1)
 
 
-def paste(made: np.ndarray, known: np.ndarray, masks: np.ndarray, feather: float) -> np.ndarray:
+def paste_known(
+    made: np.ndarray, known: np.ndarray, masks: np.ndarray, feather: float
+) -> np.ndarray:
     """Puts the known pixels back into a video that was made around them.
 
     They come back to the bit. In what was filled in, the nearest known pixel of the frame fades

@@ -5,7 +5,7 @@ the one nearest to all of theirs in (weighted) least squares: for each frame the
 windows that cover it say (2302.08113 eq. 3 to 5; Lumiere, 2401.12945, section 3.2 along time).
 Predictions are averaged, never the samples x_{t-1}: a sampler then takes one step of the whole clip
 with one noise, whose variance in the overlaps is that of everywhere else. Order: guide each window
--> `windowed` -> threshold once -> step.
+-> `windowed_denoiser` -> threshold once -> step.
 
     windows = Windows.over(num_frames=80, length=8)
     network = in_parts(network, 4)  # so many windows are at work at once
@@ -140,7 +140,7 @@ class Windows:
         return np.where(shares > 0, window * self.length + place, 0), shares
 
 
-def windowed(denoiser: Denoiser, windows: Windows) -> Denoiser:
+def windowed_denoiser(denoiser: Denoiser, windows: Windows) -> Denoiser:
     """The denoiser of a clip `[B, T, ...]` from one of its windows `[B * W, length, ...]`.
 
     x0, eps and the variance channels are averaged alike; at the x_t that the windows share, eps is
@@ -154,7 +154,7 @@ def windowed(denoiser: Denoiser, windows: Windows) -> Denoiser:
     return whole
 
 
-def in_parts(network: Network, rows: int) -> Network:
+def chunked(network: Network, rows: int) -> Network:
     """The same network, called on at most `rows` of the batch's rows at a time, one after another.
 
     Its temporary memory so follows `rows` and not the batch. Rows that fill the last part up are

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stunet.diffusion.prediction import Denoiser
-from stunet.diffusion.schedule import Schedule, respaced_betas
+from stunet.diffusion.schedule import Schedule, respace_betas
 from stunet.diffusion.time_grid import TimeGrid
 from stunet.errors import UserError
 
@@ -88,7 +88,7 @@ class Ancestral(_Base):
         """Rows of: coefficient of x0, of x, log beta~, log beta, whether noise is added."""
         alpha_bar = self.grid.alpha_bars
         following = np.append(alpha_bar[1:], 1.0)
-        beta = respaced_betas(alpha_bar)
+        beta = respace_betas(alpha_bar)
         c_x0 = np.sqrt(following) * beta / (1 - alpha_bar)
         c_x = np.sqrt(1 - beta) * (1 - following) / (1 - alpha_bar)
         small = np.maximum(beta * (1 - following) / (1 - alpha_bar), 1e-20)
@@ -128,7 +128,7 @@ class DDIM(_Base):
         """Rows of: coefficient of x0, of eps, standard deviation of the noise."""
         alpha_bar = self.grid.alpha_bars
         following = np.append(alpha_bar[1:], 1.0)
-        beta = respaced_betas(alpha_bar)
+        beta = respace_betas(alpha_bar)
         variance = self.eta**2 * beta * (1 - following) / (1 - alpha_bar)
         return np.stack(
             [np.sqrt(following), np.sqrt(1 - following - variance), np.sqrt(variance)], axis=1

@@ -31,7 +31,7 @@ def cosine_betas(num_timesteps: int) -> np.ndarray:
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
 
 
-def respaced_betas(alpha_bars: np.ndarray) -> np.ndarray:
+def respace_betas(alpha_bars: np.ndarray) -> np.ndarray:
     """Betas [N] of a chain that visits only the levels `alpha_bars` [N], noisiest first.
 
     The last level is followed by clean data (alpha_bar 1). float64.

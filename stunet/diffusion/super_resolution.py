@@ -75,7 +75,7 @@ class SuperResolution:
         return large + self.residual_scale * diffused if self.residual_scale else diffused
 
 
-def downsampled(video: jax.Array, factor: int) -> jax.Array:
+def downsample(video: jax.Array, factor: int) -> jax.Array:
     """`[B, T, H, W, C]` -> `[B, T, H / factor, W / factor, C]`, each pixel the mean of a square.
 
     The mean of a crop on the grid of `factor` is the crop of the mean, so that a model may be
@@ -86,7 +86,7 @@ def downsampled(video: jax.Array, factor: int) -> jax.Array:
     return squares.mean((3, 5))
 
 
-def upsampled(video: jax.Array, factor: int, align_corners: bool = False) -> jax.Array:
+def upsample(video: jax.Array, factor: int, align_corners: bool = False) -> jax.Array:
     """`[B, T, H, W, C]` -> `[B, T, H * factor, W * factor, C]`, bilinearly."""
     rows, columns = (_linear(size, factor, align_corners) for size in video.shape[2:4])
     return jnp.einsum("btyxc,Yy,Xx->btYXc", video, rows, columns, precision="highest")
@@ -103,6 +103,6 @@ def _linear(size: int, factor: int, align_corners: bool) -> np.ndarray:
     return np.maximum(1 - distance, 0).astype(np.float32)
 
 
-def augmented(video: jax.Array, eps: jax.Array, level: jax.Array) -> jax.Array:
+def augment(video: jax.Array, eps: jax.Array, level: jax.Array) -> jax.Array:
     """The upsampled clip, noised to `level` `[B]` with the noise `eps`."""
     return add_noise(video, eps, NOISE_LEVELS.log_snr(jnp.asarray(level)))

@@ -56,7 +56,7 @@ class Threshold:
         return jnp.clip(x0, -s, s) / s
 
 
-def thresholded(
+def thresholded_denoiser(
     denoiser: Denoiser, schedule: Schedule, threshold: Callable[[jax.Array], jax.Array]
 ) -> Denoiser:
     """The same denoiser with its x0 bounded (by a `Threshold`) and eps made to agree with it."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stunet.diffusion import COND_CHANNELS, given
+from stunet.diffusion import COND_CHANNELS, mask_conditioning
 from stunet.engine.given import (
     FEATHER,
     check_masked,
@@ -112,7 +112,11 @@ def fill(
     whole, known = padded(model, videos), 1 - (padded(model, masks) > 0.5)
 
     def shown(key: jax.Array, rows: np.ndarray) -> dict[str, jax.Array]:
-        return {"given": given(jnp.asarray(whole[rows]), jnp.asarray(known[rows], jnp.float32))}
+        return {
+            "known": mask_conditioning(
+                jnp.asarray(whole[rows]), jnp.asarray(known[rows], jnp.float32)
+            )
+        }
 
     made = sample(model, prompts, whole.shape[1:], Sampling(**sampling), shown)
     made = made[:, : videos.shape[1]]

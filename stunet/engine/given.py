@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stunet.diffusion import paste
+from stunet.diffusion import paste_known
 from stunet.errors import UserError
 from stunet.model import Model
 
@@ -49,7 +49,7 @@ def padded(model: Model, videos: np.ndarray) -> np.ndarray:
 
 def pasted(made: np.ndarray, videos: np.ndarray, masks: np.ndarray, feather: float) -> np.ndarray:
     """What was made, with the videos brought back where the masks leave them."""
-    return paste(made, videos, 1 - (masks > 0.5), feather * min(made.shape[2:4]))
+    return paste_known(made, videos, 1 - (masks > 0.5), feather * min(made.shape[2:4]))
 
 
 def check_videos(name: str, videos: np.ndarray, count: int) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from stunet.diffusion import (
     AUGMENTATION_NOISE,
     SuperResolution,
-    augmented,
+    augment,
     keyed_noise,
-    upsampled,
+    upsample,
 )
 from stunet.engine.given import FEATHER, check_masked, check_videos, padded, pasted
 from stunet.engine.sampling import Sampling, check_makes_videos, frames_of, sample
@@ -117,7 +117,7 @@ def _augmented(
     """
     levels = jnp.full(len(videos), level, jnp.float32)
     eps = keyed_noise(key, positions, shape)(AUGMENTATION_NOISE)
-    large = upsampled(jnp.asarray(videos, jnp.float32), config.factor, config.align_corners)
-    low = augmented(large, eps, levels)
+    large = upsample(jnp.asarray(videos, jnp.float32), config.factor, config.align_corners)
+    low = augment(large, eps, levels)
     shown = {"low": low, "noise_level": levels}
     return {**shown, "large": large} if config.residual_scale else shown

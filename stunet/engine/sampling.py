@@ -19,21 +19,21 @@ from stunet.diffusion import (
     Threshold,
     Windows,
     add_noise,
+    chunked,
     guided_denoiser,
-    in_parts,
     keyed_noise,
     make_sampler,
     run_steps,
     sample_in_chunks,
-    thresholded,
-    windowed,
+    thresholded_denoiser,
+    windowed_denoiser,
 )
 from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.models.partitioning import AXIS, split_over_frames
+from stunet.models.partitioning import AXIS
 from stunet.models.t5 import T5Config, T5Encoder
-from stunet.models.unet import UNet, UNetConfig, check_video_shape
+from stunet.models.unet import UNetConfig, check_video_shape, partitioned_unet
 from stunet.weights.trees import Tree
 
 # Steps of each sampler unless told otherwise. Of DPM-Solver++(2M) 10 are the fewest that show what
@@ -138,14 +138,14 @@ def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Netwo
     `low`, the augmented clip at the size of x_t, and `noise_level` `[B]`; for a conditional model
     `given`, `[B, T, H, W, 4]`. On a mesh B is spread over its axis "data", T over "frames".
     """
-    unet = split_over_frames(UNet(config), mesh)
+    unet = partitioned_unet(config, mesh)
 
     def apply(x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
         if mesh is not None:
             rows = NamedSharding(mesh, PartitionSpec("data"))
             x_t, t, cond = jax.lax.with_sharding_constraint((x_t, t, cond), rows)
         x = jnp.concatenate([x_t, cond["low"]], axis=-1) if "low" in cond else x_t
-        optional = (cond.get(name) for name in ("noise_level", "given"))
+        optional = (cond.get(name) for name in ("noise_level", "known"))
         return unet({"params": params}, x, t, cond["text"], *optional)
 
     return apply
@@ -310,10 +310,10 @@ def run_chunk(
     many = len(s.windows.starts) > 1
     if many:
         cond, uncond = (_of_windows(s.windows, tree) for tree in (cond, uncond))
-        net = in_parts(net, _rows_at_once(s, len(positions)))
-    if "given" in cond:
+        net = chunked(net, _rows_at_once(s, len(positions)))
+    if "known" in cond:
         # Of given pixels words say nothing: guidance would only magnify the network's errors.
-        guidance_scale = jnp.where(cond["given"][..., -1:] > 0.5, 1.0, guidance_scale)
+        guidance_scale = jnp.where(cond["known"][..., -1:] > 0.5, 1.0, guidance_scale)
     denoiser = guided_denoiser(
         net,
         s.schedule,
@@ -324,10 +324,12 @@ def run_chunk(
         learned_variance=s.variance == "learned_range",
     )
     if many:
-        denoiser = windowed(denoiser, s.windows)
+        denoiser = windowed_denoiser(denoiser, s.windows)
     if s.threshold is not None:
         bound = s.threshold
-        denoiser = thresholded(denoiser, s.schedule, lambda x0: diffused(bound(frames(x0))))
+        denoiser = thresholded_denoiser(
+            denoiser, s.schedule, lambda x0: diffused(bound(frames(x0)))
+        )
     sampler = make_sampler(s.sampler, s.schedule, s.steps, variance=s.variance)
     noise_fn = keyed_noise(key, positions, s.shape)
     carry = run_steps(sampler, denoiser, carry, start, s.chunk, noise_fn)
@@ -365,7 +367,7 @@ def _frames_and_back(
 
 def _of_windows(windows: Windows, cond: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The conditioning of each window: its frames of what has frames, all of the rest."""
-    has_frames = ("low", "given")
+    has_frames = ("low", "known")
     return {k: windows.cut(v) if k in has_frames else windows.repeat(v) for k, v in cond.items()}
 
 

@@ -6,6 +6,7 @@ conditional model, under `cond_conv_in`).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from stunet.models.layers import (
     gelu,
     per_frame,
 )
-from stunet.models.partitioning import axis_of, gathered, own_frames, shards_of
+from stunet.models.partitioning import axis_of, gathered, own_frames, shards_of, split_over_frames
 from stunet.models.temporal import (
     TemporalAttentionBlock,
     TemporalConfig,
@@ -208,8 +209,8 @@ class UNet(nn.Module):
     """Predicts from noisy video, timestep and text states; see `UNetConfig`.
 
     `remat` names one of `REMAT_POLICIES`: memory against time in training, the same result.
-    `frame_axis` is `stunet.models.partitioning`'s, whose `split_over_frames` sets it; `mesh` is where
-    the parameters lie, None for one device or as many copies.
+    `frame_axis` is set by `stunet.models.partitioning.split_over_frames`; `mesh` is where the
+    parameters lie, None for one device or as many copies.
     """
 
     config: UNetConfig
@@ -399,3 +400,21 @@ def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:
     level = t if config.noise_level_embedding else None
     cond = jnp.zeros((*x.shape[:-1], config.cond_channels)) if config.cond_channels else None
     return UNet(config).init(key, x, t, text, level, cond)["params"]
+
+
+def partitioned_unet(
+    config: UNetConfig, mesh: Mesh | None = None, remat: str = "none"
+) -> Callable[..., jax.Array]:
+    """Returns the network's `apply` function for parameters and videos sharded over a mesh.
+
+    Args:
+      config: Architecture.
+      mesh: Device mesh; axis "fsdp" shards parameters, axis "frames" shards the time axis of
+        videos. None runs on one device.
+      remat: One of `REMAT_POLICIES`.
+
+    Returns:
+      `(variables, x, t, text, noise_level=None, cond=None) -> output`, as `UNet.__call__`.
+    """
+    sharded = mesh is not None and "fsdp" in mesh.shape
+    return split_over_frames(UNet(config, remat, mesh=mesh if sharded else None), mesh)

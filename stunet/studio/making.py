@@ -16,7 +16,7 @@ from stunet.studio.models import Models
 from stunet.studio.uploads import named, without_folders
 from stunet.text import check_prompt
 from stunet.video_io import read_video
-from stunet.weights.style import said_of_strength
+from stunet.weights.style import strength_warning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,9 @@ def make(models: Models, request: Request, report: Report) -> Made:
     with named(files):
         apply = _APPLICATIONS[request.application]
         videos, fps, said = apply(base, upscalers, request, Watch(report, stages), sampling)
-    said.append(base.tokenizer.said_of_cut(request.prompt))
+    said.append(base.tokenizer.truncation_warning(request.prompt))
     if request.style_strength:
-        said.append(said_of_strength(request.style_strength))
+        said.append(strength_warning(request.style_strength))
     report(Progress("writing"))
     settings = settings_of(models, request, len(videos[0]), fps)
     remarks = tuple(without_folders(one, files) for one in said if one is not None)

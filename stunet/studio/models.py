@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stunet import engine as pipeline
 from stunet.model import Model
-from stunet.weights.style import USUAL_STRENGTH
+from stunet.weights.style import RECOMMENDED_STRENGTH
 
 CONDITIONAL = ("animate", "interpolate", "inpaint", "cinemagraph")
 
@@ -68,7 +68,7 @@ def load_models(model: str, upscale: Sequence[str], style: str | None) -> Models
         return Models(base, upscalers, None, names)
     models = Models(base, upscalers, pipeline.load(style), names | {"style": _name(style)})
     # One that does not fit is refused now rather than by the first job.
-    pipeline.stylised(base, models.style, USUAL_STRENGTH[0], style)
+    pipeline.stylised(base, models.style, RECOMMENDED_STRENGTH[0], style)
     return models
 
 

@@ -16,22 +16,21 @@ from stunet.diffusion import (
     MaskMixture,
     SuperResolution,
     add_noise,
-    augmented,
-    downsampled,
+    augment,
+    downsample,
     draw_mask,
-    given,
+    mask_conditioning,
     min_snr_weight,
     sample_training_time,
     simple_loss,
     split_output,
     to_prediction,
-    upsampled,
+    upsample,
     variational_loss,
 )
 from stunet.errors import UserError
-from stunet.models.partitioning import split_over_frames
 from stunet.models.t5 import T5Config, T5Encoder
-from stunet.models.unet import UNet, UNetConfig
+from stunet.models.unet import UNetConfig, partitioned_unet
 from stunet.text import UNK_ID
 from stunet.training.config import DiffusionConfig
 from stunet.weights.low_rank import add_adapters, make_adapters
@@ -205,9 +204,8 @@ def denoising_loss(
     inputs = jnp.concatenate([x_t, *low], axis=-1)
     cond = None
     if networks.conditioning is not None:
-        cond = given(video, _masks(networks.conditioning, video, keys))
-    unet = UNet(networks.unet, networks.remat, mesh=networks.mesh)
-    apply = split_over_frames(unet, networks.mesh)
+        cond = mask_conditioning(video, _masks(networks.conditioning, video, keys))
+    apply = partitioned_unet(networks.unet, networks.mesh, networks.remat)
     output = apply({"params": params["unet"]}, inputs, t, states, level, cond)
     learned = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned)
@@ -234,8 +232,8 @@ def _super_resolution(
         return level, jax.random.normal(jax.random.fold_in(key, 3), video.shape[1:])
 
     level, eps = jax.vmap(draw)(keys)
-    large = upsampled(downsampled(video, config.factor), config.factor, config.align_corners)
-    return config.diffused(video, large), augmented(large, eps, level), level
+    large = upsample(downsample(video, config.factor), config.factor, config.align_corners)
+    return config.diffused(video, large), augment(large, eps, level), level
 
 
 def _masks(mixture: MaskMixture, x0: jax.Array, keys: jax.Array) -> jax.Array:

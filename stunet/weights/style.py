@@ -8,12 +8,12 @@ from stunet.weights.trees import Tree, compare_shapes, is_added, merge, partitio
 
 MAX_STRENGTH = 1.5
 DEFAULT_STRENGTH = 0.7
-USUAL_STRENGTH = (0.5, 1.0)  # the paper's range; at 1 motion often suffers (section 4.1)
+RECOMMENDED_STRENGTH = (0.5, 1.0)  # the paper's range; at 1 motion often suffers (section 4.1)
 
 
-def said_of_strength(strength: float) -> str | None:
+def strength_warning(strength: float) -> str | None:
     """What to tell of a strength that is not usual; None of one that is."""
-    low, high = USUAL_STRENGTH
+    low, high = RECOMMENDED_STRENGTH
     if low <= strength <= high:
         return None
     return (

@@ -22,7 +22,7 @@ from stunet.diffusion import (
     guided_denoiser,
     make_sampler,
     run_steps,
-    thresholded,
+    thresholded_denoiser,
 )
 from stunet.engine import generate
 from stunet.model import load
@@ -176,7 +176,7 @@ def test_every_nth_frame_of_the_inflated_is_the_imported_image(tmp_path):
             learned_variance=True,
         )
         threshold = replace(loaded.threshold, over="frame")
-        denoiser = thresholded(denoiser, loaded.schedule, threshold)
+        denoiser = thresholded_denoiser(denoiser, loaded.schedule, threshold)
         carry = sampler.init(noise[-1])
         return run_steps(sampler, denoiser, carry, 0, steps, noise[:-1].__getitem__).x
 

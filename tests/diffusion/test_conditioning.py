@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from stunet.diffusion import MaskMixture, draw_mask, given, paste
+from stunet.diffusion import MaskMixture, draw_mask, mask_conditioning, paste_known
 from stunet.errors import UserError
 
 T, H, W = 8, 16, 16
@@ -104,7 +104,7 @@ def test_the_mixture_s_shares():
 def test_what_is_not_known_is_not_shown():
     video = np.random.default_rng(0).normal(size=(2, T, H, W, 3)).astype(np.float32)
     mask = masks(ONLY["moving_box"], 2)[..., None]
-    shown = np.asarray(given(video, mask))
+    shown = np.asarray(mask_conditioning(video, mask))
     assert shown.shape == (2, T, H, W, 4)
     np.testing.assert_array_equal(shown[..., 3:], mask)
     np.testing.assert_array_equal(shown[..., :3], np.where(mask == 1, video, 0))
@@ -118,10 +118,10 @@ def test_pasting_keeps_to_the_bit_and_fades_into_what_was_made():
     mask[:, :, :, :4] = 1
     mask[:, 1, :, 4:] = 1  # the second frame is known whole
     for feather in (0, 3):
-        result = paste(made, known, mask, feather)
+        result = paste_known(made, known, mask, feather)
         kept = np.broadcast_to(mask == 1, result.shape)
         np.testing.assert_array_equal(result[kept], known[kept])
     edge = known[0, 0, :, 3]
     for distance, share in enumerate((0.75, 0.5, 0.25, 0, 0), 1):
         np.testing.assert_allclose(result[0, 0, :, 3 + distance], share * edge, atol=1e-6)
-    assert not paste(made, known, mask, 0)[0, 0, :, 4:].any()
+    assert not paste_known(made, known, mask, 0)[0, 0, :, 4:].any()

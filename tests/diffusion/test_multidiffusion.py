@@ -8,12 +8,12 @@ from stunet.diffusion import (
     Schedule,
     Windows,
     alpha_sigma,
+    chunked,
     guided_denoiser,
-    in_parts,
     make_sampler,
     run_steps,
     to_prediction,
-    windowed,
+    windowed_denoiser,
 )
 from stunet.diffusion.prediction import expand
 from stunet.errors import UserError
@@ -92,7 +92,7 @@ def test_a_frame_local_denoiser_does_not_see_the_windows(length, overlap, weight
     sampler = make_sampler("ancestral", SCHEDULE, steps, variance="learned_range")
     results = [
         run_steps(sampler, denoiser, sampler.init(start), 0, steps, lambda i: noise[i]).x
-        for denoiser in (frame_local, windowed(frame_local, windows))
+        for denoiser in (frame_local, windowed_denoiser(frame_local, windows))
     ]
     assert results[0].std() > 0.1
     np.testing.assert_allclose(results[1], results[0], rtol=1e-6, atol=1e-6)
@@ -111,7 +111,7 @@ def test_predictions_are_averaged_and_belong_together():
             variance=10 * answer
         )
 
-    prediction = windowed(number_of_the_window, windows)(x_t, t)
+    prediction = windowed_denoiser(number_of_the_window, windows)(x_t, t)
     ((cut, levels),) = asked
     np.testing.assert_array_equal(cut, windows.cut(x_t))
     np.testing.assert_array_equal(levels, [200, 200, 700, 700])
@@ -143,7 +143,7 @@ def test_overlaps_keep_the_noises_variance():
 
     @jax.jit
     def right(x):
-        denoiser = windowed(optimal, windows)
+        denoiser = windowed_denoiser(optimal, windows)
         return run_steps(sampler, denoiser, sampler.init(x), 0, steps, noise).x
 
     @jax.jit
@@ -178,7 +178,7 @@ def test_a_network_in_parts(rows):
 
     x, t, cond = normal(6, 3), normal(6), {"text": normal(6, 1)}
     expected = network(x, t, cond)
-    np.testing.assert_allclose(in_parts(network, rows)(x, t, cond), expected, atol=1e-6)
+    np.testing.assert_allclose(chunked(network, rows)(x, t, cond), expected, atol=1e-6)
     assert set(sizes[1:]) == {min(rows, 6)}
 
 
@@ -198,8 +198,8 @@ def test_each_window_is_guided_by_its_own_conditions():
         return guided_denoiser(network, SCHEDULE, "v", cond, empty, 3.0, learned_variance=False)
 
     whole = denoiser(network, lambda a: a, lambda a: a)(x_t, t)
-    by_windows = denoiser(in_parts(network, 3), windows.cut, windows.repeat)
-    parts = windowed(by_windows, windows)(x_t, t)
+    by_windows = denoiser(chunked(network, 3), windows.cut, windows.repeat)
+    parts = windowed_denoiser(by_windows, windows)(x_t, t)
     assert isinstance(parts, Prediction) and parts.variance is None
     np.testing.assert_allclose(parts.x0, whole.x0, rtol=1e-5, atol=1e-6)
 

@@ -12,7 +12,7 @@ from stunet.diffusion import (
     make_sampler,
     run_steps,
     sample_in_chunks,
-    thresholded,
+    thresholded_denoiser,
     to_prediction,
 )
 
@@ -36,7 +36,7 @@ def denoise(x_t, t):
     return to_prediction("v", output, x_t, SCHEDULE.log_snr(t), False)
 
 
-DENOISER = thresholded(denoise, SCHEDULE, Threshold())
+DENOISER = thresholded_denoiser(denoise, SCHEDULE, Threshold())
 
 
 def chunk_function(sampler, chunk, denoiser=DENOISER):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.diffusion import Schedule, alpha_sigma, respaced_betas, sample_training_time
+from stunet.diffusion import Schedule, alpha_sigma, respace_betas, sample_training_time
 from stunet.errors import UserError
 
 SCHEDULE = Schedule()
@@ -55,10 +55,10 @@ def test_timestep_inverts_log_snr():
 
 def test_respaced_betas_visit_the_same_levels():
     np.testing.assert_allclose(
-        respaced_betas(SCHEDULE.alpha_bars[::-1]), SCHEDULE.betas[::-1], rtol=1e-9
+        respace_betas(SCHEDULE.alpha_bars[::-1]), SCHEDULE.betas[::-1], rtol=1e-9
     )
     levels = SCHEDULE.alpha_bars[[900, 400, 30]]
-    betas = respaced_betas(levels)
+    betas = respace_betas(levels)
     np.testing.assert_allclose(np.cumprod(1 - betas[::-1])[::-1], levels, rtol=1e-12)
 
 

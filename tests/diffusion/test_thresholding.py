@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.diffusion import Prediction, Schedule, Threshold, add_noise, thresholded
+from stunet.diffusion import Prediction, Schedule, Threshold, add_noise, thresholded_denoiser
 from stunet.errors import UserError
 
 SCHEDULE = Schedule()
@@ -42,7 +42,7 @@ def test_eps_agrees_with_the_thresholded_x0(threshold):
     x_t = jnp.asarray(np.random.default_rng(0).normal(size=CLIP.shape), jnp.float32)
     variance = jnp.ones_like(CLIP)
     for t in (jnp.float32(600), jnp.array([20.5])):
-        denoiser = thresholded(
+        denoiser = thresholded_denoiser(
             lambda x, t: Prediction(CLIP, jnp.nan * x, variance), SCHEDULE, threshold
         )
         got = denoiser(x_t, t)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from absl import flags
 from PIL import Image
 
 from experiments import train
@@ -218,7 +217,7 @@ def command(tmp_path, monkeypatch, capsys):
         if config is not None:
             argv.append(f"--config={write_config(tmp_path / 'config.py', config)}")
         monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
-        flags.FLAGS.unparse_flags()
+        train.FLAGS.unparse_flags()
         assert run_command(lambda: train.main(argv), "experiments.train") == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("experiments.train: error: ")

@@ -9,7 +9,7 @@ import pytest
 
 from stunet.conversion.convert import import_if
 from stunet.conversion.sentence_piece import tokenizer_json
-from stunet.diffusion import guided_denoiser, make_sampler, run_steps, thresholded
+from stunet.diffusion import guided_denoiser, make_sampler, run_steps, thresholded_denoiser
 from stunet.model import load
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet, UNetConfig
@@ -87,7 +87,7 @@ def test_a_guided_trajectory(imported):
         cases.SCALE,
         learned_variance=imported.variance == "learned_range",
     )
-    denoiser = thresholded(denoiser, imported.schedule, imported.threshold)
+    denoiser = thresholded_denoiser(denoiser, imported.schedule, imported.threshold)
     sampler = make_sampler("ancestral", imported.schedule, cases.STEPS, variance=imported.variance)
     assert imported.variance == "learned_range" and sampler.grid.timesteps[0] == 900
     table = channels_last(steps)

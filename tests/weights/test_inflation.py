@@ -14,7 +14,7 @@ from stunet.diffusion import (
     guided_denoiser,
     make_sampler,
     run_steps,
-    thresholded,
+    thresholded_denoiser,
 )
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
@@ -174,7 +174,7 @@ def test_equality_holds_through_a_whole_sampler():
         denoiser = guided_denoiser(
             network, schedule, "v", text, jnp.zeros_like(text), 3.0, learned_variance=False
         )
-        denoiser = thresholded(denoiser, schedule, Threshold(over="frame"))
+        denoiser = thresholded_denoiser(denoiser, schedule, Threshold(over="frame"))
         carry = sampler.init(noise[-1])
         return run_steps(sampler, denoiser, carry, 0, steps, lambda i: noise[i]).x
 
