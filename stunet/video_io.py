@@ -1,6 +1,10 @@
-"""Reading and writing videos: PyAV for H.264 and everything that it decodes, Pillow for images.
+"""Reads and writes videos: PyAV for H.264 and everything that it decodes, Pillow for images.
 
-Videos are `[T, H, W, 3]` float32 in [-1, 1] on this side of the file.
+Videos are `[T, H, W, 3]` float32 in [-1, 1]. To read one file at several resolutions, decode it
+once:
+
+    read_video_sizes(source, fps=None, resolutions=(16, 64), max_frames=None, margins=None,
+                     multiple_of=None) -> VideoSizes(frames, fps, size, margin_masks)
 """
 
 import contextlib
@@ -8,7 +12,7 @@ import dataclasses
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -26,39 +30,100 @@ ENDINGS = (".mp4", ".gif", ".png")
 MIN_SIDE = 256  # pixels; smaller videos are enlarged on writing
 
 
+Margins = tuple[int, int, int, int]  # pixels at the left, right, top and bottom
+Source = str | Path | BinaryIO
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoSizes:
+    """A video, decoded once, at several resolutions.
+
+    Attributes:
+      frames: Resolution -> `[T, H, W, 3]` float32 in [-1, 1]. None is the source's own size.
+      fps: Frames per second.
+      size: Height and width of the source as displayed, in pixels of its height, without margins.
+      margin_masks: Resolution -> `[1, H, W, 3]`: 1 in the margins, -1 in the source. Empty if no
+        margins were requested.
+    """
+
+    frames: dict[int | None, np.ndarray]
+    fps: float
+    size: tuple[int, int]
+    margin_masks: dict[int | None, np.ndarray]
+
+
+def read_video_sizes(
+    source: Source,
+    fps: float | None = None,
+    resolutions: Sequence[int | None] = (16, 64),
+    max_frames: int | None = None,
+    margins: Margins | None = None,
+    multiple_of: int | None = None,
+) -> VideoSizes:
+    """Decodes a video once and returns it at several resolutions.
+
+    An image (PNG, JPEG) is a video of one frame.
+
+    Args:
+      source: Path, or an open binary file.
+      fps: Frame rate to resample to, by the time stamps of the frames. None keeps all frames and
+        reports their average rate.
+      resolutions: Sides in pixels. Each one centre-crops the video to a square and resizes it
+        with anti-aliasing. None keeps the source's size.
+      max_frames: Maximum number of frames. None reads all.
+      margins: Black pixels to add at the left, right, top and bottom of the source before
+        cropping and resizing. None adds none and computes no masks.
+      multiple_of: If set, resizes the whole picture instead of a centre crop: its shorter side
+        gets about the resolution, and both sides are multiples of this number.
+
+    Raises:
+      UserError: The file is absent or cannot be decoded.
+    """
+    pictures = itertools.islice(_pictures(source, fps), max_frames)
+    first = next(pictures, None)
+    if first is None:
+        raise UserError(f"{_name(source)}: holds no video frame")
+    first_picture, aspect, rate = first
+
+    def resized(picture: np.ndarray, margin_value: int) -> dict[int | None, np.ndarray]:
+        padded = _with_margins(picture, margins or (0, 0, 0, 0), margin_value)
+        return {side: _resized(padded, side, multiple_of, aspect) for side in resolutions}
+
+    clips: dict[int | None, list[np.ndarray]] = {side: [] for side in resolutions}
+    previous, frames = None, {}
+    for picture, *_ in itertools.chain([first], pictures):
+        if picture is not previous:  # a frame shown twice is resized once
+            previous, frames = picture, resized(picture, 0)
+        for side, frame in frames.items():
+            clips[side].append(frame)
+    masks = {} if margins is None else resized(np.zeros_like(first_picture), 255)
+    return VideoSizes(
+        frames={side: to_float(np.stack(clip)) for side, clip in clips.items()},
+        fps=rate,
+        size=(first_picture.shape[0], round(first_picture.shape[1] * aspect)),
+        margin_masks={side: to_float(mask)[None] for side, mask in masks.items()},
+    )
+
+
 def read_video(
-    source: str | Path | BinaryIO,
+    source: Source,
     fps: float | None = None,
     resolution: int | None = None,
     max_frames: int | None = None,
     multiple_of: int | None = None,
-    margins: tuple[int, int, int, int] = (0, 0, 0, 0),
+    margins: Margins = (0, 0, 0, 0),
 ) -> tuple[np.ndarray, float]:
-    """A video's frames and their rate; an image (PNG, JPEG) is a video of one frame.
-
-    Args:
-      source: a path, or an open binary file.
-      fps: the rate to re-time to, by the frames' time stamps; None keeps the frames as
-        they are and reports their average rate.
-      resolution: centre-crop to a square and resize to this many pixels a side,
-        anti-aliased; None keeps the size.
-      max_frames: stop after so many frames.
-      multiple_of: with `resolution`, keep the whole picture: its shorter side gets about
-        `resolution` pixels, the other its share, both in multiples of this.
-      margins: black pixels to add at the left, right, top and bottom before all that.
+    """Reads a video at one resolution; see `read_video_sizes` for the arguments.
 
     Returns:
       `[T, H, W, 3]` float32 in [-1, 1], and the frames per second.
 
     Raises:
-      UserError: the file is absent, or no video that can be decoded.
+      UserError: The file is absent or cannot be decoded.
     """
-    frames = _decode(source, fps, resolution, multiple_of, margins)
-    decoded = list(itertools.islice(frames, max_frames))
-    if not decoded:
-        raise UserError(f"{_name(source)}: holds no video frame")
-    frames, rates = zip(*decoded, strict=True)
-    return to_float(np.stack(frames)), rates[0]
+    padded = margins if any(margins) else None
+    video = read_video_sizes(source, fps, (resolution,), max_frames, padded, multiple_of)
+    return video.frames[resolution], video.fps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +162,11 @@ def decode_frames(
     source: str | Path | BinaryIO, fps: float, resolution: int
 ) -> Iterator[np.ndarray]:
     """The frames of `read_video` one at a time, as `[resolution, resolution, 3]` uint8."""
-    return (frame for frame, _ in _decode(source, fps, resolution))
+    previous, frame = None, None
+    for picture, aspect, _ in _pictures(source, fps):
+        if picture is not previous:  # a frame shown twice is resized once
+            previous, frame = picture, _resized(picture, resolution, aspect=aspect)
+        yield frame
 
 
 def frame_size(source: str | Path | BinaryIO) -> tuple[int, int]:
@@ -217,23 +286,6 @@ def to_float(frames: np.ndarray) -> np.ndarray:
     return frames.astype(np.float32) / np.float32(127.5) - 1
 
 
-def _decode(
-    source: str | Path | BinaryIO,
-    fps: float | None,
-    resolution: int | None,
-    multiple_of: int | None = None,
-    margins: tuple[int, int, int, int] = (0, 0, 0, 0),
-) -> Iterator[tuple[np.ndarray, float]]:
-    """Frames `[H, W, 3]` uint8, each with the rate of them all."""
-    previous, result = None, None
-    for picture, aspect, rate in _pictures(source, fps):
-        if picture is not previous:  # a frame shown twice is resized once
-            previous, result = picture, _with_margins(picture, margins)
-            if resolution is not None:
-                result = _resized(result, resolution, multiple_of, aspect)
-        yield result, rate
-
-
 def _pictures(
     source: str | Path | BinaryIO, fps: float | None
 ) -> Iterator[tuple[np.ndarray, float, float]]:
@@ -347,9 +399,11 @@ def _upright(frame: av.VideoFrame, aspect: float) -> tuple[np.ndarray, float]:
 
 
 def _resized(
-    picture: np.ndarray, resolution: int, multiple_of: int | None = None, aspect: float = 1.0
+    picture: np.ndarray, resolution: int | None, multiple_of: int | None = None, aspect: float = 1.0
 ) -> np.ndarray:
     """The middle square, or with `multiple_of` all, of `[H, W, 3]` uint8, anti-aliased."""
+    if resolution is None:
+        return picture
     height, width = picture.shape[:2]
     side = min(height, width * aspect)  # of the square, in units of a pixel's height
     if multiple_of is None:

@@ -182,6 +182,38 @@ def test_max_frames(tmp_path):
     assert len(video_io.read_video(tmp_path / "clip.mp4", max_frames=5)[0]) == 5
 
 
+@pytest.mark.parametrize("margins", [None, (30, 0, 5, 10)])
+@pytest.mark.parametrize("fps", [None, 8, 20])
+def test_several_resolutions_equal_one_at_a_time(tmp_path, monkeypatch, fps, margins):
+    path = tmp_path / "clip.mp4"
+    video_io.write_video(path, smooth_video(9, 256)[:, :, :200], 12)
+    resolutions = (16, 64, None)
+    expected = [
+        video_io.read_video(path, fps, side, 7, margins=margins or (0, 0, 0, 0))
+        for side in resolutions
+    ]
+    # The whole 512x400 picture, in multiples of 8.
+    uncropped = video_io.read_video(path, fps, 16, multiple_of=8)[0]
+    masks = {side: video_io.margin_mask(path, margins, side) for side in (16, 64) if margins}
+    size = video_io.frame_size(path)
+
+    opened, av_open = [], av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or av_open(*a, **k))
+    video = video_io.read_video_sizes(path, fps, resolutions, 7, margins)
+    assert len(opened) == 1
+    assert tuple(video.frames) == resolutions and video.size == size == (512, 400)
+    for side, (frames, rate) in zip(resolutions, expected, strict=True):
+        assert video.fps == rate
+        np.testing.assert_array_equal(video.frames[side], frames)
+    for side, mask in masks.items():
+        np.testing.assert_array_equal(video.margin_masks[side], mask)
+    assert bool(video.margin_masks) == (margins is not None)
+
+    whole = video_io.read_video_sizes(path, fps, (16,), multiple_of=8).frames[16]
+    np.testing.assert_array_equal(whole, uncropped)
+    assert whole.shape[1:] == (24, 16, 3)
+
+
 def test_unreadable_videos(tmp_path):
     with pytest.raises(UserError, match=r"absent\.mp4: no such file"):
         video_io.read_video(tmp_path / "absent.mp4")
