@@ -29,7 +29,7 @@ from stunet.compiling import on_cpu, prepare_compiler
 from stunet.diffusion import downsample, upsample
 from stunet.engine import generate, upscale
 from stunet.errors import UserError, run_command
-from stunet.model import describe, load
+from stunet.model import load, model_from_folder
 from stunet.schema import from_dict
 from stunet.training.checkpoints import Checkpoints, abstract_state
 from stunet.training.claim import claimed
@@ -48,7 +48,7 @@ from stunet.training.stages import Networks, make_stage
 from stunet.training.step import make_optimizer, make_train_step, place_state
 from stunet.training.text_cache import check_text_states
 from stunet.video_io import contact_sheet, to_uint8, write_image
-from stunet.weights.model_folder import ModelFolder, open_model, save_model
+from stunet.weights.model_folder import ModelFolder, open_model_folder, write_model_folder
 
 PREEMPTED = 75  # EX_TEMPFAIL: a launcher starts the command again
 BAR = (
@@ -90,11 +90,11 @@ def train(config: TrainConfig, workdir: Path) -> int:
         if not (workdir / "initial").exists():
             with on_cpu():
                 content = make_initial_model(config, lambda: data.captions(config.data))
-            save_model(workdir / "initial", content)
+            write_model_folder(workdir / "initial", content)
 
     first_alone(begin)
-    initial = open_model(workdir / "initial")
-    model = describe(initial, workdir / "initial")
+    initial = open_model_folder(workdir / "initial")
+    model = model_from_folder(initial, workdir / "initial")
     if config.data.get("text_states"):
         check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
@@ -161,7 +161,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         ema = gathered(state.ema)
         if is_first():
             content = ModelFolder(initial.config, stage.join(ema, frozen), initial.tokenizer)
-            save_model(workdir / "model", content)
+            write_model_folder(workdir / "model", content)
 
     progress = tqdm(
         total=config.total_steps,

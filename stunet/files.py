@@ -15,7 +15,7 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
 
 
-def read_pairs(path: Path, row: str) -> list[tuple[str, str]]:
+def read_tsv_pairs(path: Path, row: str) -> list[tuple[str, str]]:
     """The rows of a table of two columns with a tab between them (TSV), without spaces around.
 
     Raises:

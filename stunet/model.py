@@ -13,7 +13,7 @@ from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.schema import from_dict
 from stunet.text import Tokenizer, parse_tokenizer
-from stunet.weights.model_folder import ModelFolder, find_model, load_model
+from stunet.weights.model_folder import ModelFolder, find_model_folder, read_model_folder
 from stunet.weights.trees import Tree, compare_shapes
 
 
@@ -58,17 +58,17 @@ def load(path: str | Path) -> Model:
         folder contradicts itself, or its parameters have another shape than its architecture
         (the first differing names, both shapes).
     """
-    folder = find_model(path)
-    return read(load_model(folder), folder)
+    folder = find_model_folder(path)
+    return read(read_model_folder(folder), folder)
 
 
 def read(content: ModelFolder, folder: Path) -> Model:
     """The model that a model folder's content is; see `load`. `folder` is for messages."""
-    model = describe(content, folder)
+    model = model_from_folder(content, folder)
     return dataclasses.replace(model, params=jax.device_put(content.params))
 
 
-def describe(content: ModelFolder, folder: Path) -> Model:
+def model_from_folder(content: ModelFolder, folder: Path) -> Model:
     """The model that a model folder's content describes, checked; parameters stay where they are.
 
     Raises:

@@ -26,7 +26,7 @@ from stunet.errors import UserError
 
 T = TypeVar("T")
 
-ENDINGS = (".mp4", ".gif", ".png")
+SUFFIXES = (".mp4", ".gif", ".png")
 MIN_SIDE = 256  # pixels; smaller videos are enlarged on writing
 
 
@@ -127,7 +127,7 @@ def read_video(
 
 
 @dataclasses.dataclass(frozen=True)
-class Extent:
+class VideoInfo:
     """How large a video is before it is decoded: height and width in pixels, frames, seconds."""
 
     height: int
@@ -136,7 +136,7 @@ class Extent:
     seconds: float
 
 
-def extent(path: str | Path) -> Extent:
+def probe(path: str | Path) -> VideoInfo:
     """What a file holds, from its packets alone; of an image, which lasts no time, 0 seconds.
 
     Raises:
@@ -155,7 +155,7 @@ def extent(path: str | Path) -> Extent:
                 end = max(end, start + float((packet.duration or 0) * packet.time_base))
         seconds = 0.0 if first is None or _is_picture(container) else end - first
         context = stream.codec_context
-        return Extent(context.height, context.width, count, seconds)
+        return VideoInfo(context.height, context.width, count, seconds)
 
 
 def decode_frames(
@@ -239,12 +239,12 @@ def check_writable(path: str | Path) -> None:
     """Refuses a path that cannot be written, before the work whose result it is for.
 
     Raises:
-      UserError: the ending is none of `ENDINGS`, the path is a folder, or its folder
+      UserError: the ending is none of `SUFFIXES`, the path is a folder, or its folder
         neither exists nor can be made and written to.
     """
     path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"{path}: cannot write this kind of file; end it in {', '.join(ENDINGS)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: cannot write this kind of file; end it in {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected a file's name")
     folder = path.absolute().parent

@@ -17,7 +17,7 @@ from stunet.errors import UserError
 from stunet.model import load
 from stunet.video_io import read_video
 from stunet.weights import shipped
-from stunet.weights.model_folder import find_model
+from stunet.weights.model_folder import find_model_folder
 from stunet.weights.trees import is_added, partition
 from tests.tiny import save_tiny_model
 
@@ -51,12 +51,12 @@ def test_the_style_draws_in_its_two_inks():
 
 
 def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
-    assert find_model("shapes") == shipped.FOLDER / "shapes"
+    assert find_model_folder("shapes") == shipped.FOLDER / "shapes"
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "shapes")
-    assert find_model("shapes").resolve() == tmp_path / "shapes"
+    assert find_model_folder("shapes").resolve() == tmp_path / "shapes"
     with pytest.raises(UserError, match="that come with stunet, shapes, shapes-fill, shapes-ssr, "):
-        find_model("circles")
+        find_model_folder("circles")
 
 
 def test_the_command_without_a_model_makes_what_is_asked_for(tmp_path, capsys):

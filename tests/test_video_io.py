@@ -59,7 +59,7 @@ def test_round_trip(tmp_path, fps, ending):
 def test_a_list_of_other_files_is_no_video(tmp_path, name, text):
     video_io.write_video(tmp_path / "clip.mp4", smooth_video(2), 8)
     (tmp_path / name).write_text(text.format("clip.mp4"))
-    for read in (video_io.read_video, video_io.extent):
+    for read in (video_io.read_video, video_io.probe):
         with pytest.raises(UserError, match=f"{name}: not a readable video"):
             read(tmp_path / name)
 

@@ -15,7 +15,7 @@ from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig
 from stunet.schema import to_dict
 from stunet.text import train_tokenizer
-from stunet.weights.model_folder import ModelFolder, save_model
+from stunet.weights.model_folder import ModelFolder, write_model_folder
 
 RESOLUTION, NUM_FRAMES, FPS, MAX_TOKENS = 8, 4, 8.0, 12
 CAPTIONS = ["a red circle moves left", "a green star is spinning", "the blue square bounces"]
@@ -100,6 +100,8 @@ def save_tiny_model(
         "variance": "fixed_small",
         "text_encoder": {"t5": to_dict(T5), "max_tokens": MAX_TOKENS},
     }
-    save_model(folder, ModelFolder(fields | config, random_params(shapes), tokenizer.read_bytes()))
+    write_model_folder(
+        folder, ModelFolder(fields | config, random_params(shapes), tokenizer.read_bytes())
+    )
     tokenizer.unlink()
     return folder

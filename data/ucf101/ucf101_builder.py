@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from data.records import quiet
 from data.stored_clips import Clip, StoredClips, stored_config
 from stunet.errors import UserError
-from stunet.files import read_pairs
+from stunet.files import read_tsv_pairs
 
 
 class Ucf101(StoredClips):
@@ -55,7 +55,7 @@ def read_prompts(path: Path) -> dict[str, str]:
 
     The archive itself spells one class in two ways (HandStandPushups), hence the case.
     """
-    rows = read_pairs(path, "a class, a tab and a caption")
+    rows = read_tsv_pairs(path, "a class, a tab and a caption")
     return {label.lower(): caption for label, caption in rows}
 
 

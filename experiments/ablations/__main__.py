@@ -40,8 +40,8 @@ from experiments.ablations import (
 from experiments.common.program_flags import read_flags
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
-from stunet.weights.inflation import image_model
-from stunet.weights.model_folder import find_model, load_model, save_model
+from stunet.weights.inflation import extract_text_to_image
+from stunet.weights.model_folder import find_model_folder, read_model_folder, write_model_folder
 
 
 class Ablation(NamedTuple):
@@ -78,7 +78,7 @@ _MODELS = {
         "t2v", shipped.VIDEO_MODEL, "the video model that is tuned and styled", flag_values=FLAGS
     ),
     "style": flags.DEFINE_string(
-        "style", shipped.STYLE, "an image model tuned to data's duotone", flag_values=FLAGS
+        "style", shipped.STYLE_MODEL, "an image model tuned to data's duotone", flag_values=FLAGS
     ),
 }
 _UCF101 = flags.DEFINE_string(
@@ -155,12 +155,12 @@ def main(argv: list[str]) -> None:
 def run(chosen: dict[str, Ablation], workdir: Path) -> None:
     """Runs them one after the other; writes each one's section."""
     models = {  # a mistake is told of before anything runs
-        model: find_model(_MODELS[model].value).resolve()
+        model: find_model_folder(_MODELS[model].value).resolve()
         for ablation in chosen.values()
         for model in ablation.models
     }
     if "t2i" in models:
-        save_model(workdir / "t2i", image_model(load_model(models["t2i"])))
+        write_model_folder(workdir / "t2i", extract_text_to_image(read_model_folder(models["t2i"])))
         models["t2i"] = workdir / "t2i"
     for name, ablation in chosen.items():
         ablation.run(workdir / name, *(models[model] for model in ablation.models))

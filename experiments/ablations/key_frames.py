@@ -23,7 +23,7 @@ from experiments.ablations.training import read_run
 from experiments.configs import shapes, tiny_conditional
 from stunet.models.unet import UNetConfig, init_unet
 from stunet.schema import from_dict, to_dict
-from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
 from stunet.weights.trees import flatten, unflatten
 
 NAME = "key_frames"
@@ -80,7 +80,7 @@ def run(workdir: Path, t2v: Path, options: Sequence[str] = (), *, jobs: int = 1)
       jobs: runs at a time.
     """
     full_rate = workdir / "full_rate"
-    save_model(full_rate, at_full_rate(load_model(t2v)))
+    write_model_folder(full_rate, at_full_rate(read_model_folder(t2v)))
     ways = ((full_rate, CASCADE), (t2v, ("space_time",)))
     chains = [(seed, *way) for seed in SEEDS for way in ways]
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from stunet.cli import applications, evaluate, exchange, making, studio
+from stunet.cli import applications, convert, evaluate, making, studio
 from stunet.errors import UserError, run_command
 
 
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one.add_argument
 
-    for module in (making, applications, exchange, evaluate, studio):
+    for module in (making, applications, convert, evaluate, studio):
         module.add_commands(command)
     return parser

@@ -64,7 +64,7 @@ def add_commands(command: Callable) -> None:
         short: str,
         text: str,
         *inputs: tuple[str, str],
-        model: str = shipped.FILLER,
+        model: str = shipped.CONDITIONAL_MODEL,
     ) -> Callable:
         add = command(name, run, help=short, description=text, epilog=SQUARE)
         for metavar, what in inputs:

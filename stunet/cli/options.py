@@ -80,7 +80,7 @@ def add_base_model(add: Callable) -> None:
         "--style",
         metavar="DIR",
         help="a model whose text-to-image weights were tuned to a style; "
-        f"{shipped.STYLE} comes with stunet",
+        f"{shipped.STYLE_MODEL} comes with stunet",
     )
     add(
         "--style-strength",

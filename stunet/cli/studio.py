@@ -28,7 +28,7 @@ def add_commands(command: Callable) -> None:
         "--model",
         metavar="DIR",
         help="a model folder, or a training workdir; without it models that come with stunet, "
-        f"{shipped.FILLER}, {shipped.UPSCALER} and {shipped.STYLE}",
+        f"{shipped.CONDITIONAL_MODEL}, {shipped.UPSCALER} and {shipped.STYLE_MODEL}",
     )
     add(
         "--upscale",
@@ -57,8 +57,8 @@ def _studio(args: argparse.Namespace) -> None:
     prepare_compiler()
     model, upscale, style = args.model, args.upscale, args.style
     if model is None:  # one that all tabs are for
-        model, upscale = shipped.FILLER, upscale or [shipped.UPSCALER]
-        style = style or shipped.STYLE
+        model, upscale = shipped.CONDITIONAL_MODEL, upscale or [shipped.UPSCALER]
+        style = style or shipped.STYLE_MODEL
     serve(load_models(model, upscale, style), args.host, args.port)
 
 

@@ -11,23 +11,28 @@ import jax
 
 from stunet.conversion import deepfloyd_if, t5_v1_1
 from stunet.conversion.hub_layout import (
-    Renamed,
-    find_weights,
-    read_tensors,
-    to_ours,
-    to_theirs,
+    HubParameter,
+    find_weight_files,
+    from_hub,
+    open_weight_files,
+    to_hub,
     write_component,
 )
 from stunet.conversion.sentence_piece import tokenizer_json
 from stunet.diffusion import SuperResolution
 from stunet.errors import UserError
 from stunet.files import read_json
-from stunet.model import describe
+from stunet.model import model_from_folder
 from stunet.models.t5 import TextEncoderConfig
 from stunet.schema import to_dict
 from stunet.text import MAX_TOKENS
-from stunet.weights.model_folder import ModelFolder, find_model, open_model, save_model
-from stunet.weights.tensor_files import ChangedTensor
+from stunet.weights.model_folder import (
+    ModelFolder,
+    find_model_folder,
+    open_model_folder,
+    write_model_folder,
+)
+from stunet.weights.safetensors_io import TransformedTensor
 from stunet.weights.trees import Tree, compare_shapes
 
 DEEPFLOYD_STAGE_TWO = SuperResolution(factor=4, align_corners=True)  # 64 pixels to 256
@@ -64,34 +69,36 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
             f"{source}: neither a pipeline's folder (no unet/) nor a U-Net's (no config.json)"
         )
     described = read_json(config_file)
-    unet = deepfloyd_if.unet_config(described, str(config_file))
-    tensors = read_tensors(find_weights(folder, variant))
-    table = deepfloyd_if.renamed(unet)
-    _compare(table, tensors, folder, deepfloyd_if.FAMILIES)
+    unet = deepfloyd_if.unet_config_from_diffusers(described, str(config_file))
+    tensors = open_weight_files(find_weight_files(folder, variant))
+    table = deepfloyd_if.hub_parameters(unet)
+    _compare(table, tensors, folder, deepfloyd_if.ORIGIN_HINTS)
 
     scheduler_file = folder.parent / "scheduler" / "scheduler_config.json"
     if folder != source or scheduler_file.is_file():
-        diffusion = deepfloyd_if.read_scheduler(read_json(scheduler_file), str(scheduler_file))
+        diffusion = deepfloyd_if.scheduler_from_diffusers(
+            read_json(scheduler_file), str(scheduler_file)
+        )
     else:
-        diffusion = deepfloyd_if.default_scheduler(unet)
+        diffusion = deepfloyd_if.default_diffusion_settings(unet)
     enlarges = unet.noise_level_embedding
     model = ModelFolder(
         {
             "architecture": to_dict(unet),
             "stage": "ssr" if enlarges else "t2i",
             "super_resolution": to_dict(DEEPFLOYD_STAGE_TWO) if enlarges else None,
-            "resolution": deepfloyd_if.resolution(described, str(config_file)),
+            "resolution": deepfloyd_if.resolution_from_diffusers(described, str(config_file)),
             "num_frames": 1,
             "fps": None,
             **to_dict(diffusion),
             "text_encoder": None,
         },
-        {"unet": to_ours(table, tensors)},
+        {"unet": from_hub(table, tensors)},
     )
     if (source / "text_encoder").is_dir():
         model = _with_text_encoder(model, source / "text_encoder", variant)
-    describe(model, source)
-    save_model(target, _watched(model, on_bytes))
+    model_from_folder(model, source)
+    write_model_folder(target, _watched(model, on_bytes))
     return model
 
 
@@ -110,11 +117,11 @@ def import_t5(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
     Raises:
       UserError: something is missing, is a pickle, is not T5 v1.1, or does not fit the model.
     """
-    source, target = source.absolute(), find_model(target)
+    source, target = source.absolute(), find_model_folder(target)
     folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
-    model = _with_text_encoder(open_model(target), folder, variant)
-    describe(model, source)
-    save_model(target, _watched(model, on_bytes))
+    model = _with_text_encoder(open_model_folder(target), folder, variant)
+    model_from_folder(model, source)
+    write_model_folder(target, _watched(model, on_bytes))
     return model
 
 
@@ -129,22 +136,22 @@ def export_if(
       UserError: `source` is no model, has something that diffusers cannot describe, or `target`
         is not empty or cannot be written.
     """
-    folder, target = find_model(source), target.resolve()
-    content = open_model(folder)
-    model = describe(content, folder)
+    folder, target = find_model_folder(source), target.resolve()
+    content = open_model_folder(folder)
+    model = model_from_folder(content, folder)
     if model.super_resolution is not None and model.super_resolution.residual_scale:
         raise UserError(
             f"{folder}: makes what an enlarged clip lacks (super_resolution.residual_scale), which "
             "diffusers cannot describe"
         )
-    diffusion = deepfloyd_if.Diffusion(
+    diffusion = deepfloyd_if.DiffusionSettings(
         model.schedule, model.prediction, model.variance, model.threshold
     )
     unet = model.unet.text_to_image()
-    described = deepfloyd_if.diffusers_config(unet, model.resolution)
-    scheduler = deepfloyd_if.scheduler_config(diffusion)
+    described = deepfloyd_if.unet_config_to_diffusers(unet, model.resolution)
+    scheduler = deepfloyd_if.scheduler_to_diffusers(diffusion)
     params = _watched(content, on_bytes).params["unet"]
-    tensors = to_theirs(deepfloyd_if.renamed(unet), params)
+    tensors = to_hub(deepfloyd_if.hub_parameters(unet), params)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there already; name a new folder")
     new = target.with_name(f".{target.name}.new")
@@ -163,23 +170,23 @@ def export_if(
 
 def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) -> ModelFolder:
     path = folder / "config.json"
-    t5 = t5_v1_1.t5_config(read_json(path), str(path))
-    tensors = t5_v1_1.only_encoder(read_tensors(find_weights(folder, variant)))
-    table = t5_v1_1.renamed(t5)
-    _compare(table, tensors, folder, t5_v1_1.FAMILIES)
+    t5 = t5_v1_1.t5_config_from_transformers(read_json(path), str(path))
+    tensors = t5_v1_1.encoder_tensors(open_weight_files(find_weight_files(folder, variant)))
+    table = t5_v1_1.hub_parameters(t5)
+    _compare(table, tensors, folder, t5_v1_1.ORIGIN_HINTS)
     return dataclasses.replace(
         model,
         config={
             **model.config,
             "text_encoder": to_dict(TextEncoderConfig(t5, max_tokens=MAX_TOKENS)),
         },
-        params={**model.params, "text_encoder": to_ours(table, tensors)},
+        params={**model.params, "text_encoder": from_hub(table, tensors)},
         tokenizer=_tokenizer(folder),
     )
 
 
 def _compare(
-    table: Mapping[str, Renamed], tensors: Mapping[str, Any], folder: Path, families: Mapping
+    table: Mapping[str, HubParameter], tensors: Mapping[str, Any], folder: Path, families: Mapping
 ) -> None:
     expected = {place.name: place for place in table.values()}
     compare_shapes(expected, tensors, str(folder), families)
@@ -202,12 +209,12 @@ def _tokenizer(folder: Path) -> bytes:
 def _watched(model: ModelFolder, on_bytes: OnBytes) -> ModelFolder:
     """The same, reporting the size of every tensor that is read."""
 
-    def watch(leaf: Any) -> ChangedTensor:
+    def watch(leaf: Any) -> TransformedTensor:
         def read(array: Any) -> Any:
             on_bytes(array.nbytes)
             return array
 
-        return ChangedTensor(leaf, leaf.shape, read)
+        return TransformedTensor(leaf, leaf.shape, read)
 
     params: dict[str, Tree] = jax.tree.map(watch, model.params)
     return dataclasses.replace(model, params=params)

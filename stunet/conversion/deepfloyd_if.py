@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from stunet.conversion.hub_layout import Renamed
+from stunet.conversion.hub_layout import HubParameter
 from stunet.diffusion import Schedule, Threshold
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
@@ -45,7 +45,7 @@ _FIXED = {
 }
 
 
-def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
+def unet_config_from_diffusers(config: Mapping[str, Any], where: str) -> UNetConfig:
     """Our config of the U-Net that a diffusers `config.json` describes.
 
     Raises:
@@ -108,7 +108,7 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     return from_dict(UNetConfig, fields, where)
 
 
-def resolution(config: Mapping[str, Any], where: str) -> int:
+def resolution_from_diffusers(config: Mapping[str, Any], where: str) -> int:
     """Height and width in pixels that a diffusers `config.json` names, or IF's own.
 
     Raises:
@@ -124,7 +124,7 @@ def resolution(config: Mapping[str, Any], where: str) -> int:
     return size
 
 
-def diffusers_config(config: UNetConfig, resolution: int) -> dict[str, Any]:
+def unet_config_to_diffusers(config: UNetConfig, resolution: int) -> dict[str, Any]:
     """The `config.json` that describes the text-to-image part of a U-Net: undoes `unet_config`.
 
     Raises:
@@ -164,7 +164,7 @@ def diffusers_config(config: UNetConfig, resolution: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class DiffusionSettings:
     """What a scheduler's config says, in our words; see `stunet.model.Model`."""
 
     schedule: Schedule
@@ -178,7 +178,7 @@ _BETAS = "squaredcos_cap_v2"
 _SCHEDULER = "DDPMScheduler"
 
 
-def read_scheduler(config: Mapping[str, Any], where: str) -> Diffusion:
+def scheduler_from_diffusers(config: Mapping[str, Any], where: str) -> DiffusionSettings:
     """What a diffusers `scheduler_config.json` says.
 
     Raises:
@@ -220,17 +220,17 @@ def read_scheduler(config: Mapping[str, Any], where: str) -> Diffusion:
             raise UserError(f"{where}: {name} is {value!r}; known are {', '.join(choices)}")
     steps = {"num_timesteps": field("num_train_timesteps", 1000)}
     schedule = from_dict(Schedule, steps, where)
-    return Diffusion(schedule, _PREDICTIONS[prediction], variance, threshold)
+    return DiffusionSettings(schedule, _PREDICTIONS[prediction], variance, threshold)
 
 
-def default_scheduler(config: UNetConfig) -> Diffusion:
+def default_diffusion_settings(config: UNetConfig) -> DiffusionSettings:
     """DeepFloyd IF's own settings, for a U-Net that comes without a scheduler."""
     variance = "learned_range" if config.out_channels == 6 else "fixed_small"
     threshold = Threshold(max_value=1.0 if config.noise_level_embedding else 1.5)
-    return Diffusion(Schedule(), "eps", variance, threshold)
+    return DiffusionSettings(Schedule(), "eps", variance, threshold)
 
 
-def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
+def scheduler_to_diffusers(diffusion: DiffusionSettings) -> dict[str, Any]:
     """The `scheduler_config.json` of diffusers' `DDPMScheduler`: undoes `read_scheduler`.
 
     Whether the threshold is the clip's or a frame's is not said: diffusers knows images.
@@ -276,11 +276,11 @@ def _one(config: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
 
 
 # A part of a tensor's name that IF does not have -> where such tensors are from.
-FAMILIES = {
+ORIGIN_HINTS = {
     "temporal_": "these are an inflated model's, not diffusers'",
     "motion_modules": "these weights are AnimateDiff's",
     "temp_": "these weights are a video model's of another family",
-    "transformer_blocks": "these weights are of the Stable Diffusion family",
+    "transformer_blocks": "these weights are of the Stable DiffusionSettings family",
     "encoder.block": "these weights are a text encoder's",
     "input_blocks": "these weights are in the layout of before diffusers",
     "lora": "these weights are low-rank adapters, not a whole network",
@@ -326,14 +326,14 @@ _OUTSIDE = {
 }
 
 
-def renamed(config: UNetConfig) -> dict[str, Renamed]:
+def hub_parameters(config: UNetConfig) -> dict[str, HubParameter]:
     """Our path -> its place in diffusers' layout, for every parameter of the T2I network."""
     config = config.text_to_image()
     shapes = flatten(jax.eval_shape(lambda: init_unet(config, jax.random.key(0))))
     return {path: _renamed(path, leaf.shape, len(config.channels)) for path, leaf in shapes.items()}
 
 
-def _renamed(path: str, shape: tuple[int, ...], levels: int) -> Renamed:
+def _renamed(path: str, shape: tuple[int, ...], levels: int) -> HubParameter:
     module, leaf = path.rsplit("/", 1)
     if module in _OUTSIDE:
         theirs = _OUTSIDE[module]
@@ -350,10 +350,10 @@ def _renamed(path: str, shape: tuple[int, ...], levels: int) -> Renamed:
         group = {"res": "resnets", "attn": "attentions", "resample": f"{part}samplers"}[kind]
         theirs = f"{where}.{group}.{index}.{(_ATTENTION if kind == 'attn' else _RES)[inner]}"
     if leaf == "kernel" and len(shape) == 4:
-        return Renamed(f"{theirs}.weight", (shape[3], shape[2], *shape[:2]), (2, 3, 1, 0))
+        return HubParameter(f"{theirs}.weight", (shape[3], shape[2], *shape[:2]), (2, 3, 1, 0))
     if leaf == "kernel" and module.endswith("/skip"):
-        return Renamed(f"{theirs}.weight", (shape[1], shape[0], 1, 1), None)
+        return HubParameter(f"{theirs}.weight", (shape[1], shape[0], 1, 1), None)
     if leaf == "kernel":
-        return Renamed(f"{theirs}.weight", shape[::-1], (1, 0))
+        return HubParameter(f"{theirs}.weight", shape[::-1], (1, 0))
     name = {"scale": "weight", "bias": "bias"}.get(leaf, leaf)
-    return Renamed(f"{theirs}.{name}", shape, tuple(range(len(shape))))
+    return HubParameter(f"{theirs}.{name}", shape, tuple(range(len(shape))))

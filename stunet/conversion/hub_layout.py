@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import UserError
-from stunet.weights.tensor_files import (
-    ChangedTensor,
-    StoredTensor,
-    shard_names,
-    split_by_size,
-    stored_tensors,
-    write_tensors,
+from stunet.weights.safetensors_io import (
+    LazyTensor,
+    TransformedTensor,
+    open_safetensors,
+    shard_file_names,
+    split_into_shards,
+    write_safetensors,
 )
 from stunet.weights.trees import Tree, flatten, unflatten
 
@@ -31,11 +31,11 @@ _WEIGHTS = re.compile(
     r"(?P<name>[^.]+?)(\.(?P<variant>[^.]+?))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
     r"(\.(?P<older>[^.]+?))?\.safetensors"  # diffusers once named the variant after the shard
 )
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
-class Renamed:
+class HubParameter:
     """A parameter's place in a published layout.
 
     Attributes:
@@ -49,44 +49,46 @@ class Renamed:
     shape: tuple[int, ...]
     axes: tuple[int, ...] | None
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
+    def from_hub(self, array: np.ndarray) -> np.ndarray:
         """The array as our network has it."""
         return array[:, :, 0, 0].T if self.axes is None else array.transpose(self.axes)
 
     @property
-    def our_shape(self) -> tuple[int, ...]:
+    def native_shape(self) -> tuple[int, ...]:
         """Its shape here."""
         if self.axes is None:
             return self.shape[1::-1]
         return tuple(self.shape[axis] for axis in self.axes)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`."""
+    def to_hub(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `from_hub`."""
         if self.axes is None:
             return array.T[:, :, None, None]
         return array.transpose(np.argsort(self.axes))
 
 
-def to_ours(table: Mapping[str, Renamed], theirs: Mapping[str, Any]) -> Tree:
-    """The parameter tree that a state dict is, by our path -> `Renamed`; nothing is read yet."""
+def from_hub(table: Mapping[str, HubParameter], theirs: Mapping[str, Any]) -> Tree:
+    """Returns the parameter tree of a state dict; tensors stay on disk."""
     return unflatten(
         {
-            path: ChangedTensor(theirs[place.name], place.our_shape, place.to_ours)
+            path: TransformedTensor(theirs[place.name], place.native_shape, place.from_hub)
             for path, place in table.items()
         }
     )
 
 
-def to_theirs(table: Mapping[str, Renamed], ours: Mapping[str, Any]) -> dict[str, ChangedTensor]:
-    """The state dict that a parameter tree is: the inverse of `to_ours`."""
+def to_hub(
+    table: Mapping[str, HubParameter], ours: Mapping[str, Any]
+) -> dict[str, TransformedTensor]:
+    """The state dict that a parameter tree is: the inverse of `from_hub`."""
     flat = flatten(ours)
     return {
-        place.name: ChangedTensor(flat[path], place.shape, place.to_theirs)
+        place.name: TransformedTensor(flat[path], place.shape, place.to_hub)
         for path, place in table.items()
     }
 
 
-def find_weights(folder: Path, variant: str | None) -> list[Path]:
+def find_weight_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files of one copy of a component's weights.
 
     Args:
@@ -127,9 +129,9 @@ def find_weights(folder: Path, variant: str | None) -> list[Path]:
     return [folder / match.string for match in files]
 
 
-def read_tensors(files: list[Path]) -> dict[str, StoredTensor]:
+def open_weight_files(files: list[Path]) -> dict[str, LazyTensor]:
     """All tensors of these files, by name; they stay on disk."""
-    return {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+    return {name: tensor for file in files for name, tensor in open_safetensors(file).items()}
 
 
 def write_component(
@@ -138,10 +140,10 @@ def write_component(
     """Writes a component's folder, with an index where its weights are in several files."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shards = split_by_size(tensors, shard_bytes)
-    names = shard_names(stem, len(shards))
+    shards = split_into_shards(tensors, shard_bytes)
+    names = shard_file_names(stem, len(shards))
     for name, shard in zip(names, shards, strict=True):
-        write_tensors(folder / name, shard, metadata={"format": "pt"})
+        write_safetensors(folder / name, shard, metadata={"format": "pt"})
     if len(names) > 1:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
@@ -169,5 +171,5 @@ def pickle_error(path: Path) -> UserError:
 
 def _refuse_pickles(folder: Path, names: list[str]) -> None:
     for name in names:
-        if name.endswith(PICKLES):
+        if name.endswith(PICKLE_SUFFIXES):
             raise pickle_error(folder / name)

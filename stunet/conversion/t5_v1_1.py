@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from stunet.conversion.hub_layout import Renamed
+from stunet.conversion.hub_layout import HubParameter
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, init_text_encoder
 from stunet.schema import from_dict
@@ -25,7 +25,7 @@ _SIZES = {
 }
 
 # A part of a tensor's name that T5 v1.1 does not have -> where such tensors are from.
-FAMILIES = {
+ORIGIN_HINTS = {
     "DenseReluDense.wi.": "these weights are the first T5's, not v1.1's",
     "text_model.": "these weights are CLIP's",
     "down_blocks.": "these weights are a U-Net's",
@@ -34,14 +34,14 @@ FAMILIES = {
 _EMBEDDING, _ITS_OTHER_NAME = "shared.weight", "encoder.embed_tokens.weight"
 
 
-def only_encoder(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """A T5's tensors without its decoder's, and its embedding under one name."""
     kept = {name: t for name, t in tensors.items() if not name.startswith(("decoder.", "lm_head."))}
     other = kept.pop(_ITS_OTHER_NAME, None)
     return kept if other is None else {_EMBEDDING: other, **kept}
 
 
-def t5_config(config: Mapping[str, Any], where: str) -> T5Config:
+def t5_config_from_transformers(config: Mapping[str, Any], where: str) -> T5Config:
     """Our config of the encoder that a transformers `config.json` describes.
 
     Raises:
@@ -58,17 +58,17 @@ def t5_config(config: Mapping[str, Any], where: str) -> T5Config:
     return from_dict(T5Config, sizes, where)
 
 
-def renamed(config: T5Config) -> dict[str, Renamed]:
+def hub_parameters(config: T5Config) -> dict[str, HubParameter]:
     """Our path -> its place in transformers' layout, for every parameter of the encoder."""
     shapes = flatten(jax.eval_shape(lambda: init_text_encoder(config, jax.random.key(0))))
     return {path: _renamed(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def _renamed(path: str, shape: tuple[int, ...]) -> Renamed:
+def _renamed(path: str, shape: tuple[int, ...]) -> HubParameter:
     module, leaf = path.rsplit("/", 1)
     name = module.replace("block_", "block.").replace("layer_0", "layer.0")
     name = name.replace("layer_1", "layer.1").replace("/", ".")
     name = name if module == "shared" else f"encoder.{name}"
     if leaf == "kernel":
-        return Renamed(f"{name}.weight", shape[::-1], (1, 0))
-    return Renamed(f"{name}.weight", shape, tuple(range(len(shape))))
+        return HubParameter(f"{name}.weight", shape[::-1], (1, 0))
+    return HubParameter(f"{name}.weight", shape, tuple(range(len(shape))))

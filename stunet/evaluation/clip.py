@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from stunet.conversion.hub_layout import find_weights, read_tensors
+from stunet.conversion.hub_layout import find_weight_files, open_weight_files
 from stunet.errors import UserError
 from stunet.evaluation.clip_network import ClipConfig, ImageEncoder, TextEncoder, clip_config
 from stunet.evaluation.features import Extractor, Resize
@@ -94,8 +94,8 @@ def load_clip(folder: str | Path) -> Clip:
     folder = Path(folder)
     path = folder / "config.json"
     config = clip_config(read_json(path), str(path))
-    files = find_weights(folder, None)
-    tensors = {k: v for k, v in read_tensors(files).items() if not k.endswith(_NOT_OURS)}
+    files = find_weight_files(folder, None)
+    tensors = {k: v for k, v in open_weight_files(files).items() if not k.endswith(_NOT_OURS)}
     params = parameters(lambda: init_clip(config, jax.random.key(0)), tensors, folder, _FAMILIES)
     images = Extractor(
         name=f"CLIP ViT, {config.vision.num_hidden_layers} layers of "

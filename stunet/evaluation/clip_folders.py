@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stunet.errors import UserError
-from stunet.files import read_pairs
+from stunet.files import read_tsv_pairs
 from stunet.video_io import read_video
 
 ENDINGS = (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")
@@ -71,7 +71,7 @@ def read_prompts(path: str | Path, names: tuple[str, ...]) -> list[str]:
     Raises:
       UserError: the file cannot be read, has a row of another form, or lacks one of the names.
     """
-    prompts = dict(read_pairs(Path(path), "a file's name, a tab and a text"))
+    prompts = dict(read_tsv_pairs(Path(path), "a file's name, a tab and a text"))
     if missing := [name for name in names if not prompts.get(name)]:
         more = f", nor for {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"{path}: has no text for {missing[0]}{more}")

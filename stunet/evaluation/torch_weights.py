@@ -13,7 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from stunet.conversion.hub_layout import PICKLES, Renamed, pickle_error, read_tensors, to_ours
+from stunet.conversion.hub_layout import (
+    PICKLE_SUFFIXES,
+    HubParameter,
+    from_hub,
+    open_weight_files,
+    pickle_error,
+)
 from stunet.errors import UserError
 from stunet.weights.trees import Tree, compare_shapes, flatten, unflatten
 
@@ -28,12 +34,12 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; docs/evaluation.md says how to make one")
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLE_SUFFIXES:
         raise pickle_error(path)
-    return read_tensors([path])
+    return open_weight_files([path])
 
 
-def renamed(shapes: Mapping[str, Any]) -> dict[str, Renamed]:
+def renamed(shapes: Mapping[str, Any]) -> dict[str, HubParameter]:
     """Our path -> its place in PyTorch's state dict, by a tree of leaves with a `.shape`."""
     return {path: _renamed(path, leaf.shape) for path, leaf in flatten(shapes).items()}
 
@@ -54,7 +60,7 @@ def parameters(
     """
     table = renamed(jax.eval_shape(init))
     compare_shapes({place.name: place for place in table.values()}, tensors, str(where), families)
-    arrays = (np.asarray(leaf, np.float32) for leaf in flatten(to_ours(table, tensors)).values())
+    arrays = (np.asarray(leaf, np.float32) for leaf in flatten(from_hub(table, tensors)).values())
     return unflatten(dict(zip(table, map(jax.device_put, arrays), strict=True)))
 
 
@@ -74,12 +80,12 @@ def sha256(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _renamed(path: str, shape: tuple[int, ...]) -> Renamed:
+def _renamed(path: str, shape: tuple[int, ...]) -> HubParameter:
     module, _, leaf = path.rpartition("/")
     name = re.sub(r"_(\d+)(?=/|$)", r".\1", module).replace("/", ".")
     name = f"{name}.{_LEAVES.get(leaf, leaf)}".lstrip(".")
     if leaf == "kernel":  # (window, in, out) here, (out, in, window) there
         window = len(shape) - 2
         theirs = (shape[-1], shape[-2], *shape[:-2])
-        return Renamed(name, theirs, (*range(2, 2 + window), 1, 0))
-    return Renamed(name, shape, tuple(range(len(shape))))
+        return HubParameter(name, theirs, (*range(2, 2 + window), 1, 0))
+    return HubParameter(name, shape, tuple(range(len(shape))))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stunet.errors import UserError
-from stunet.video_io import extent, frame_size, read_video, to_uint8
+from stunet.video_io import frame_size, probe, read_video, to_uint8
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def check_upload(path: str | Path, limits: Limits) -> None:
         # FFmpeg would decode a picture to find out how large it is; Pillow reads its header.
         width, height = _size_in_header(path) or (0, 0)
         _check_pixels(path, width, height, limits)
-        found = _readable(extent, path)
+        found = _readable(probe, path)
         _check_pixels(path, found.width, found.height, limits)
         if found.seconds > limits.seconds:
             raise UserError(

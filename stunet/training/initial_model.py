@@ -14,7 +14,7 @@ from stunet.errors import UserError
 from stunet.model import (
     Model,
     check_networks,
-    describe,
+    model_from_folder,
     parameter_shapes,
 )
 from stunet.models.t5 import T5Config, init_text_encoder
@@ -22,8 +22,8 @@ from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.schema import to_dict
 from stunet.text import train_tokenizer
 from stunet.training.config import TrainConfig
-from stunet.weights.inflation import add_conditioning, image_model, inflate
-from stunet.weights.model_folder import ModelFolder, find_model, load_model
+from stunet.weights.inflation import add_conditioning, extract_text_to_image, inflate
+from stunet.weights.model_folder import ModelFolder, find_model_folder, read_model_folder
 from stunet.weights.trees import Tree, compare_shapes, flatten, is_added, unflatten
 
 
@@ -51,11 +51,11 @@ def make_initial_model(config: TrainConfig, captions: Callable[[], list[str]]) -
             ),
         }
     else:
-        source = find_model(config.init_from)
-        content = load_model(source)
+        source = find_model_folder(config.init_from)
+        content = read_model_folder(source)
         if config.stage == "style":
-            content = image_model(content)
-        start = describe(content, source)
+            content = extract_text_to_image(content)
+        start = model_from_folder(content, source)
         _check_start(config, start, source)
         unet = _in_dtype(config, start.unet)
         temporal = config.temporal or unet.temporal

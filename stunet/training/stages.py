@@ -33,7 +33,7 @@ from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import UNetConfig, partitioned_unet
 from stunet.text import UNK_ID
 from stunet.training.config import DiffusionConfig
-from stunet.weights.low_rank import add_adapters, make_adapters
+from stunet.weights.low_rank import add_adapters, init_adapters
 from stunet.weights.trees import Tree, is_added, merge, partition
 
 Batch = dict[str, jax.Array]
@@ -86,7 +86,7 @@ class Stage:
         """
         if not self.rank:
             return partition(params, self.is_trained)
-        adapters = make_adapters(params, self.is_trained, self.rank, jax.random.key(seed))
+        adapters = init_adapters(params, self.is_trained, self.rank, jax.random.key(seed))
         if not adapters:
             raise UserError(f"adapter_rank is {self.rank}; no kernel of the network is larger")
         return adapters, params

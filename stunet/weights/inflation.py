@@ -76,7 +76,7 @@ def add_conditioning(
     return conditional, merge(params, zeros)
 
 
-def image_model(model: ModelFolder) -> ModelFolder:
+def extract_text_to_image(model: ModelFolder) -> ModelFolder:
     """The text-to-image model inside one that was inflated, or made conditional."""
     architecture = from_dict(UNetConfig, model.config["architecture"], "architecture")
     image = {"architecture": to_dict(architecture.text_to_image()), "num_frames": 1, "fps": None}

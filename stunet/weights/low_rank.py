@@ -16,7 +16,7 @@ import numpy as np
 from stunet.weights.trees import Tree, flatten, unflatten
 
 
-def make_adapters(params: Tree, chosen: Callable[[str], bool], rank: int, key: jax.Array) -> Tree:
+def init_adapters(params: Tree, chosen: Callable[[str], bool], rank: int, key: jax.Array) -> Tree:
     """Adapters of all chosen kernels that are matrices of more than `rank` rows and columns.
 
     `up` is zero, so that at first they change nothing.

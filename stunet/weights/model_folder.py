@@ -28,7 +28,12 @@ from stunet.files import read_bytes, read_json
 from stunet.schema import from_dict, to_dict
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters
-from stunet.weights.tensor_files import shard_names, split_by_size, stored_tensors, write_tensors
+from stunet.weights.safetensors_io import (
+    open_safetensors,
+    shard_file_names,
+    split_into_shards,
+    write_safetensors,
+)
 from stunet.weights.trees import (
     Tree,
     compare_shapes,
@@ -88,8 +93,8 @@ class ModelFolder:
     Attributes:
       config: plain JSON values under the names of `ModelConfig`.
       params: parameter trees by component: "unet", and "text_encoder" where the model
-        has its own. Leaves of `load_model` are numpy arrays, bfloat16 ones by `ml_dtypes`;
-        those of `open_model` are `StoredTensor`.
+        has its own. Leaves of `read_model_folder` are numpy arrays, bfloat16 ones by `ml_dtypes`;
+        those of `open_model_folder` are `LazyTensor`.
       tokenizer: the bytes of its `tokenizer.json`, or None.
     """
 
@@ -118,7 +123,7 @@ class _ConfigFile(ModelConfig):
     base: str | None = None
 
 
-def save_model(
+def write_model_folder(
     folder: str | Path,
     model: ModelFolder,
     shard_bytes: int = SHARD_BYTES,
@@ -133,7 +138,7 @@ def save_model(
     Args:
       folder: where; missing parents are made.
       model: what; leaves may be numpy or (fully addressable) jax arrays, or those of
-        `tensor_files`, of which one at a time is held.
+        `safetensors_io`, of which one at a time is held.
       shard_bytes: size above which a part's weights are split over several files. A
         single larger array has a file to itself.
       base: the name of a model folder beside this one, whose text encoder and tokenizer are the
@@ -187,19 +192,19 @@ def save_model(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def load_model(folder: str | Path) -> ModelFolder:
-    """Reads a model folder that `save_model` wrote, with bit-equal parameters.
+def read_model_folder(folder: str | Path) -> ModelFolder:
+    """Reads a model folder that `write_model_folder` wrote, with bit-equal parameters.
 
     Raises:
       UserError: a file is missing, unreadable or incomplete, or `config.json` has
         missing, unknown or mistyped fields, or is of a newer format.
     """
-    model = open_model(folder)
+    model = open_model_folder(folder)
     return dataclasses.replace(model, params=jax.tree.map(np.asarray, model.params))
 
 
-def open_model(folder: str | Path) -> ModelFolder:
-    """`load_model`, but the parameters stay in their files until they are asked for."""
+def open_model_folder(folder: str | Path) -> ModelFolder:
+    """`read_model_folder`, but the parameters stay in their files until they are asked for."""
     folder = Path(folder)
     path = folder / "config.json"
     content = _read_config(path)
@@ -229,7 +234,7 @@ def _open_base(folder: Path, name: str) -> ModelFolder:
     if Path(name).name != name or name == folder.name:
         raise UserError(f"{folder / 'config.json'}: base is {name!r}; name a folder beside it")
     try:
-        return open_model(folder.parent / name)
+        return open_model_folder(folder.parent / name)
     except UserError as error:
         raise UserError(f"{folder}: its base: {error}") from error
 
@@ -240,7 +245,7 @@ def _not_in_base(base: Path, adapters: Tree, model: ModelFolder) -> dict[str, Tr
     Raises:
       UserError: they differ in shape, or the text encoder or tokenizer differs.
     """
-    found = open_model(base)
+    found = open_model_folder(base)
     unet = _unet_of_base(found, adapters, model.config["architecture"], base)
     there = {"text_encoder": {}, **found.params, "unet": unet}
     here, known = {"text_encoder": {}, **model.params}, flatten(there)
@@ -292,10 +297,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _save_part(folder: Path, part: str, tree: Tree, shard_bytes: int) -> tuple[str, ...]:
     """Writes one part's weights and returns the names of its files."""
-    shards = split_by_size(flatten(tree), shard_bytes)
-    names = shard_names(part, len(shards))
+    shards = split_into_shards(flatten(tree), shard_bytes)
+    names = shard_file_names(part, len(shards))
     for name, shard in zip(names, shards, strict=True):
-        write_tensors(folder / name, shard)
+        write_safetensors(folder / name, shard)
     return tuple(names)
 
 
@@ -307,7 +312,7 @@ def _load_part(folder: Path, part: str, names: tuple[str, ...]) -> Tree:
             raise UserError(f"{folder / 'config.json'}: weights.{part}: no file name: '{name}'")
         if not path.is_file():
             raise UserError(f"{path}: missing, although config.json names it")
-        flat |= stored_tensors(path)
+        flat |= open_safetensors(path)
     return unflatten(flat)
 
 
@@ -338,7 +343,7 @@ def _replace(folder: Path, new: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def find_model(path: str | Path) -> Path:
+def find_model_folder(path: str | Path) -> Path:
     """The model folder that `path` means: itself, the one in a training workdir, or, where nothing
     lies there, the one of that name that comes with the package (`shipped.NAMES`).
 

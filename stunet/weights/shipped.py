@@ -8,7 +8,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "shipped"
 VIDEO_MODEL = "shapes"
-FILLER = "shapes-fill"  # the same image model inside, tuned to fill in around given pixels
+CONDITIONAL_MODEL = (
+    "shapes-fill"  # the same image model inside, tuned to fill in around given pixels
+)
 UPSCALER = "shapes-ssr"
-STYLE = "shapes-duotone"  # the image model, tuned to pictures in two inks
-NAMES = (VIDEO_MODEL, FILLER, UPSCALER, STYLE)
+STYLE_MODEL = "shapes-duotone"  # the image model, tuned to pictures in two inks
+NAMES = (VIDEO_MODEL, CONDITIONAL_MODEL, UPSCALER, STYLE_MODEL)

@@ -14,7 +14,7 @@ import pytest
 
 from stunet import cli
 from stunet.conversion import deepfloyd_if
-from stunet.conversion.hub_layout import read_tensors, to_ours, write_component
+from stunet.conversion.hub_layout import from_hub, open_weight_files, write_component
 from stunet.diffusion import (
     Schedule,
     SuperResolution,
@@ -30,7 +30,7 @@ from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet
 from stunet.schema import to_dict
 from stunet.weights.inflation import inflate
-from stunet.weights.model_folder import load_model, save_model
+from stunet.weights.model_folder import read_model_folder, write_model_folder
 from tests.parity import cases, folders
 from tests.tiny import UNET, fast_compiles, save_tiny_model
 
@@ -76,15 +76,17 @@ def test_an_imported_pipeline_is_a_model(model):
 def test_a_round_trip_is_byte_equal(model, source, tmp_path):
     back = tmp_path / "back"
     assert cli.main(["export-if", str(model), str(back)]) == 0
-    theirs = read_tensors(sorted((source / "unet").glob("*.safetensors")))
-    exported = read_tensors(sorted((back / "unet").glob("*.safetensors")))
+    theirs = open_weight_files(sorted((source / "unet").glob("*.safetensors")))
+    exported = open_weight_files(sorted((back / "unet").glob("*.safetensors")))
     assert exported.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert exported[name].dtype == tensor.dtype and exported[name].shape == tensor.shape
         assert np.asarray(exported[name]).tobytes() == np.asarray(tensor).tobytes(), name
     # The configs say the same as those that were read, and the folder is imported again.
     described = json.loads((back / "unet" / "config.json").read_text())
-    assert deepfloyd_if.unet_config(described, "") == deepfloyd_if.unet_config(cases.STAGE_ONE, "")
+    assert deepfloyd_if.unet_config_from_diffusers(
+        described, ""
+    ) == deepfloyd_if.unet_config_from_diffusers(cases.STAGE_ONE, "")
     scheduler = json.loads((back / "scheduler" / "scheduler_config.json").read_text())
     assert (
         scheduler.items()
@@ -95,26 +97,33 @@ def test_a_round_trip_is_byte_equal(model, source, tmp_path):
         }.items()
     )
     assert cli.main(["import-if", str(back), str(tmp_path / "again")]) == 0
-    again = load_model(tmp_path / "again").params["unet"]
-    jax.tree.map(np.testing.assert_array_equal, again, load_model(model).params["unet"])
+    again = read_model_folder(tmp_path / "again").params["unet"]
+    jax.tree.map(np.testing.assert_array_equal, again, read_model_folder(model).params["unet"])
 
 
 @pytest.mark.parametrize("name", list(cases.UNETS))
 def test_what_export_says_is_what_import_reads(name):
-    config = deepfloyd_if.unet_config(cases.UNETS[name], "")
-    assert deepfloyd_if.unet_config(deepfloyd_if.diffusers_config(config, 64), "") == config
+    config = deepfloyd_if.unet_config_from_diffusers(cases.UNETS[name], "")
+    assert (
+        deepfloyd_if.unet_config_from_diffusers(
+            deepfloyd_if.unet_config_to_diffusers(config, 64), ""
+        )
+        == config
+    )
 
 
 @pytest.mark.parametrize(
     "diffusion",
     [
-        deepfloyd_if.Diffusion(Schedule(), "v", "fixed_large", None),
-        deepfloyd_if.Diffusion(Schedule(num_timesteps=500), "x0", "fixed_small", Threshold(0.9, 1)),
+        deepfloyd_if.DiffusionSettings(Schedule(), "v", "fixed_large", None),
+        deepfloyd_if.DiffusionSettings(
+            Schedule(num_timesteps=500), "x0", "fixed_small", Threshold(0.9, 1)
+        ),
     ],
 )
 def test_schedulers_come_back(diffusion):
-    said = deepfloyd_if.scheduler_config(diffusion)
-    assert deepfloyd_if.read_scheduler(said, "") == diffusion
+    said = deepfloyd_if.scheduler_to_diffusers(diffusion)
+    assert deepfloyd_if.scheduler_from_diffusers(said, "") == diffusion
 
 
 def test_half_precision_stays_and_computes_alike(tmp_path):
@@ -148,7 +157,7 @@ def test_a_text_encoder_is_added_later(model, source, tmp_path, capsys):
     assert "has no text encoder, which prompts need" in error_of(capsys, *command)
     assert cli.main(["import-t5", str(source / "text_encoder"), str(target)]) == 0
     assert "text_encoder of" in capsys.readouterr().out
-    both = load_model(target), load_model(model)
+    both = read_model_folder(target), read_model_folder(model)
     assert both[0].config == both[1].config and both[0].tokenizer == both[1].tokenizer
     jax.tree.map(np.testing.assert_array_equal, both[0].params, both[1].params)
 
@@ -307,29 +316,29 @@ def test_a_text_encoder_without_tokenizer(source, model, tmp_path, capsys):
 
 def test_a_decoder_and_a_second_name_of_the_embedding_are_left_out(source, model, tmp_path):
     text = tmp_path / "t5"
-    tensors = dict(read_tensors([source / "text_encoder" / "model.safetensors"]))
+    tensors = dict(open_weight_files([source / "text_encoder" / "model.safetensors"]))
     tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
     tensors["decoder.final_layer_norm.weight"] = tensors["encoder.final_layer_norm.weight"]
     tensors["lm_head.weight"] = tensors["encoder.embed_tokens.weight"]
     write_component(text, "model", tensors, cases.T5, 10**9)
     (text / "spiece.model").write_bytes((cases.GOLDEN / "spiece.model").read_bytes())
-    before = load_model(model).params
+    before = read_model_folder(model).params
     assert cli.main(["import-t5", str(text), str(model)]) == 0
-    jax.tree.map(np.testing.assert_array_equal, load_model(model).params, before)
+    jax.tree.map(np.testing.assert_array_equal, read_model_folder(model).params, before)
 
 
 def test_export_writes_the_spatial_part_of_a_video_model(model, source, tmp_path):
-    content = load_model(model)
+    content = read_model_folder(model)
     loaded = load(model)
     temporal = TemporalConfig(resample=(True, True), attention_layers=1, head_dim=16)
     unet, params = inflate(content.params["unet"], loaded.unet, temporal, jax.random.key(0))
     config = {**content.config, "architecture": to_dict(unet)}
     params = {**content.params, "unet": params}
-    save_model(tmp_path / "video", replace(content, config=config, params=params))
+    write_model_folder(tmp_path / "video", replace(content, config=config, params=params))
     assert cli.main(["export-if", str(tmp_path / "video"), str(tmp_path / "out")]) == 0
-    theirs = read_tensors(sorted((tmp_path / "out" / "unet").glob("*.safetensors")))
-    table = deepfloyd_if.renamed(loaded.unet)
-    ours = to_ours(table, theirs)
+    theirs = open_weight_files(sorted((tmp_path / "out" / "unet").glob("*.safetensors")))
+    table = deepfloyd_if.hub_parameters(loaded.unet)
+    ours = from_hub(table, theirs)
     jax.tree.map(
         np.testing.assert_array_equal, jax.tree.map(np.asarray, ours), loaded.params["unet"]
     )
@@ -390,7 +399,7 @@ def test_memory_while_importing(tmp_path):
     """A file of 2 GB, of holes: memory does not grow with it."""
     config = cases.STAGE_ONE | {"block_out_channels": [416, 832, 1248], "cross_attention_dim": 1024}
     config |= {"attention_head_dim": 32}
-    table = deepfloyd_if.renamed(deepfloyd_if.unet_config(config, ""))
+    table = deepfloyd_if.hub_parameters(deepfloyd_if.unet_config_from_diffusers(config, ""))
     header, end = {}, 0
     for place in table.values():
         start, end = end, end + 4 * int(np.prod(place.shape))

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from experiments.configs import inflate_if, inflate_if_ii
-from stunet.conversion.deepfloyd_if import renamed, resolution, unet_config
+from stunet.conversion.deepfloyd_if import (
+    hub_parameters,
+    resolution_from_diffusers,
+    unet_config_from_diffusers,
+)
 from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
 from stunet.schema import from_dict
@@ -29,7 +33,7 @@ STAGE_TWO = cases.full_size(
 
 
 def test_stage_one():
-    config = unet_config(STAGE_ONE, "c")
+    config = unet_config_from_diffusers(STAGE_ONE, "c")
     assert config == UNetConfig(
         channels=(192, 384, 576, 768),
         layers_per_block=(3, 3, 3, 3),
@@ -40,7 +44,7 @@ def test_stage_one():
 
 
 def test_stage_two():
-    config = unet_config(json.loads(json.dumps(STAGE_TWO)), "c")
+    config = unet_config_from_diffusers(json.loads(json.dumps(STAGE_TWO)), "c")
     assert config.layers_per_block == (2, 2, 3, 5, 5)
     assert config.attention_levels == (False, False, False, True, True)
     assert not config.self_attention and config.activate_embedding_once
@@ -53,19 +57,19 @@ def test_stage_two():
 )
 def test_the_experiments_inflate_networks_of_that_many_levels(experiment, fields):
     config = from_dict(TrainConfig, experiment.get_config().to_dict(), "config")
-    unet = dataclasses.replace(unet_config(fields, "c"), temporal=config.temporal)
+    unet = dataclasses.replace(unet_config_from_diffusers(fields, "c"), temporal=config.temporal)
     size = config.data["resolution"]
     check_video_shape(unet, config.data["num_frames"], size, size)
 
 
 @pytest.mark.parametrize("fields", [STAGE_ONE, STAGE_TWO])
 def test_every_parameter_has_one_name_and_comes_back(fields):
-    table = renamed(unet_config(fields, "c"))
+    table = hub_parameters(unet_config_from_diffusers(fields, "c"))
     assert len({place.name for place in table.values()}) == len(table)
     for path in ("up_0_res_0/skip/kernel", "mid_attn_0/out/kernel", "conv_in/kernel"):
         place = table[path]
         theirs = np.arange(np.prod(place.shape)).reshape(place.shape)
-        back = place.to_theirs(place.to_ours(theirs))
+        back = place.to_hub(place.from_hub(theirs))
         assert back.shape == place.shape
         np.testing.assert_array_equal(back, theirs)
 
@@ -86,7 +90,7 @@ def test_every_parameter_has_one_name_and_comes_back(fields):
     ],
 )
 def test_names(path, name):
-    assert renamed(unet_config(STAGE_ONE, "c"))[path].name == name
+    assert hub_parameters(unet_config_from_diffusers(STAGE_ONE, "c"))[path].name == name
 
 
 @pytest.mark.parametrize(
@@ -113,15 +117,15 @@ def test_names(path, name):
 )
 def test_another_network_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        unet_config(STAGE_ONE | fields, "c")
+        unet_config_from_diffusers(STAGE_ONE | fields, "c")
 
 
 @pytest.mark.parametrize(("size", "expected"), [(64, 64), ([128, 128], 128), (None, 64)])
 def test_resolution(size, expected):
-    assert resolution(STAGE_ONE | {"sample_size": size}, "c") == expected
+    assert resolution_from_diffusers(STAGE_ONE | {"sample_size": size}, "c") == expected
 
 
 @pytest.mark.parametrize("size", [[64, 32], "64", 0])
 def test_no_resolution(size):
     with pytest.raises(UserError, match=r"c: sample_size is .*; expected one number of pixels"):
-        resolution(STAGE_ONE | {"sample_size": size}, "c")
+        resolution_from_diffusers(STAGE_ONE | {"sample_size": size}, "c")

@@ -6,7 +6,7 @@ import pytest
 from data.moving_shapes.duotone import DARK, LIGHT, distance_to_inks, duotone, write_pictures
 from stunet.engine import load, stylised
 from stunet.errors import UserError
-from stunet.weights.model_folder import load_model
+from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import flatten, is_added
 from tests.experiments.runs import changed, train_here
 
@@ -41,7 +41,9 @@ def styles(root, style):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(styles, rank):
     workdir = styles[rank]
-    before, after = (flatten(load_model(workdir / name).params) for name in ("initial", "model"))
+    before, after = (
+        flatten(read_model_folder(workdir / name).params) for name in ("initial", "model")
+    )
     assert before.keys() == after.keys()
     same = {path for path, leaf in after.items() if np.array_equal(leaf, before[path])}
     text = {path for path in after if path.startswith("text_encoder/")}
@@ -68,8 +70,8 @@ def test_a_style_goes_into_a_model_of_videos(styles, video):
 def test_a_style_starts_from_the_image_model_in_a_model_of_videos(root, style, video, whole):
     again = changed(style, init_from=str(video), total_steps=1)
     assert train_here(again, root / "style_of_video") == 0
-    before = flatten(load_model(root / "style_of_video" / "initial").params)
-    images = flatten(load_model(whole[0] / "model").params)
+    before = flatten(read_model_folder(root / "style_of_video" / "initial").params)
+    images = flatten(read_model_folder(whole[0] / "model").params)
     assert before.keys() == images.keys()
     assert all(np.array_equal(leaf, before[path]) for path, leaf in images.items())
 
@@ -103,9 +105,9 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
     }
     conditional = changed(conditional, data__num_frames=4)
     assert train_here(conditional, root / "fill") == 0
-    source = flatten(load_model(video / "model").params)
+    source = flatten(read_model_folder(video / "model").params)
     before, after = (
-        flatten(load_model(root / "fill" / name).params) for name in ("initial", "model")
+        flatten(read_model_folder(root / "fill" / name).params) for name in ("initial", "model")
     )
     new = before.keys() - source.keys()
     assert "unet/cond_conv_in/kernel" in new and all(is_added(path) for path in new)

@@ -15,7 +15,7 @@ from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model
 from stunet.training.text_cache import check_text_states, write_text_states
 from stunet.video_io import write_video
-from stunet.weights.model_folder import load_model
+from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import flatten, is_temporal
 from tests.experiments.runs import changed, train_here
 from tests.parity import cases, folders
@@ -69,7 +69,7 @@ def test_training_on_cached_text_states(config, model, tmp_path):
     write_text_states(path, data.captions(read.data), imported)
     assert train_here(config, tmp_path / "run") == 0
     before, after = (
-        flatten(load_model(tmp_path / "run" / name).params) for name in ("initial", "model")
+        flatten(read_model_folder(tmp_path / "run" / name).params) for name in ("initial", "model")
     )
     for name, leaf in after.items():
         assert np.array_equal(leaf, before[name]) != is_temporal(name), name

@@ -13,8 +13,8 @@ from stunet.errors import UserError
 from stunet.models.unet import init_unet
 from stunet.schema import to_dict
 from stunet.weights import shipped
-from stunet.weights.model_folder import ModelFolder, load_model, save_model
-from stunet.weights.tensor_files import stored_tensors
+from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
+from stunet.weights.safetensors_io import open_safetensors
 from stunet.weights.trees import flatten, is_added
 from tests.tiny import UNET, random_params, save_tiny_model
 
@@ -26,11 +26,13 @@ def ship(*flags):
 
 def save_style(folder):
     """An image model with the others' text encoder and other values elsewhere."""
-    whole = load_model(folder)
+    whole = read_model_folder(folder)
     unet = UNET.text_to_image()
     params = random_params(jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), seed=1)
     config = {**whole.config, "architecture": to_dict(unet), "stage": "style"}
-    save_model(folder, ModelFolder(config, {**whole.params, "unet": params}, whole.tokenizer))
+    write_model_folder(
+        folder, ModelFolder(config, {**whole.params, "unet": params}, whole.tokenizer)
+    )
 
 
 def test_finished_stages_become_models_of_half_the_size(tmp_path):
@@ -44,8 +46,8 @@ def test_finished_stages_become_models_of_half_the_size(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == sorted(shipped.NAMES)
     # The image model, which these have in common, is there once.
     assert not (out / "shapes-fill" / "unet_spatial.safetensors").exists()
-    trained = flatten(load_model(tmp_path / "conditional" / "model").params)
-    written = flatten(load_model(out / "shapes-fill").params)
+    trained = flatten(read_model_folder(tmp_path / "conditional" / "model").params)
+    written = flatten(read_model_folder(out / "shapes-fill").params)
     assert written.keys() == trained.keys()
     for path, leaf in trained.items():
         if leaf.ndim > 1:
@@ -57,11 +59,11 @@ def test_finished_stages_become_models_of_half_the_size(tmp_path):
 
     # Of the style there are its small parameters, and what is nearest to the others.
     tuned, base = (
-        flatten(load_model(tmp_path / stage / "model").params["unet"])
+        flatten(read_model_folder(tmp_path / stage / "model").params["unet"])
         for stage in ("style", "t2v_16")
     )
-    style = flatten(load_model(out / "shapes-duotone").params["unet"])
-    adapted = stored_tensors(out / "shapes-duotone" / "adapters.safetensors")
+    style = flatten(read_model_folder(out / "shapes-duotone").params["unet"])
+    adapted = open_safetensors(out / "shapes-duotone" / "adapters.safetensors")
     assert style.keys() == tuned.keys() == {path for path in base if not is_added(path)}
     for path, leaf in tuned.items():
         got = style[path].astype(np.float32)

@@ -20,7 +20,7 @@ from stunet.training.config import TrainConfig
 from stunet.training.initial_model import make_initial_model
 from stunet.training.metrics import read_metrics
 from stunet.training.stages import Stage
-from stunet.weights.model_folder import load_model
+from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import count, flatten, is_temporal, partition
 from tests.experiments.runs import changed, start, train_here, write_config
 
@@ -67,7 +67,7 @@ def test_nan_stops_with_its_steps_and_keeps_the_last_good_checkpoint(
     assert "the loss of step 7 is nan" in error and "last good checkpoint is kept" in error
     assert [row["step"] for row in read_metrics(workdir / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
     assert steps_kept(workdir) == [4] and not (workdir / "DONE").exists()
-    model = load_model(workdir / "model")
+    model = read_model_folder(workdir / "model")
     assert all(np.isfinite(leaf).all() for leaf in flatten(model.params).values())
     # and it is good: without the fault, the run ends
     monkeypatch.setattr(train, "make_stage", toy_stage())
@@ -103,9 +103,9 @@ def t2v(root, config, whole):
 
 
 def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
-    t2i = flatten(load_model(whole[0] / "model").params)
-    before = flatten(load_model(t2v[1] / "initial").params)
-    after = flatten(load_model(t2v[1] / "model").params)
+    t2i = flatten(read_model_folder(whole[0] / "model").params)
+    before = flatten(read_model_folder(t2v[1] / "initial").params)
+    after = flatten(read_model_folder(t2v[1] / "model").params)
     assert before.keys() == after.keys() > t2i.keys()
     assert any(path.startswith("text_encoder/") for path in t2i)
     for path, leaf in after.items():
@@ -120,7 +120,7 @@ def test_t2v_goes_on_with_an_inflated_model_at_more_frames(t2v):
     config = changed(t2v[0], init_from=str(t2v[1]), data__num_frames=8)
     started = make_initial_model(from_dict(TrainConfig, config, "config"), list)
     assert started.config["num_frames"] == 8 != t2v[0]["data"]["num_frames"]
-    before = flatten(load_model(t2v[1] / "model").params)
+    before = flatten(read_model_folder(t2v[1] / "model").params)
     assert flatten(started.params).keys() == before.keys()
     for path, leaf in flatten(started.params).items():
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
@@ -134,14 +134,16 @@ def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
     (workdir / "DONE").unlink()
     assert train_here(config, workdir) == 0
     assert [row["step"] for row in read_metrics(workdir / "metrics.csv")] == [1, 2, 3]
-    t2i = flatten(load_model(whole[0] / "model").params["unet"])
+    t2i = flatten(read_model_folder(whole[0] / "model").params["unet"])
     for folder in ("initial", "model"):
-        for path, leaf in flatten(load_model(workdir / folder).params["unet"]).items():
+        for path, leaf in flatten(read_model_folder(workdir / folder).params["unet"]).items():
             cast = path in t2i and leaf.ndim > 1
             assert leaf.dtype == ("bfloat16" if cast else "float32"), path
             if path in t2i:
                 np.testing.assert_array_equal(leaf, t2i[path].astype(leaf.dtype), err_msg=path)
-    initial, model = (flatten(load_model(workdir / f).params["unet"]) for f in ("initial", "model"))
+    initial, model = (
+        flatten(read_model_folder(workdir / f).params["unet"]) for f in ("initial", "model")
+    )
     same = {path for path in initial if np.array_equal(initial[path], model[path])}
     assert same == {path for path in initial if path in t2i or "/conv_time/" in path}
     assert same > t2i.keys()
@@ -155,7 +157,7 @@ def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
         ((t2v[1], "3"), is_temporal),
     ):
         state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / step / "state")
-        trained, _ = partition(load_model(workdir / "model").params, is_trained)
+        trained, _ = partition(read_model_folder(workdir / "model").params, is_trained)
         shapes = {path: leaf.shape for path, leaf in flatten(trained).items()}
         for tree in (state["params"], state["ema"]):
             assert {path: leaf.shape for path, leaf in flatten(tree).items()} == shapes
@@ -188,7 +190,7 @@ def test_super_resolution_is_trained_on_crops_of_windows_without_another_model(r
     )
     assert train_here(ssr, root / "ssr") == 0
     before, after = (
-        flatten(load_model(root / "ssr" / name).params) for name in ("initial", "model")
+        flatten(read_model_folder(root / "ssr" / name).params) for name in ("initial", "model")
     )
     still = [path for path, leaf in after.items() if np.array_equal(leaf, before[path])]
     # Softmax does not see what is added to all of its logits.

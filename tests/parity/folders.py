@@ -12,14 +12,14 @@ from tests.parity import cases
 
 def write_unet(folder: Path, config: dict, dtype=np.float32, shard_bytes=10**9) -> Path:
     """A U-Net's folder."""
-    table = deepfloyd_if.renamed(deepfloyd_if.unet_config(config, "config"))
+    table = deepfloyd_if.hub_parameters(deepfloyd_if.unet_config_from_diffusers(config, "config"))
     write_component(folder, "diffusion_pytorch_model", _weights(table, dtype), config, shard_bytes)
     return folder
 
 
 def write_t5(folder: Path) -> Path:
     """A text encoder's folder, with `spiece.model` in it."""
-    table = t5_v1_1.renamed(t5_v1_1.t5_config(cases.T5, "t5"))
+    table = t5_v1_1.hub_parameters(t5_v1_1.t5_config_from_transformers(cases.T5, "t5"))
     write_component(folder, "model", _weights(table, np.float32), cases.T5, 10**9)
     (folder / "spiece.model").write_bytes((cases.GOLDEN / "spiece.model").read_bytes())
     return folder

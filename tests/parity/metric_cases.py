@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stunet.weights.tensor_files import write_tensors
+from stunet.weights.safetensors_io import write_safetensors
 from tests.parity.cases import GOLDEN, noise
 
 # Widths are an eighth and a sixteenth of the real ones.
@@ -126,7 +126,7 @@ def clip_inputs():
 
 def write_weights(path: Path, table) -> Path:
     """A safetensors file of a network's `renamed` table."""
-    write_tensors(
+    write_safetensors(
         path,
         {
             place.name: np.asarray(weight(place.name, place.shape), np.float32)

@@ -15,7 +15,7 @@ from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet, UNetConfig
 from stunet.schema import from_dict
 from stunet.text import load_tokenizer
-from stunet.weights.model_folder import load_model
+from stunet.weights.model_folder import read_model_folder
 from tests.parity import cases, folders
 from tests.tiny import fast_compiles
 
@@ -56,7 +56,7 @@ def test_unet(tmp_path, name):
     source = folders.write_unet(tmp_path / "unet", cases.UNETS[name], shard_bytes=500_000)
     assert len(list(source.glob("*.safetensors"))) > 1
     import_if(source, tmp_path / "model", None, lambda size: None)
-    content = load_model(tmp_path / "model")
+    content = read_model_folder(tmp_path / "model")
     config = from_dict(UNetConfig, content.config["architecture"], name)
     x, t, text, level = cases.unet_inputs(name)
     level = level if config.noise_level_embedding else None

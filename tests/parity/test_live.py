@@ -65,7 +65,7 @@ def test_every_name_of_a_real_state_dict(name):
     with torch.device("meta"):
         module = diffusers.UNet2DConditionModel.from_config(REAL[name])
     theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    table = deepfloyd_if.renamed(deepfloyd_if.unet_config(REAL[name], name))
+    table = deepfloyd_if.hub_parameters(deepfloyd_if.unet_config_from_diffusers(REAL[name], name))
     assert {place.name: place.shape for place in table.values()} == theirs
     assert len(table) == len(theirs)  # each of ours is one of theirs
 
@@ -75,7 +75,7 @@ def test_every_name_of_t5():
         module = transformers.T5EncoderModel(transformers.T5Config.from_dict(cases.T5))
     theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     theirs.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
-    table = t5_v1_1.renamed(t5_v1_1.t5_config(cases.T5, "t5"))
+    table = t5_v1_1.hub_parameters(t5_v1_1.t5_config_from_transformers(cases.T5, "t5"))
     assert {place.name: place.shape for place in table.values()} == theirs
 
 

@@ -16,7 +16,7 @@ from stunet.studio.uploads import (
     received,
     whole_number,
 )
-from stunet.video_io import Extent, extent, read_comment, write_video
+from stunet.video_io import VideoInfo, probe, read_comment, write_video
 
 LIMITS = Limits(bytes=100_000, pixels=300 * 300, seconds=2.0, frames=30, total=1.2e6)
 
@@ -83,9 +83,9 @@ def test_only_uploads_are_read_whatever_is_asked_for(files, sent):
 
 
 def test_extents_are_read_without_decoding(files):
-    assert extent(files / "good.mp4") == Extent(256, 256, 16, 2.0)
-    assert extent(files / "good.png") == Extent(30, 40, 1, 0.0)
-    assert extent(files / "good.gif").seconds == pytest.approx(1.0, abs=0.02)
+    assert probe(files / "good.mp4") == VideoInfo(256, 256, 16, 2.0)
+    assert probe(files / "good.png") == VideoInfo(30, 40, 1, 0.0)
+    assert probe(files / "good.gif").seconds == pytest.approx(1.0, abs=0.02)
     assert read_comment(files / "good.mp4") is None
 
 

@@ -20,7 +20,7 @@ from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, init_unet
 from stunet.schema import to_dict
-from stunet.weights.inflation import add_conditioning, image_model, inflate
+from stunet.weights.inflation import add_conditioning, extract_text_to_image, inflate
 from stunet.weights.model_folder import ModelFolder
 from stunet.weights.trees import flatten, is_temporal, partition
 from tests.tiny import UNET, fast_compiles, random_params
@@ -201,7 +201,7 @@ def test_the_image_model_comes_out_again_as_it_was():
     config, params = inflated()
     for unet, grown in ((config, params), add_conditioning(params, config, 4, True)):
         about = {"architecture": to_dict(unet), "stage": "t2v", "num_frames": 16, "fps": 8.0}
-        image = image_model(ModelFolder(about, {"unet": grown}, b"tokenizer"))
+        image = extract_text_to_image(ModelFolder(about, {"unet": grown}, b"tokenizer"))
         assert image.config == {
             "architecture": to_dict(T2I),
             "stage": "t2i",

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from stunet.weights.low_rank import add_adapters, make_adapters, nearest_adapters
+from stunet.weights.low_rank import add_adapters, init_adapters, nearest_adapters
 from stunet.weights.trees import flatten, unflatten
 
 RNG = np.random.default_rng(0)
@@ -16,7 +16,7 @@ PARAMS = {
 
 
 def adapters():
-    return make_adapters(PARAMS, lambda path: path.startswith("unet/"), 2, jax.random.key(0))
+    return init_adapters(PARAMS, lambda path: path.startswith("unet/"), 2, jax.random.key(0))
 
 
 def test_adapters_are_of_the_chosen_kernels_and_change_nothing_at_first():

@@ -10,8 +10,8 @@ import pytest
 
 from stunet.errors import UserError
 from stunet.weights.low_rank import add_adapters
-from stunet.weights.model_folder import ModelFolder, load_model, save_model
-from stunet.weights.tensor_files import stored_tensors, write_tensors
+from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
+from stunet.weights.safetensors_io import open_safetensors, write_safetensors
 from stunet.weights.trees import flatten, is_added, partition
 
 CONFIG = {
@@ -57,7 +57,7 @@ def assert_bit_equal(a, b):
 
 @pytest.fixture
 def folder(tmp_path):
-    save_model(tmp_path / "model", MODEL)
+    write_model_folder(tmp_path / "model", MODEL)
     return tmp_path / "model"
 
 
@@ -68,7 +68,7 @@ def edit_config(folder, **changes):
 
 
 def test_round_trip_is_bit_exact(folder):
-    loaded = load_model(folder)
+    loaded = read_model_folder(folder)
     assert loaded.config == CONFIG and loaded.tokenizer == MODEL.tokenizer
     assert_bit_equal(loaded.params, PARAMS)
     jax.tree.map(jnp.asarray, loaded.params)  # jax takes them as they are
@@ -97,14 +97,14 @@ def test_the_same_parameter_in_both_trees(folder):
     spatial = folder / "unet_spatial.safetensors"
     (folder / "unet_temporal.safetensors").write_bytes(spatial.read_bytes())
     with pytest.raises(UserError, match="contradict each other: both trees have conv_in/bias"):
-        load_model(folder)
+        read_model_folder(folder)
 
 
 def test_jax_arrays_and_other_memory_orders(tmp_path):
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     unet = {"a": matrix.T, "b": jnp.asarray(matrix, jnp.bfloat16), "c": matrix[:, ::2]}
-    save_model(tmp_path / "m", ModelFolder(CONFIG, {"unet": unet}))
-    loaded = load_model(tmp_path / "m")
+    write_model_folder(tmp_path / "m", ModelFolder(CONFIG, {"unet": unet}))
+    loaded = read_model_folder(tmp_path / "m")
     assert_bit_equal(loaded.params, {"unet": unet})
     assert loaded.tokenizer is None
 
@@ -112,36 +112,36 @@ def test_jax_arrays_and_other_memory_orders(tmp_path):
 def test_shards(tmp_path):
     unet = {f"layer_{i}": noise((100,), np.float32, seed=i) for i in range(5)}
     unet["large"] = noise((600,), np.float32)
-    save_model(tmp_path / "m", ModelFolder(CONFIG, {"unet": unet}), shard_bytes=1000)
+    write_model_folder(tmp_path / "m", ModelFolder(CONFIG, {"unet": unet}), shard_bytes=1000)
     files = sorted((tmp_path / "m").glob("*.safetensors"))
     names = [f"unet_spatial-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)]
     assert [file.name for file in files] == names
-    assert_bit_equal(load_model(tmp_path / "m").params["unet"], unet)
+    assert_bit_equal(read_model_folder(tmp_path / "m").params["unet"], unet)
     files[1].unlink()
     with pytest.raises(UserError, match=r"unet_spatial-00002-of-00004\.safetensors: missing"):
-        load_model(tmp_path / "m")
+        read_model_folder(tmp_path / "m")
 
 
 def test_a_base_keeps_what_two_models_share(tmp_path):
-    save_model(tmp_path / "one", MODEL)
+    write_model_folder(tmp_path / "one", MODEL)
     temporal = {"temporal_mid": {"scale": noise((), np.float32, 1)}}
     new = {"cond_conv_in": {"kernel": noise((3, 3, 4, 8), np.float32)}}
     params = {**PARAMS, "unet": {**PARAMS["unet"], **temporal, **new}}
-    save_model(tmp_path / "other", ModelFolder(CONFIG, params, MODEL.tokenizer), base="one")
+    write_model_folder(tmp_path / "other", ModelFolder(CONFIG, params, MODEL.tokenizer), base="one")
     names = sorted(path.name for path in (tmp_path / "other").iterdir())
     assert names == ["config.json", "unet_temporal.safetensors"]
-    kept = stored_tensors(tmp_path / "other" / "unet_temporal.safetensors")
+    kept = open_safetensors(tmp_path / "other" / "unet_temporal.safetensors")
     assert sorted(kept) == ["cond_conv_in/kernel", "temporal_mid/scale"]
-    again = load_model(tmp_path / "other")
+    again = read_model_folder(tmp_path / "other")
     assert_bit_equal(again.params, params)
     assert (again.config, again.tokenizer) == (CONFIG, MODEL.tokenizer)
 
     images = partition(PARAMS["unet"], is_added)[1]
     config = CONFIG | {"architecture": {"temporal": None}}
     model = ModelFolder(config, {**PARAMS, "unet": images}, MODEL.tokenizer)
-    save_model(tmp_path / "images", model, base="one")
+    write_model_folder(tmp_path / "images", model, base="one")
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["config.json"]
-    assert_bit_equal(load_model(tmp_path / "images").params, model.params)
+    assert_bit_equal(read_model_folder(tmp_path / "images").params, model.params)
 
     changed = {**params, "text_encoder": {"shared": {"embedding": noise((50, 16), np.float32, 2)}}}
     for wrong, message in (
@@ -151,16 +151,16 @@ def test_a_base_keeps_what_two_models_share(tmp_path):
         (ModelFolder(CONFIG, model.params, MODEL.tokenizer), "unexpected: unet/down_0/temporal_0"),
     ):
         with pytest.raises(UserError, match=message):
-            save_model(tmp_path / "other", wrong, base="one")
-    assert_bit_equal(load_model(tmp_path / "other").params, params)
+            write_model_folder(tmp_path / "other", wrong, base="one")
+    assert_bit_equal(read_model_folder(tmp_path / "other").params, params)
     (tmp_path / "one").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=r"other: its base: .*one: not a model folder"):
-        load_model(tmp_path / "other")
+        read_model_folder(tmp_path / "other")
     path = tmp_path / "other" / "config.json"
     for base in ("../gone", "other"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "base": base}))
         with pytest.raises(UserError, match=f"base is '{base}'; name a folder beside it"):
-            load_model(tmp_path / "other")
+            read_model_folder(tmp_path / "other")
 
 
 def test_what_differs_from_a_base_is_kept_as_adapters_or_whole(tmp_path):
@@ -171,32 +171,34 @@ def test_what_differs_from_a_base_is_kept_as_adapters_or_whole(tmp_path):
 
     kernel, bias = normal(3, 3, 3, 8), normal(8)
     base = ModelFolder(CONFIG, {"unet": {"conv_in": {"kernel": kernel, "bias": bias}}})
-    save_model(tmp_path / "one", base)
+    write_model_folder(tmp_path / "one", base)
     down, up = normal(27, 2), normal(2, 8).astype(ml_dtypes.bfloat16)
     adapters = {"conv_in": {"kernel": {"down": down, "up": up}}}
     unet = add_adapters(base.params["unet"], adapters)
     unet["conv_in"]["bias"] = 2 * bias
     style = ModelFolder(CONFIG, {"unet": unet})
-    save_model(tmp_path / "style", style, base="one", adapters=adapters)
-    assert list(stored_tensors(tmp_path / "style" / "unet_spatial.safetensors")) == ["conv_in/bias"]
-    again = load_model(tmp_path / "style")
+    write_model_folder(tmp_path / "style", style, base="one", adapters=adapters)
+    assert list(open_safetensors(tmp_path / "style" / "unet_spatial.safetensors")) == [
+        "conv_in/bias"
+    ]
+    again = read_model_folder(tmp_path / "style")
     assert_bit_equal(again.params, style.params)
     change = (again.params["unet"]["conv_in"]["kernel"] - kernel).reshape(27, 8)
     np.testing.assert_allclose(change, down @ up.astype(np.float32), atol=1e-5)
 
     wide = {"conv_in": {"kernel": {"down": down, "up": normal(2, 9)}}}
     with pytest.raises(UserError, match="one: adapters that do not fit the base"):
-        save_model(tmp_path / "other", style, base="one", adapters=wide)
-    write_tensors(tmp_path / "style" / "adapters.safetensors", {"gone/kernel/down": down})
+        write_model_folder(tmp_path / "other", style, base="one", adapters=wide)
+    write_safetensors(tmp_path / "style" / "adapters.safetensors", {"gone/kernel/down": down})
     with pytest.raises(UserError, match="style: adapters that do not fit the base"):
-        load_model(tmp_path / "style")
+        read_model_folder(tmp_path / "style")
 
 
 def test_replaces_an_older_model_whole(folder):
-    image_model = ModelFolder(CONFIG | {"stage": "t2i"}, {"unet": {"a": np.ones(3)}})
-    save_model(folder, image_model)
+    extract_text_to_image = ModelFolder(CONFIG | {"stage": "t2i"}, {"unet": {"a": np.ones(3)}})
+    write_model_folder(folder, extract_text_to_image)
     assert sorted(os.listdir(folder)) == ["config.json", "unet_spatial.safetensors"]
-    assert load_model(folder).config["stage"] == "t2i"
+    assert read_model_folder(folder).config["stage"] == "t2i"
     assert os.listdir(folder.parent) == ["model"]
 
 
@@ -209,29 +211,29 @@ def test_a_failure_leaves_the_older_model(folder):
 
     broken = dataclasses.replace(MODEL, params={"unet": {"a": np.ones(3), "b": Broken()}})
     with pytest.raises(UserError, match="model: cannot write the model folder: No space left"):
-        save_model(folder, broken)
-    assert_bit_equal(load_model(folder).params, PARAMS)
+        write_model_folder(folder, broken)
+    assert_bit_equal(read_model_folder(folder).params, PARAMS)
     assert os.listdir(folder.parent) == ["model"]
 
 
 def test_refuses_to_replace_what_is_no_model(folder):
     (folder / "holiday.mp4").touch()
     with pytest.raises(UserError, match=r"holds 'holiday\.mp4', which is no part"):
-        save_model(folder, MODEL)
+        write_model_folder(folder, MODEL)
     assert (folder / "holiday.mp4").exists()
     with pytest.raises(UserError, match="a file, where a model folder"):
-        save_model(folder / "config.json", MODEL)
+        write_model_folder(folder / "config.json", MODEL)
 
 
 def test_unwritable_place(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the model folder"):
-        save_model(tmp_path / "file" / "model", MODEL)
+        write_model_folder(tmp_path / "file" / "model", MODEL)
 
 
 def test_config_is_checked_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="config: unknown field 'fsp'; did you mean 'fps'"):
-        save_model(tmp_path / "m", dataclasses.replace(MODEL, config=CONFIG | {"fsp": 1}))
+        write_model_folder(tmp_path / "m", dataclasses.replace(MODEL, config=CONFIG | {"fsp": 1}))
     assert not os.listdir(tmp_path)
 
 
@@ -254,13 +256,13 @@ def test_config_is_checked_before_anything_is_written(tmp_path):
 def test_bad_config(folder, changes, message):
     edit_config(folder, **changes)
     with pytest.raises(UserError, match=message):
-        load_model(folder)
+        read_model_folder(folder)
 
 
 def test_config_that_is_no_json(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
-        load_model(folder)
+        read_model_folder(folder)
 
 
 @pytest.mark.parametrize("name", ["unet_spatial", "unet_temporal", "text_encoder"])
@@ -270,15 +272,15 @@ def test_damaged_weights(folder, name):
     for kept in (0, 20, len(content) - 1):
         path.write_bytes(content[:kept])
         with pytest.raises(UserError, match=rf"{name}\.safetensors: incomplete or no safetensors"):
-            load_model(folder)
+            read_model_folder(folder)
     path.unlink()
     with pytest.raises(UserError, match=rf"{name}\.safetensors: missing"):
-        load_model(folder)
+        read_model_folder(folder)
 
 
 def test_missing_files(folder, tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json: cannot read"):
-        load_model(folder)
+        read_model_folder(folder)
     with pytest.raises(UserError, match=r"nowhere: not a model folder: it has no config\.json"):
-        load_model(tmp_path / "nowhere")
+        read_model_folder(tmp_path / "nowhere")

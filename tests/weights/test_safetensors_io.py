@@ -5,12 +5,12 @@ import safetensors
 import safetensors.numpy
 
 from stunet.errors import UserError
-from stunet.weights.tensor_files import (
-    ChangedTensor,
-    shard_names,
-    split_by_size,
-    stored_tensors,
-    write_tensors,
+from stunet.weights.safetensors_io import (
+    TransformedTensor,
+    open_safetensors,
+    shard_file_names,
+    split_into_shards,
+    write_safetensors,
 )
 
 RNG = np.random.default_rng(0)
@@ -27,12 +27,16 @@ TENSORS = {
 
 def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    write_tensors(ours, TENSORS, metadata={"format": "pt"})
+    write_safetensors(ours, TENSORS, metadata={"format": "pt"})
     contiguous = {name: np.asarray(array, order="C") for name, array in TENSORS.items()}
     safetensors.numpy.save_file(contiguous, theirs)
     with safetensors.safe_open(ours, framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
-    for read in (safetensors.numpy.load_file(ours), stored_tensors(ours), stored_tensors(theirs)):
+    for read in (
+        safetensors.numpy.load_file(ours),
+        open_safetensors(ours),
+        open_safetensors(theirs),
+    ):
         assert read.keys() == TENSORS.keys()
         for name, array in TENSORS.items():
             assert read[name].dtype == array.dtype and read[name].shape == array.shape
@@ -48,29 +52,29 @@ def test_one_tensor_at_a_time(tmp_path):
             events.append(name)
             return array.T
 
-        return ChangedTensor(TENSORS[name], TENSORS[name].shape[::-1], change)
+        return TransformedTensor(TENSORS[name], TENSORS[name].shape[::-1], change)
 
-    write_tensors(tmp_path / "t", {name: watched(name) for name in ("a/kernel", "turned")})
+    write_safetensors(tmp_path / "t", {name: watched(name) for name in ("a/kernel", "turned")})
     assert events == ["a/kernel", "turned"]  # the header took none of them
-    got = stored_tensors(tmp_path / "t")["a/kernel"]
+    got = open_safetensors(tmp_path / "t")["a/kernel"]
     np.testing.assert_array_equal(np.asarray(got), TENSORS["a/kernel"].T)
 
 
 def test_split_by_size():
     sizes = {"a": 4, "b": 4, "c": 9, "d": 1, "e": 2}
     tensors = {name: np.zeros(size, np.int8) for name, size in sizes.items()}
-    groups = split_by_size(tensors, 8)
+    groups = split_into_shards(tensors, 8)
     assert [list(group) for group in groups] == [["a", "b"], ["c"], ["d", "e"]]
-    assert split_by_size({}, 8) == []
-    assert shard_names("x", 1) == ["x.safetensors"]
-    assert shard_names("x", 2) == [f"x-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert split_into_shards({}, 8) == []
+    assert shard_file_names("x", 1) == ["x.safetensors"]
+    assert shard_file_names("x", 2) == [f"x-0000{i}-of-00002.safetensors" for i in (1, 2)]
 
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "t.safetensors"
     with pytest.raises(UserError, match=r"t\.safetensors: incomplete or no safetensors file"):
-        stored_tensors(path)
-    write_tensors(path, TENSORS)
+        open_safetensors(path)
+    write_safetensors(path, TENSORS)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"t\.safetensors: incomplete or no safetensors file"):
-        stored_tensors(path)
+        open_safetensors(path)

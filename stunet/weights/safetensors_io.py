@@ -28,7 +28,7 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class LazyTensor:
     """A tensor that stays in its file until `np.asarray` asks for it.
 
     Attributes:
@@ -56,7 +56,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class ChangedTensor:
+class TransformedTensor:
     """A tensor that is made from another when `np.asarray` asks for it.
 
     Attributes:
@@ -84,7 +84,7 @@ class ChangedTensor:
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """What a safetensors file holds, by name; only its header is read.
 
     Raises:
@@ -101,12 +101,12 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         if dtype not in _DTYPES:
             raise UserError(f"{path}: tensor {name} is {dtype}; known are {', '.join(_DTYPES)}")
     return {
-        name: StoredTensor(path, name, tuple(shape), np.dtype(_DTYPES[dtype]))
+        name: LazyTensor(path, name, tuple(shape), np.dtype(_DTYPES[dtype]))
         for name, shape, dtype in described
     }
 
 
-def split_by_size(tensors: Mapping[str, Any], shard_bytes: int) -> list[dict[str, Any]]:
+def split_into_shards(tensors: Mapping[str, Any], shard_bytes: int) -> list[dict[str, Any]]:
     """Consecutive groups of tensors, each of at most `shard_bytes` (or a single tensor)."""
     shards, size = [], shard_bytes + 1
     for name, tensor in tensors.items():
@@ -118,14 +118,14 @@ def split_by_size(tensors: Mapping[str, Any], shard_bytes: int) -> list[dict[str
     return shards
 
 
-def shard_names(stem: str, count: int) -> list[str]:
+def shard_file_names(stem: str, count: int) -> list[str]:
     """File names of a component's weights in `count` files."""
     if count == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def write_tensors(
+def write_safetensors(
     path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file.
