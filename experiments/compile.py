@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.benchmarks.timing import write_json
+from experiments.common.reports import write_json
 from experiments.common.program_flags import read_flags
 from experiments.tpu.programs import ARCHITECTURES, compile_for, networks_of
 from experiments.tpu.topologies import GIB

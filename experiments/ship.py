@@ -23,24 +23,24 @@ import numpy as np
 from absl import flags
 
 from data.moving_shapes.duotone import PICTURES, write_pictures
+from experiments.common.exit_codes import PREEMPTED
 from experiments.common.parallel_runs import run_side_by_side
 from experiments.common.program_flags import read_flags
 from experiments.configs import shapes
-from experiments.launch.commands import PREEMPTED
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters, nearest_adapters
-from stunet.weights.model_folder import ModelFolder, load_model, save_model
+from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
 from stunet.weights.trees import Tree, flatten, is_added, partition, unflatten
 
 FROM_STAGE = {
     shipped.VIDEO_MODEL: "t2v_16",
-    shipped.FILLER: "conditional",
+    shipped.CONDITIONAL_MODEL: "conditional",
     shipped.UPSCALER: "ssr",
-    shipped.STYLE: "style",
+    shipped.STYLE_MODEL: "style",
 }
 # With which they share the image model, or all of it but what adapters of a rank change.
-BASE = {shipped.FILLER: shipped.VIDEO_MODEL, shipped.STYLE: shipped.VIDEO_MODEL}
+BASE = {shipped.CONDITIONAL_MODEL: shipped.VIDEO_MODEL, shipped.STYLE_MODEL: shipped.VIDEO_MODEL}
 STYLE_RANK = 3
 AT_ONCE = 2  # stages: one alone leaves a third of two CPUs idle
 BESIDE = ("ssr", "style", "conditional")  # which nothing waits for
@@ -76,11 +76,11 @@ def main(argv: list[str]) -> int:
     out = Path(_OUT.value)
     for name, stage in FROM_STAGE.items():
         folder, adapters = out / name, None
-        model = load_model(workdir / stage / "model")
-        if name == shipped.STYLE:
-            model, adapters = as_adapters(model, load_model(out / BASE[name]))
+        model = read_model_folder(workdir / stage / "model")
+        if name == shipped.STYLE_MODEL:
+            model, adapters = as_adapters(model, read_model_folder(out / BASE[name]))
         model = with_kernels_in_bfloat16(model)
-        save_model(folder, model, base=BASE.get(name), adapters=adapters)
+        write_model_folder(folder, model, base=BASE.get(name), adapters=adapters)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 1e6:.1f} MB")
     return 0

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data import pipeline as data
+from experiments.common.exit_codes import PREEMPTED
 from experiments.common.program_flags import read_flags
 from stunet.compiling import on_cpu, prepare_compiler
 from stunet.diffusion import downsample, upsample
@@ -50,7 +51,6 @@ from stunet.training.text_cache import check_text_states
 from stunet.video_io import contact_sheet, to_uint8, write_image
 from stunet.weights.model_folder import ModelFolder, open_model_folder, write_model_folder
 
-PREEMPTED = 75  # EX_TEMPFAIL: a launcher starts the command again
 BAR = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
     "[{elapsed}, ETA {remaining}, {rate_noinv_fmt}{postfix}]"
@@ -81,22 +81,23 @@ def train(config: TrainConfig, workdir: Path) -> int:
     mesh = make_mesh(config.mesh.fsdp, config.mesh.frames)
     check_batch(mesh, config.batch_size, config.data["num_frames"])
     part, parts = batch_slice(mesh)  # which of every batch this process reads
-    first_alone(lambda: data.prepare(config.data))
+    data_config = data.parse_config(config.data)
+    first_alone(lambda: data.prepare(data_config))
     if not is_first():  # where the datasets are on a disk of its own
-        data.prepare(config.data)
+        data.prepare(data_config)
 
     # The model before training, kept in the workdir so that resuming needs nothing else.
     def begin() -> None:
         if not (workdir / "initial").exists():
             with on_cpu():
-                content = make_initial_model(config, lambda: data.captions(config.data))
+                content = make_initial_model(config, lambda: data.captions(data_config))
             write_model_folder(workdir / "initial", content)
 
     first_alone(begin)
     initial = open_model_folder(workdir / "initial")
     model = model_from_folder(initial, workdir / "initial")
-    if config.data.get("text_states"):
-        check_text_states(data.text_states_path(config.data), model)
+    if data_config.text_states:
+        check_text_states(data.text_states_path(data_config), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
 
     # Networks, what of them is trained, and the update step.
@@ -148,7 +149,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         )
     log = MetricsLog(workdir, start, writes=is_first())
     batches = data.make_batches(
-        config.data,
+        data_config,
         model.tokenizer,
         batch_size=config.batch_size,
         start_step=start,
@@ -219,7 +220,7 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
         return
     model = load(workdir / "model")
     if config.super_resolution:
-        whole, prompts = data.whole_examples(config.data, count)
+        whole, prompts = data.whole_examples(data.parse_config(config.data), count)
         factor = config.super_resolution.factor
         given = downsample(whole, factor)
         videos = upscale(model, given, prompts, seed=config.seed)

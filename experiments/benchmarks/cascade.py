@@ -1,12 +1,13 @@
-"""What enlarging a clip in windows costs, in memory and time.
+"""Measures memory and time of windowed super-resolution.
 
     python -m experiments.benchmarks.cascade --out=cascade.json
     python -m experiments.benchmarks.cascade --config=experiments/configs/ssr_1024.py --frames=80 \\
-        --seconds=false
+        --noseconds
 
-One guided ancestral step over a whole clip, compiled with one window at work at a time, with two,
-and with all. Memory is the compiler's account of the program beside its inputs, so nothing of that
-size has to be run. Time, where it is asked for, is of this machine, per frame and step.
+Compiles one guided ancestral step of a whole clip that processes one window at a time, two windows,
+or all windows in parallel. Memory is the compiler's figure for the program's temporaries, so a
+program that does not fit this machine can be measured, too. With --seconds, runs the step as well
+and reports its time per frame on this machine.
 """
 
 import dataclasses
@@ -21,9 +22,9 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments.benchmarks.timing import print_table, write_json
-from experiments.benchmarks.workloads import random_like
+from experiments.benchmarks.harness.workloads import random_like
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import print_table, write_json
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import Threshold, Windows, make_sampler
 from stunet.engine import ChunkSettings, run_chunk
@@ -36,36 +37,45 @@ STEPS = 100
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/tiny_ssr.py", "a config of stage ssr", flag_values=FLAGS
+    "config",
+    "experiments/configs/tiny_ssr.py",
+    "measure the network of this config (stage ssr)",
+    flag_values=FLAGS,
 )
 _OUT = flags.DEFINE_string(
-    "out", "benchmarks/cascade.json", "where the figures are written", flag_values=FLAGS
+    "out", "benchmarks/cascade.json", "write the results to this JSON file", flag_values=FLAGS
 )
-_FRAMES = flags.DEFINE_integer("frames", 32, "of the clip", lower_bound=2, flag_values=FLAGS)
-_SECONDS = flags.DEFINE_boolean("seconds", True, "whether the step is run, too", flag_values=FLAGS)
+_FRAMES = flags.DEFINE_integer(
+    "frames", 32, "set the number of frames of the clip", lower_bound=2, flag_values=FLAGS
+)
+_SECONDS = flags.DEFINE_boolean(
+    "seconds", True, "run the step and measure its time", flag_values=FLAGS
+)
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 3, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+    "repeats", 3, "time this many runs after a warm-up run", lower_bound=1, flag_values=FLAGS
 )
 
 
 def main(argv: list[str]) -> None:
-    """Compiles, and runs, a step at each number of windows at work."""
+    """Measures the step for each number of parallel windows and prints a table."""
     values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     config = from_dict(TrainConfig, values, "config")
     if config.super_resolution is None or config.unet is None:
-        raise UserError("--config names no super-resolution network of its own")
+        raise UserError(
+            f"--config: stage is {config.stage!r}, expected 'ssr' with field 'unet' set"
+        )
     prepare_compiler()
     length, size = config.data["num_frames"], config.data["resolution"]
     windows = Windows.over(_FRAMES.value, length, stride=config.temporal.stride)
     rows = []
     counts = sorted({1, 2, len(windows.starts)})
-    for at_once in tqdm([*counts], desc="compiling"):
-        rows.append(measure(config, windows, size, at_once))
-    columns = ("windows at once", "temporaries MiB", "compile s", "s per frame and step")
+    for parallel_windows in tqdm(counts, desc="compiling"):
+        rows.append(measure(config, windows, size, parallel_windows))
+    columns = ("parallel windows", "temporaries MiB", "compile s", "s per frame and step")
     print(
         f"{_FRAMES.value} frames of {size}x{size} in {len(windows.starts)} windows of {length}, "
-        f"parameters {rows[0]['parameters']:,}; a clip of float32 is "
-        f"{4 * 3 * _FRAMES.value * size**2 / 2**20:.0f} MiB"
+        f"{rows[0]['parameters']:,} parameters; the clip takes "
+        f"{4 * 3 * _FRAMES.value * size**2 / 2**20:.0f} MiB in float32"
     )
     print_table(
         columns,
@@ -77,8 +87,17 @@ def main(argv: list[str]) -> None:
     write_json(_OUT.value, {"benchmark": "cascade", "config": values, "runs": rows})
 
 
-def measure(config: TrainConfig, windows: Windows, size: int, at_once: int) -> dict[str, Any]:
-    """Memory and time of one step of the whole clip."""
+def measure(
+    config: TrainConfig, windows: Windows, size: int, parallel_windows: int
+) -> dict[str, Any]:
+    """Returns memory and time of one guided ancestral step of the whole clip.
+
+    Args:
+      config: A config of stage ssr.
+      windows: Windows that cover the clip.
+      size: Height and width of the upscaled frames.
+      parallel_windows: Number of windows that the program processes in parallel.
+    """
     unet = dataclasses.replace(config.unet, temporal=config.temporal)
     unet = dataclasses.replace(unet, dtype=config.dtype or unet.dtype)
     shape = (windows.num_frames, size, size, 3)
@@ -94,7 +113,7 @@ def measure(config: TrainConfig, windows: Windows, size: int, at_once: int) -> d
         guided=True,
         shape=shape,
         windows=windows,
-        windows_at_once=at_once,
+        windows_at_once=parallel_windows,
         chunk=1,
     )
     sampler = make_sampler("ancestral", settings.schedule, STEPS, variance="fixed_small")
@@ -112,7 +131,7 @@ def measure(config: TrainConfig, windows: Windows, size: int, at_once: int) -> d
     start = time.perf_counter()
     compiled = run_chunk.lower(settings, *jax.eval_shape(inputs, structs)).compile()
     result = {
-        "at_once": at_once,
+        "at_once": parallel_windows,
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(structs)),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "compile_s": time.perf_counter() - start,

@@ -1,24 +1,24 @@
-"""What a clip costs by its number of frames: memory and time of one guided sampling step.
+"""Measures memory and time of one guided sampling step against the number of frames.
 
     python -m experiments.benchmarks.frames --out=frames.json
     python -m experiments.benchmarks.frames --config=experiments/configs/base_128.py:v5e \\
         --backbone=if_i_m --topology=v5p:2x2x1 --frames=16 --frames=80 --out=frames_tpu.json
 
-Three ways to make it: the Space-Time U-Net of the config; the same network at the full frame rate
-at every level; and a cascade of such networks, one for every fourth frame and one that fills in
-between, window by window (the paper's section 3.1 argues against these two). A cascade's memory is
-that of its larger program, its time that of all its calls.
+Compares three methods: the Space-Time U-Net of the config; the same network without temporal
+resampling; and a cascade of two such networks, one for every fourth frame and one that fills in the
+frames between, window by window (section 3.1 of the paper argues against the latter two). The
+memory of a cascade is that of its larger program, its time that of all its calls.
 
-Without --topology the program runs here: seconds are measured, the best of --repeats, in turns.
-With one the TPU compiler is asked, and seconds are its estimate, of a step that the chips share.
-Memory is the compiler's account of temporaries either way, on one device.
+Without --topology, the programs run on this machine in turns, and the best time of --repeats runs
+is reported. With --topology, the TPU compiler estimates the time of a step that is sharded over the
+chips. Memory is always the compiler's figure for temporaries on one device.
 """
 
 import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,9 +28,9 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments.benchmarks.timing import print_table, write_json
-from experiments.benchmarks.workloads import WAYS, WINDOW, calls
+from experiments.benchmarks.harness.workloads import METHODS, WINDOW, program_calls
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import print_table, write_json
 from experiments.configs import tiny_t2i, tiny_t2v
 from experiments.tpu.programs import ARCHITECTURES, compile_for, laid_out, sample_program
 from stunet.compiling import prepare_compiler
@@ -41,50 +41,70 @@ from stunet.training.config import TrainConfig
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "of stage t2v; default: tiny_t2v.py", flag_values=FLAGS
+    "config",
+    None,
+    "measure the network of this config (stage t2v); default: tiny_t2v.py",
+    flag_values=FLAGS,
 )
 _BACKBONE = flags.DEFINE_enum(
-    "backbone", None, tuple(ARCHITECTURES), "the image model inside", flag_values=FLAGS
+    "backbone",
+    None,
+    tuple(ARCHITECTURES),
+    "use this text-to-image network; default: that of tiny_t2i.py",
+    flag_values=FLAGS,
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "of an absent TPU, CHIP:AxB or CHIP:AxBxC", flag_values=FLAGS
+    "topology",
+    None,
+    "compile for this TPU topology, CHIP:AxB or CHIP:AxBxC; default: run on this machine",
+    flag_values=FLAGS,
 )
 _FRAMES = flags.DEFINE_multi_integer(
-    "frames", [16, 32, 64], "of the clip", lower_bound=WINDOW, flag_values=FLAGS
+    "frames",
+    [16, 32, 64],
+    "measure clips of this many frames; repeat for several lengths",
+    lower_bound=WINDOW,
+    flag_values=FLAGS,
 )
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 3, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+    "repeats", 3, "time this many runs after a warm-up run", lower_bound=1, flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
+_OUT = flags.DEFINE_string(
+    "out", None, "write the results to this JSON file; required", flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
-    """Compiles, and runs, a step of each way at each length."""
+    """Measures a step of each method at each length and prints a table."""
     values = read_flags(FLAGS, argv, __doc__, _CONFIG) or tiny_t2v.get_config().to_dict()
     config = from_dict(TrainConfig, {**values, "batch_size": 1}, "config")
     if config.temporal is None or config.stage != "t2v":
-        raise UserError("--config names no stage t2v")
+        raise UserError(f"--config: stage is {config.stage!r}, expected 't2v' with 'temporal' set")
     if not _OUT.value:
-        raise UserError("--out=FILE is needed")
+        raise UserError("--out: not set, expected a JSON file to write")
     if _TOPOLOGY.value is None:
         prepare_compiler()
     unet = _unet(config)
-    work = {(way, n): calls(way, unet, n) for n in _FRAMES.value for way in WAYS}
-    programs = list(dict.fromkeys((c.unet, c.frames) for cs in work.values() for c in cs))
-    cost = measured(config, programs) if _TOPOLOGY.value is None else estimated(config, programs)
+    cases = {
+        (method, frames): program_calls(method, unet, frames)
+        for frames in _FRAMES.value
+        for method in METHODS
+    }
+    programs = list(dict.fromkeys((c.unet, c.frames) for calls in cases.values() for c in calls))
+    costs = measure(config, programs) if _TOPOLOGY.value is None else estimate(config, programs)
     rows = []
-    for (way, frames), parts in work.items():
-        costs = [cost[part.unet, part.frames] for part in parts]
+    for (method, frames), calls in cases.items():
+        parts = [costs[call.unet, call.frames] for call in calls]
         row = {
-            "way": way,
+            "way": method,
             "frames": frames,
-            "temporary_bytes": max(one["temporary_bytes"] for one in costs),
-            "seconds": sum(p.count * one["seconds"] for p, one in zip(parts, costs, strict=True)),
-            "calls": sum(part.count for part in parts),
+            "temporary_bytes": max(part["temporary_bytes"] for part in parts),
+            "seconds": sum(c.count * part["seconds"] for c, part in zip(calls, parts, strict=True)),
+            "calls": sum(call.count for call in calls),
         }
         rows.append(row)
     print_table(
-        ("frames", "way", "calls", "temporaries MiB", "s a step"),
+        ("frames", "method", "calls", "temporaries MiB", "s per step"),
         [
             (r["frames"], r["way"], r["calls"], r["temporary_bytes"] / 2**20, r["seconds"])
             for r in rows
@@ -94,40 +114,43 @@ def main(argv: list[str]) -> None:
     write_json(_OUT.value, {"benchmark": "frames", **settings, "runs": rows})
 
 
-def measured(config: TrainConfig, programs: list) -> dict[Any, dict[str, float]]:
-    """Bytes and best seconds of each program on this machine, all of them in turns."""
-    runs, found = {}, {}
+Program = tuple[UNetConfig, int]  # network, frames
+
+
+def measure(config: TrainConfig, programs: Sequence[Program]) -> dict[Program, dict[str, float]]:
+    """Returns "temporary_bytes" and best "seconds" of each program, run here in turns."""
+    runs, costs = {}, {}
     for unet, frames in tqdm(programs, desc="compiling"):
         _, function, structs, _ = sample_program(
             _with_frames(config, frames), jax.local_devices()[:1], unet, None, _tokens()
         )
         compiled = function.lower(*structs).compile()
-        bytes_ = compiled.memory_analysis().temp_size_in_bytes
-        found[unet, frames] = {"temporary_bytes": bytes_, "seconds": np.inf}
+        temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+        costs[unet, frames] = {"temporary_bytes": temporary_bytes, "seconds": np.inf}
         runs[unet, frames] = functools.partial(compiled, *jax.tree.map(_random, structs))
     for turn in tqdm(range(_REPEATS.value + 1), desc="running"):
         for program, run in runs.items():
             seconds = _seconds(run)
-            if turn:  # the first warms up
-                found[program]["seconds"] = min(found[program]["seconds"], seconds)
-    return found
+            if turn:  # the first turn warms up
+                costs[program]["seconds"] = min(costs[program]["seconds"], seconds)
+    return costs
 
 
-def estimated(config: TrainConfig, programs: list) -> dict[Any, dict[str, float]]:
-    """Bytes and seconds of each program by the compiler of an absent TPU."""
-    found = {}
+def estimate(config: TrainConfig, programs: Sequence[Program]) -> dict[Program, dict[str, float]]:
+    """Returns "temporary_bytes" and "seconds" of each program by the TPU compiler's estimate."""
+    costs = {}
     for unet, frames in tqdm(programs, desc="compiling"):
-        at = _with_frames(config, frames)
-        report = compile_for(_TOPOLOGY.value, "sample", at, unet, None, _tokens())
-        found[unet, frames] = {
+        at_frames = _with_frames(config, frames)
+        report = compile_for(_TOPOLOGY.value, "sample", at_frames, unet, None, _tokens())
+        costs[unet, frames] = {
             "temporary_bytes": report["temporary_bytes"],
             "seconds": report["estimated_s"],
         }
-    return found
+    return costs
 
 
 def _unet(config: TrainConfig) -> UNetConfig:
-    """The network of the config, on the backbone that is named or the tiny one."""
+    """Returns the config's network around --backbone, or around that of tiny_t2i.py."""
     if _BACKBONE.value is not None:
         unet = laid_out(ARCHITECTURES[_BACKBONE.value], config.data["resolution"])
     else:
@@ -144,7 +167,7 @@ def _with_frames(config: TrainConfig, frames: int) -> TrainConfig:
 
 
 def _random(struct: jax.ShapeDtypeStruct) -> jax.Array:
-    """Values that no program is quicker for."""
+    """Returns small random values, since zeros may compute faster."""
     if jnp.issubdtype(struct.dtype, jax.dtypes.prng_key):
         return jax.random.key(0)
     if not jnp.issubdtype(struct.dtype, jnp.floating):

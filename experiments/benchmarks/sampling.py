@@ -1,10 +1,10 @@
-"""What sampling costs beyond its forward passes.
+"""Measures the overhead of sampling over its forward passes.
 
     python -m experiments.benchmarks.sampling --out=sampling.json
 
-A whole run of `stunet.engine.generate` (text encoding, guidance, dynamic thresholding, every
-sampler's own arithmetic, progress calls) against as many bare forward passes of the batch that
-guidance makes, in turns, in one process. The network is `peers`'.
+Times complete runs of `stunet.engine.generate` (text encoding, guidance, dynamic thresholding, the
+sampler's arithmetic, progress calls) in turns with as many bare forward passes of the guided batch,
+in one process. The network is that of `peers`.
 """
 
 import sys
@@ -17,50 +17,55 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments.benchmarks import workloads
-from experiments.benchmarks.timing import print_table, write_json
+from experiments.benchmarks.harness import workloads
+from experiments.common.networks import PEERS, PEERS_FRAMES, PEERS_SIZE
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import print_table, write_json
 from stunet.compiling import prepare_compiler
 from stunet.engine import generate
 from stunet.errors import run_command
 
 FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string(
-    "out", "benchmarks/sampling.json", "where the figures are written", flag_values=FLAGS
+    "out", "benchmarks/sampling.json", "write the results to this JSON file", flag_values=FLAGS
 )
-_STEPS = flags.DEFINE_integer("steps", 20, "sampler steps", lower_bound=1, flag_values=FLAGS)
-_BATCH = flags.DEFINE_integer("batch", 2, "videos at a time", lower_bound=1, flag_values=FLAGS)
+_STEPS = flags.DEFINE_integer(
+    "steps", 20, "take this many sampling steps", lower_bound=1, flag_values=FLAGS
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", 2, "generate this many videos per batch", lower_bound=1, flag_values=FLAGS
+)
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 3, "runs of each, after the first", lower_bound=1, flag_values=FLAGS
+    "repeats", 3, "time this many runs after a warm-up run", lower_bound=1, flag_values=FLAGS
 )
 
 
 def main(argv: list[str]) -> None:
-    """Times sampling and forward passes in turns."""
+    """Times sampling and forward passes in turns and prints a table."""
     read_flags(FLAGS, argv, __doc__)
     prepare_compiler()
-    frames, size, steps = workloads.PEERS_FRAMES, workloads.PEERS_SIZE, _STEPS.value
+    steps = _STEPS.value
     with tempfile.TemporaryDirectory() as folder:
-        model = workloads.random_model(workloads.PEERS, size, frames, Path(folder))
-    inputs = workloads.make_batch(workloads.PEERS, 2 * _BATCH.value, frames, size)
-    forward = jax.jit(workloads.forward(workloads.PEERS))
+        model = workloads.random_model(PEERS, PEERS_SIZE, PEERS_FRAMES, Path(folder))
+    inputs = workloads.make_batch(PEERS, 2 * _BATCH.value, PEERS_FRAMES, PEERS_SIZE)
+    forward = jax.jit(workloads.forward(PEERS))
     prompts = ["a red circle moves left"] * _BATCH.value
-    works = {"forward": lambda: forward(model.params["unet"], inputs).block_until_ready()}
+    runs = {"forward": lambda: forward(model.params["unet"], inputs).block_until_ready()}
     for sampler in ("ancestral", "ddim", "dpm2m"):
-        works[sampler] = lambda s=sampler: generate(model, prompts, sampler=s, steps=steps)
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+        runs[sampler] = lambda s=sampler: generate(model, prompts, sampler=s, steps=steps)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in tqdm(range(_REPEATS.value + 1), desc="turns"):
-        for name, work in works.items():
+        for name, run in runs.items():
             start = time.perf_counter()
             for _ in range(steps if name == "forward" else 1):
-                work()
-            if turn:  # the first compiles
+                run()
+            if turn:  # the first turn compiles
                 seconds[name].append(time.perf_counter() - start)
     best = {name: min(s) for name, s in seconds.items()}
-    over = {name: best[name] / best["forward"] - 1 for name in works}
+    overhead = {name: best[name] / best["forward"] - 1 for name in runs}
     print_table(
-        ("what", "best s", "median s", "over the forward passes"),
-        [(n, best[n], float(np.median(s)), f"{over[n]:+.1%}") for n, s in seconds.items()],
+        ("work", "best s", "median s", "overhead over forward passes"),
+        [(n, best[n], float(np.median(s)), f"{overhead[n]:+.1%}") for n, s in seconds.items()],
     )
     write_json(_OUT.value, {"benchmark": "sampling", "steps": steps, "seconds": seconds})
 

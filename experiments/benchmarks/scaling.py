@@ -1,13 +1,13 @@
-"""Memory and time against frames and resolution, with and without temporal resampling.
+"""Measures memory and time against frames and resolution, with and without temporal resampling.
 
     python -m experiments.benchmarks.scaling --out=scaling.json
 
-The train step of the temporal parameters, batch 1. Memory is the compiler's own account of the
-program, so nothing of that size has to be run: parameters and optimiser state (its arguments)
-apart from activations (its temporaries). Time is measured for clips of up to `--max_pixels`
-(frames times height times width). Multiples are of a network's first row: the shortest clip without
-temporal resampling, as a model of key frames would see it. `--networks` names some of `NETWORKS`;
-several `--remat` show what recomputation saves and costs.
+Compiles the train step of the temporal parameters for one video. Memory is the compiler's figure,
+so a program that does not fit this machine can be measured, too: parameters and optimiser state are
+the program's arguments, activations its temporaries. Clips of at most --max_pixels (frames times
+height times width) are also run and timed. Ratios (x) are relative to the first row of a network
+and size: the shortest clip without temporal resampling, as a model of key frames would process it.
+Several --remat compare the memory and time of rematerialisation policies.
 """
 
 import sys
@@ -18,50 +18,69 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from experiments.benchmarks import workloads
-from experiments.benchmarks.timing import print_table, time_here, write_json
+from experiments.benchmarks.harness import workloads
+from experiments.benchmarks.harness.timing import time_here
+from experiments.benchmarks.harness.workloads import at_full_rate
+from experiments.common.networks import IF_M, IF_XL, LATE, PEERS
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import print_table, write_json
 from stunet.compiling import prepare_compiler
 from stunet.errors import run_command
 from stunet.models.unet import REMAT_POLICIES, UNetConfig
 
 # name -> (network, heights and widths)
 NETWORKS = {
-    "peers": (workloads.PEERS, (32, 64)),
-    "if_m": (workloads.IF_M, (64,)),
-    "if_xl": (workloads.IF_XL, (64,)),
-    "late": (workloads.LATE, (64,)),
+    "peers": (PEERS, (32, 64)),
+    "if_m": (IF_M, (64,)),
+    "if_xl": (IF_XL, (64,)),
+    "late": (LATE, (64,)),
 }
 
 FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string(
-    "out", "benchmarks/scaling.json", "where the figures are written", flag_values=FLAGS
+    "out", "benchmarks/scaling.json", "write the results to this JSON file", flag_values=FLAGS
 )
 _NETWORKS = flags.DEFINE_multi_enum(
-    "networks", ["peers"], list(NETWORKS), "what is measured", flag_values=FLAGS
+    "networks",
+    ["peers"],
+    list(NETWORKS),
+    "measure this network; repeat for several",
+    flag_values=FLAGS,
 )
 _FRAMES = flags.DEFINE_multi_integer(
-    "frames", [16, 32, 64, 80, 160], "lengths of the clips", flag_values=FLAGS
+    "frames",
+    [16, 32, 64, 80, 160],
+    "measure clips of this many frames; repeat for several lengths",
+    flag_values=FLAGS,
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=FLAGS
+    "dtype", "float32", ["float32", "bfloat16"], "compute in this type", flag_values=FLAGS
 )
 _REMAT = flags.DEFINE_multi_enum(
-    "remat", ["none"], list(REMAT_POLICIES), "what is recomputed", flag_values=FLAGS
+    "remat",
+    ["none"],
+    list(REMAT_POLICIES),
+    "recompute these activations; repeat to compare policies",
+    flag_values=FLAGS,
 )
 _MAX_PIXELS = flags.DEFINE_integer(
-    "max_pixels", 80 * 32 * 32, "larger clips are not run", flag_values=FLAGS
+    "max_pixels",
+    80 * 32 * 32,
+    "run clips of at most this many pixels, frames included",
+    flag_values=FLAGS,
 )
-
-
-def resampling_off(config: UNetConfig) -> UNetConfig:
-    """The same network at a fixed frame rate."""
-    off = (False,) * len(config.temporal.resample)
-    return replace(config, temporal=replace(config.temporal, resample=off))
 
 
 def measure(config: UNetConfig, frames: int, size: int, remat: str, timed: bool) -> dict:
-    """Bytes and seconds of one train step."""
+    """Returns the bytes and seconds of one train step.
+
+    Args:
+      config: The network.
+      frames: Frames of the clip.
+      size: Height and width of the clip.
+      remat: Rematerialisation policy.
+      timed: Whether to run the step; "seconds" is None otherwise.
+    """
     batch = workloads.make_batch(config, 1, frames, size)
     step, init = workloads.train_step(config, remat)
     state, frozen = jax.eval_shape(init, workloads.parameter_structs(config))
@@ -89,7 +108,7 @@ def _bytes(tree: Any) -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Measures every case and prints the table."""
+    """Measures all cases and prints a table."""
     read_flags(FLAGS, argv, __doc__)
     prepare_compiler()
     cases = [
@@ -103,7 +122,7 @@ def main(argv: list[str]) -> None:
     rows, results, base = [], [], {}
     for name, resampled, size, remat, frames in tqdm(cases, desc="programs"):
         config = replace(NETWORKS[name][0], dtype=_DTYPE.value)
-        config = config if resampled else resampling_off(config)
+        config = config if resampled else at_full_rate(config)
         timed = frames * size * size <= _MAX_PIXELS.value
         result = measure(config, frames, size, remat, timed)
         fixed = result["frozen_bytes"] + result["state_bytes"]
@@ -130,10 +149,10 @@ def main(argv: list[str]) -> None:
     columns += (
         "parameters and optimiser MiB",
         "activations MiB",
-        "x activations",
-        "x both",
+        "activations, x",
+        "total, x",
         "s",
-        "x s",
+        "s, x",
     )
     print_table(columns, rows)
     write_json(_OUT.value, {"benchmark": "scaling", "dtype": _DTYPE.value, "runs": results})

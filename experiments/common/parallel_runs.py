@@ -4,7 +4,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 
-from experiments.launch.commands import PREEMPTED
+from experiments.common.exit_codes import PREEMPTED
 
 
 def run_side_by_side(

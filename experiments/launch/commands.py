@@ -5,9 +5,9 @@ Their flags are those of gcloud 528 and xpk 1.16.
 
 import shlex
 
+from experiments.common.exit_codes import PREEMPTED
 from experiments.launch.config import Launch
 
-PREEMPTED = 75  # as `experiments.train` exits, which is not imported here: it would load JAX
 BASE_IMAGE = "python:3.12"  # for a checkout: it has git, which the slim one lacks
 GRACE_S = 300  # from SIGTERM to SIGKILL, for saving; a Spot VM gives up to 30 s, whatever this is
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from experiments.common.exit_codes import PREEMPTED
 from experiments.launch import commands
 from experiments.launch.config import Launch
 from stunet.errors import UserError
@@ -80,7 +81,7 @@ def _launch_queued(config: Launch, runner: Shell) -> int:
                 return 0
             if code == 2:
                 raise UserError(f"training exited 2: its last line says why. {_leftover(config)}")
-        if code == commands.PREEMPTED:
+        if code == PREEMPTED:
             runner.say("training was stopped and has saved; it resumes")
             failures = 0
         elif runner.read(commands.state(config)) != "ACTIVE":

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from experiments.benchmarks.flops import model_flops
-from experiments.benchmarks.workloads import IF_M, IF_XL
+from experiments.common.flops import model_flops
+from experiments.common.networks import IF_M, IF_XL
 from experiments.tpu.topologies import CHIPS, describe_topology, measures
 from stunet.diffusion import COND_CHANNELS, Threshold, Windows, make_sampler
 from stunet.engine import ChunkSettings, devices_for, run_chunk
@@ -31,7 +31,7 @@ from stunet.training.mesh import (
 )
 from stunet.training.stages import Networks, make_stage
 from stunet.training.step import init_state, make_optimizer, make_train_step
-from stunet.weights.model_folder import find_model
+from stunet.weights.model_folder import find_model_folder
 from stunet.weights.trees import count
 
 STEPS = 100
@@ -108,7 +108,7 @@ def networks_of(
         unet, t5, tokens = laid_out(ARCHITECTURES[backbone], size), None, 77
     else:
         try:
-            path = find_model(config.init_from) / "config.json"
+            path = find_model_folder(config.init_from) / "config.json"
         except UserError as error:
             raise UserError(f"{error}; or say what it is by --backbone") from error
         content = json.loads(path.read_text())

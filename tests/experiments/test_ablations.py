@@ -27,8 +27,9 @@ from experiments.ablations import (
     training,
     window_length,
 )
-from experiments.benchmarks.flops import model_flops
-from experiments.benchmarks.workloads import IF_M, Call, calls
+from experiments.benchmarks.harness.workloads import ProgramCall, program_calls
+from experiments.common.flops import model_flops
+from experiments.common.networks import IF_M
 from experiments.configs import tiny_t2i
 from experiments.tpu.programs import laid_out
 from stunet.errors import UserError
@@ -38,7 +39,7 @@ from stunet.schema import from_dict
 from stunet.training.config import TrainConfig
 from stunet.video_io import read_video, write_image
 from stunet.weights import shipped
-from stunet.weights.model_folder import load_model
+from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import flatten, is_temporal
 from tests.tiny import UNET
 
@@ -375,8 +376,8 @@ def test_cost_reports_each_way_here_and_by_the_tpu_compiler(tmp_path, written, m
 
 
 def test_a_cascade_is_every_fourth_frame_and_windows_between():
-    assert calls("space-time", UNET, 64) == [Call(UNET, 64, 1)]
-    keys, between = calls("cascade", UNET, 64)
+    assert program_calls("space-time", UNET, 64) == [ProgramCall(UNET, 64, 1)]
+    keys, between = program_calls("cascade", UNET, 64)
     assert (keys.frames, keys.count, between.frames, between.count) == (16, 1, 16, 5)
     assert keys.unet.temporal.resample == between.unet.temporal.resample == (False,)
     assert (keys.unet.cond_channels, between.unet.cond_channels) == (0, 4)
@@ -419,7 +420,7 @@ def test_networks_of_both_ways_see_as_many_frames_and_take_as_many_steps():
 
 
 def test_what_a_cascade_starts_from_has_learnt_all_but_to_resample():
-    start = load_model(shipped.FOLDER / shipped.VIDEO_MODEL)
+    start = read_model_folder(shipped.FOLDER / shipped.VIDEO_MODEL)
     full = key_frames.at_full_rate(start)
     unet = from_dict(UNetConfig, full.config["architecture"], "architecture")
     assert unet.temporal.resample == (False, False) and unet.temporal.relative

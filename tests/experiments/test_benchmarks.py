@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import workloads
-from experiments.benchmarks.flops import model_flops
-from experiments.benchmarks.op_profile import module_paths, op_seconds
-from experiments.benchmarks.timing import Worker, resident_bytes, take_turns
+from experiments.benchmarks.harness import workloads
+from experiments.benchmarks.harness.timing import Worker, resident_bytes, take_turns
+from experiments.common import networks
+from experiments.common.flops import model_flops
+from experiments.common.op_profile import module_paths, op_seconds
 from experiments.tpu.programs import laid_out
 from stunet.weights.trees import count
 
@@ -33,7 +34,7 @@ def by_layer(flops):
 
 @pytest.mark.parametrize(("unet", "millions"), [("IF_M", 371.6), ("IF_XL", 4304.7)])
 def test_networks_of_if_have_their_published_sizes(unet, millions):
-    image_model = getattr(workloads, unet).text_to_image()
+    image_model = getattr(networks, unet).text_to_image()
     assert round(count(workloads.parameter_structs(image_model)) / 1e6, 1) == millions
     assert laid_out(image_model, 64) == image_model
     assert laid_out(image_model, 128).attention_levels == (False, False, True, True)

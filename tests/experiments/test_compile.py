@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from experiments.benchmarks.flops import model_flops
-from experiments.benchmarks.workloads import forward, make_batch, parameter_structs
+from experiments.common.flops import model_flops
+from experiments.benchmarks.harness.workloads import forward, make_batch, parameter_structs
 from experiments.configs import base_128, ssr_1024
 from experiments.tpu.programs import compile_for
 from stunet.errors import UserError

@@ -3,7 +3,7 @@ import sys
 import time
 
 from experiments.common.parallel_runs import run_side_by_side
-from experiments.launch.commands import PREEMPTED
+from experiments.common.exit_codes import PREEMPTED
 
 NEEDS = {"image": None, "video": "image", "long": "video", "large": None, "style": "image"}
 

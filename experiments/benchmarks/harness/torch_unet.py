@@ -1,7 +1,7 @@
-"""The text-to-image U-Net of `stunet.models.unet` in plain PyTorch, for lumiere-pytorch to inflate.
+"""The text-to-image U-Net of `stunet.models.unet` in PyTorch, for lumiere-pytorch to inflate.
 
-The same blocks, widths and attention, module for module, from the same `UNetConfig`, so that
-what differs between the two sides of `peers` is how they compute and how they inflate.
+Built from the same `UNetConfig` with the same blocks, widths and attention, so that the two sides
+of `peers` differ only in how they inflate and compute.
 """
 
 import math
@@ -14,7 +14,7 @@ from stunet.models.unet import UNetConfig
 
 
 class ResBlock(nn.Module):
-    """A residual block that may resample; `resample` is None, "up" or "down"."""
+    """Residual block with optional resampling: `resample` is None, "up" or "down"."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int, groups: int, resample=None):
         super().__init__()
@@ -28,7 +28,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`x` [N, C, H, W], `embedding` [N, E]."""
+        """Applies the block to `x` [N, C, H, W] with `embedding` [N, E]."""
         h = functional.gelu(self.norm_1(x))
         if self.resample == "down":
             x, h = functional.avg_pool2d(x, 2), functional.avg_pool2d(h, 2)
@@ -41,7 +41,7 @@ class ResBlock(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Spatial attention with keys [text ; self]."""
+    """Spatial attention whose keys and values are those of the text and of the frame itself."""
 
     def __init__(self, channels: int, text_dim: int, head_dim: int, groups: int):
         super().__init__()
@@ -54,7 +54,7 @@ class TextAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """`x` [N, C, H, W], `text` [N, L, D]."""
+        """Adds attention to `x` [N, C, H, W] with `text` [N, L, D]."""
         n, c, height, width = x.shape
         text = self.text_norm(text.transpose(1, 2)).transpose(1, 2)
         text_kv = self.text_kv(text).chunk(2, -1)
@@ -67,7 +67,7 @@ class TextAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A residual block and, where the level attends, attention: what one inflation follows."""
+    """Residual block, followed by attention if `attend`. Inflation adds one block after it."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int, config: UNetConfig, attend: bool):
         super().__init__()
@@ -79,7 +79,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor, text: Tensor) -> Tensor:
-        """`x` [N, C, H, W]."""
+        """Applies the layer to `x` [N, C, H, W], `embedding` [N, E], `text` [N, L, D]."""
         x = self.res(x, embedding)
         return x if self.attn is None else self.attn(x, text)
 
@@ -96,7 +96,7 @@ class TextPooling(nn.Module):
         self.proj = nn.Linear(dim, out_dim)
 
     def forward(self, states: Tensor) -> Tensor:
-        """`states` [N, L, D]."""
+        """Pools `states` [N, L, D] to [N, E]."""
         states = self.norm_1(states)
         token = states.mean(1, keepdim=True) + self.position
         states = torch.cat([token, states], 1)
@@ -107,10 +107,7 @@ class TextPooling(nn.Module):
 
 
 class TorchUNet(nn.Module):
-    """`forward(images [N, 3, H, W], time [N], text [N, L, D])`.
-
-    Without `text` it takes zeros: lumiere-pytorch probes the network with images and time alone.
-    """
+    """Text-to-image U-Net of a `UNetConfig`."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -146,7 +143,10 @@ class TorchUNet(nn.Module):
         self.conv_out = nn.Conv2d(c, config.out_channels, 3, padding=1)
 
     def forward(self, images: Tensor, time: Tensor, text: Tensor | None = None) -> Tensor:
-        """Runs the network; see the class."""
+        """Predicts from `images` [N, 3, H, W], `time` [N] and `text` [N, L, D].
+
+        `text` None stands for zeros: lumiere-pytorch probes the network without text.
+        """
         if text is None:
             text = images.new_zeros(len(images), 1, self.config.text_dim)
         half = self.config.channels[0] // 2
@@ -176,12 +176,12 @@ class TorchUNet(nn.Module):
         return self.conv_out(functional.gelu(self.norm_out(h)))
 
 
-def inflated(config: UNetConfig, size: int) -> nn.Module:
-    """lumiere-pytorch's `Lumiere` around a `TorchUNet`, inflated where `config.temporal` inflates.
+def make_lumiere(config: UNetConfig, size: int) -> nn.Module:
+    """Returns lumiere-pytorch's `Lumiere` of a `TorchUNet`, inflated as `config.temporal` says.
 
-    Called with video [B, 3, T, size, size], `time` [B] and `text` [B, L, D].
-    Its inflation blocks follow the same layers as ours, and its temporal attention has as many
-    layers, heads and head widths.
+    Its temporal blocks follow the same layers as ours, and its temporal attention has the same
+    number of layers, heads and channels per head. Call it with video [B, 3, T, size, size], `time`
+    [B] and `text` [B, L, D].
     """
     from lumiere_pytorch import Lumiere
 

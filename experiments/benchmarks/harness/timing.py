@@ -1,39 +1,37 @@
-"""Timing: work held ready in processes of its own, run in turns, reported as one table.
+"""Timing of functions that run in separate worker processes and take turns.
 
-Work to be compared lives in processes of its own, each pinned to a number of CPUs before its
-framework starts, and all take turns: what else the machine does then falls on every side.
+Each function to compare runs in a process of its own, pinned to a number of CPUs before its
+framework starts. The processes take turns, so that other load on the machine affects all of them
+equally.
 """
 
 import contextlib
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
-import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-Run = Callable[[], object]  # does the work once and waits for it
+Run = Callable[[], object]  # does the work once and waits for its result
 
 
 @dataclass
 class Timing:
-    """Runs of one piece of work.
+    """Measurements of one worker.
 
     Attributes:
-      seconds: of each run.
-      cpu_seconds: processor time of each run, over all threads.
-      first_seconds: of set-up and the first run, compiling included.
-      peak_bytes: most memory the process held during a run.
-      idle_bytes: what it held with its framework loaded, before anything was built.
-      info: what the set-up reported.
+      seconds: Wall-clock seconds of each run.
+      cpu_seconds: Processor seconds of each run, summed over all threads.
+      first_seconds: Wall-clock seconds of set-up and the first run, compilation included.
+      peak_bytes: Largest resident memory during a run.
+      idle_bytes: Resident memory after the framework was loaded, before anything was built.
+      info: Values that the set-up function reported.
     """
 
     seconds: list[float]
@@ -45,21 +43,21 @@ class Timing:
 
     @property
     def best(self) -> float:
-        """The least disturbed run."""
+        """Seconds of the fastest run."""
         return min(self.seconds)
 
     @property
     def median(self) -> float:
-        """The middle run."""
+        """Median seconds of the runs."""
         return statistics.median(self.seconds)
 
     @property
     def cpus(self) -> float:
-        """How many processors were at work: processor time over time."""
+        """Mean number of busy CPUs: processor seconds over wall-clock seconds."""
         return sum(self.cpu_seconds) / sum(self.seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """Every figure, for a JSON file."""
+        """Returns all figures as a JSON object."""
         return {
             **self.info,
             "best_s": self.best,
@@ -73,31 +71,33 @@ class Timing:
 
 
 class Worker:
-    """A process that holds one piece of work.
+    """A process that repeats one piece of work on request.
 
-    `setup(*args)` runs in the process: it imports its framework, notes `resident_bytes()`, builds,
-    and returns (the work, those bytes, what to report). The process is pinned to `threads` CPUs
-    before that, and told so in OMP_NUM_THREADS.
+    Args:
+      threads: Number of CPUs that the process is pinned to, also set as OMP_NUM_THREADS.
+      setup: Function that runs in the process after pinning. It imports its framework, records
+        `resident_bytes()`, builds the work, and returns (run, those bytes, values to report).
+      *args: Arguments of `setup`.
     """
 
     def __init__(self, threads: int, setup: Callable[..., tuple[Run, int, dict]], *args: Any):
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, threads, setup, args))
+        self._connection, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_end, threads, setup, args))
         self._process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        child_end.close()  # `recv` then raises EOFError when the process ends
         self._seconds, self._cpu_seconds = [], []
         self._first_seconds, self._idle_bytes, self._info = self._receive()
 
     def run(self) -> None:
-        """Does the work once more."""
+        """Runs the work once and records its time."""
         self._connection.send("run")
         seconds, cpu_seconds = self._receive()
         self._seconds.append(seconds)
         self._cpu_seconds.append(cpu_seconds)
 
     def finish(self) -> Timing:
-        """Measures memory in one last run, and ends the process."""
+        """Measures peak memory in one last run, ends the process and returns all measurements."""
         self._connection.send("finish")
         peak = self._receive()
         self._process.join()
@@ -114,11 +114,11 @@ class Worker:
         try:
             return self._connection.recv()
         except EOFError:
-            raise SystemExit("a benchmark's process failed; its error is above") from None
+            raise SystemExit("a benchmark's worker process failed; its error is above") from None
 
 
 def take_turns(workers: Sequence[Worker], repeats: int) -> list[Timing]:
-    """Runs each worker `repeats` times, in turns, and ends them."""
+    """Runs the workers `repeats` times in turns, then ends them and returns their measurements."""
     for _ in range(repeats):
         for worker in workers:
             worker.run()
@@ -126,7 +126,7 @@ def take_turns(workers: Sequence[Worker], repeats: int) -> list[Timing]:
 
 
 def time_here(run: Run, repeats: int) -> tuple[float, float]:
-    """Best and median seconds of `run` in this process; the first run is not counted."""
+    """Returns the best and the median seconds of `run` in this process, after one warm-up run."""
     run()
     seconds = []
     for _ in range(repeats):
@@ -139,7 +139,7 @@ def time_here(run: Run, repeats: int) -> tuple[float, float]:
 def _serve(connection: Any, threads: int, setup: Callable, args: tuple) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the others want of the GPU too
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # all workers share the GPU's memory
     start = time.perf_counter()
     run, idle, info = setup(*args)
     run()
@@ -152,15 +152,15 @@ def _serve(connection: Any, threads: int, setup: Callable, args: tuple) -> None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
+    """Returns the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _peak_bytes(run: Run) -> int:
-    """Most memory resident while `run` works, looked at every few milliseconds."""
+    """Returns the largest resident memory during `run`, sampled every 3 ms."""
     gc.collect()
-    with contextlib.suppress(AttributeError):  # glibc's: gives back what compiling has freed
+    with contextlib.suppress(AttributeError):  # glibc only: returns freed memory to the system
         ctypes.CDLL(None).malloc_trim(0)
     peak, done = resident_bytes(), threading.Event()
 
@@ -178,29 +178,6 @@ def _peak_bytes(run: Run) -> int:
 
 
 def thread_counts(device: str) -> list[int]:
-    """For a CPU 1 and all that this process may use; beside another device all."""
-    every = len(os.sched_getaffinity(0))
-    return sorted({1, every}) if device == "cpu" else [every]
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints an aligned Markdown table; floats with three significant digits."""
-    cells = [[_text(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    for number, row in enumerate(cells):
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
-
-
-def _text(cell: Any) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
-
-
-def write_json(path: str, result: dict[str, Any]) -> None:
-    """Writes a result with the machine and the day it is from."""
-    machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"date": str(date.today()), **machine, **result}, indent=1)
-    Path(path).write_text(text + "\n")
-    print(f"written: {path}")
+    """Returns the CPU counts to measure: 1 and all available ones for "cpu", else only all."""
+    available = len(os.sched_getaffinity(0))
+    return sorted({1, available}) if device == "cpu" else [available]

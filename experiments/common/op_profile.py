@@ -1,7 +1,7 @@
-"""Where a compiled program's time goes: a profiler trace joined with the program's own text.
+"""Time of a compiled program by Flax module: a profiler trace joined with the program's HLO text.
 
-XLA keeps, for every instruction it runs, the path of the Flax modules it came from; the profiler
-says how long each instruction took. Together: time by module path, on any backend.
+The HLO text holds the module path of each instruction, the profiler trace the time that each
+instruction took. Works on every backend.
 """
 
 import re
@@ -20,18 +20,22 @@ _HEAVY = re.compile(r" (convolution|dot)\(")
 
 
 def module_paths(hlo: str) -> dict[str, str]:
-    """Instruction name -> path such as "jit(step)/jvp(UNet)/conv_in/conv_general_dilated".
+    """Returns the module path of each instruction.
 
-    `hlo` is a compiled program's text, `Compiled.as_text()`.
+    The path of a fusion is that of its convolution or matrix product if it has one, else that of
+    its root, else that of any instruction in it.
 
-    A fusion goes under its convolution or matrix product if it holds one, else under its root,
-    else under any instruction in it that has a path.
+    Args:
+      hlo: Text of a compiled program, `Compiled.as_text()`.
+
+    Returns:
+      Instruction name -> path, such as "jit(step)/jvp(UNet)/conv_in/conv_general_dilated".
     """
     paths: dict[str, str] = {}
     called: dict[str, str] = {}
     heavy: dict[str, str] = {}
     root: dict[str, str] = {}
-    some: dict[str, str] = {}
+    any_path: dict[str, str] = {}
     computation = ""
     for line in hlo.splitlines():
         if match := _COMPUTATION.match(line):
@@ -39,7 +43,7 @@ def module_paths(hlo: str) -> dict[str, str]:
         elif match := _INSTRUCTION.match(line):
             path = _PATH.search(line)
             if path:
-                paths[match[2]] = some[computation] = path[1]
+                paths[match[2]] = any_path[computation] = path[1]
                 if _HEAVY.search(line):
                     heavy[computation] = path[1]
                 if match[1]:
@@ -47,14 +51,19 @@ def module_paths(hlo: str) -> dict[str, str]:
             if fusion := _CALLS.search(line):
                 called[match[2]] = fusion[1]
     for name, inner in called.items():
-        path = heavy.get(inner) or paths.get(name) or root.get(inner) or some.get(inner)
+        path = heavy.get(inner) or paths.get(name) or root.get(inner) or any_path.get(inner)
         if path:
             paths[name] = path
     return paths
 
 
 def op_seconds(run: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Seconds per run that each HLO instruction took; `run` must wait for its own result."""
+    """Profiles a function and returns the seconds per run of each HLO instruction.
+
+    Args:
+      run: Runs the compiled program and waits for its result. It is called once before profiling.
+      repeats: Number of profiled runs.
+    """
     run()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -70,7 +79,7 @@ def op_seconds(run: Callable[[], object], repeats: int) -> dict[str, float]:
             for event in line.events:
                 stats = dict(event.stats)
                 if "hlo_op" in stats:
-                    # A CPU thunk may return before its work is done; "end:" marks that.
+                    # A CPU thunk may return before its work is done; an "end:" event follows.
                     if "_p" in stats:
                         started[stats["_p"]] = (stats["hlo_op"], event.start_ns, event.duration_ns)
                     else:

@@ -1,4 +1,4 @@
-"""The work that benchmarks time: networks, and their forward pass, train step and sampler."""
+"""Work that the benchmarks time: forward pass, train step, sampler step and matrix product."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +24,6 @@ from stunet.diffusion import (
 from stunet.engine import network
 from stunet.model import Model, parameter_shapes
 from stunet.models.t5 import T5Config
-from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, init_unet
 from stunet.text import load_tokenizer, train_tokenizer
 from stunet.training.config import DiffusionConfig, OptimizerConfig
@@ -32,69 +31,63 @@ from stunet.training.stages import Networks, make_stage
 from stunet.training.step import TrainState, init_state, make_optimizer, make_train_step
 from stunet.weights.trees import Tree, partition
 
-# lumiere-pytorch's rival: what both sides of `peers` inflate.
-PEERS = UNetConfig(
-    channels=(64, 128, 256),
-    layers_per_block=(2, 2, 2),
-    attention_levels=(False, True, True),
-    text_dim=256,
-    cross_attention_dim=256,
-    pooling_heads=4,
-    out_channels=3,
-    temporal=TemporalConfig(resample=(True, True)),
-)
-PEERS_FRAMES, PEERS_SIZE = 16, 32
-
-# DeepFloyd IF's first stages, inflated.
-IF_M = UNetConfig(
-    channels=(192, 384, 576, 768),
-    layers_per_block=(3, 3, 3, 3),
-    attention_levels=(False, True, True, True),
-    temporal=TemporalConfig(resample=(True, True, True)),
-)
-IF_XL = dataclasses.replace(IF_M, channels=(704, 1408, 2112, 2816), cross_attention_dim=2816)
-
-# IF-I-XL's number of blocks, most of them and of the width where frames are few: a layout that
-# the paper's memory figure holds for.
-LATE = dataclasses.replace(IF_M, channels=(128, 1024, 2816, 2816), layers_per_block=(1, 2, 3, 6))
-
-# How a clip may be made, for `calls`.
-WAYS = ("space-time", "full rate", "cascade")
-KEY_FRAMES = 4  # the cascade's first network makes every fourth frame
-WINDOW = 16  # frames that its second one fills in at a time
+# Methods to generate a clip, for `program_calls`.
+METHODS = ("space-time", "full rate", "cascade")
+KEY_FRAMES = 4  # the cascade's first network generates every fourth frame
+WINDOW = 16  # frames that the cascade's second network fills in per call
 
 
-class Call(NamedTuple):
-    """A program that is called `count` times for one step of the whole clip."""
+class ProgramCall(NamedTuple):
+    """A network program that one sampling step of a whole clip runs `count` times.
+
+    Attributes:
+      unet: Configuration of the network.
+      frames: Frames per call.
+      count: Number of calls.
+    """
 
     unet: UNetConfig
     frames: int
     count: int
 
 
-def calls(way: str, unet: UNetConfig, frames: int) -> list[Call]:
-    """The programs that a step of `frames` takes, in one of `WAYS`.
+def program_calls(method: str, unet: UNetConfig, frames: int) -> list[ProgramCall]:
+    """Returns the programs that one sampling step of a clip runs.
 
-    The cascade's windows share the key frame at which they meet, and those around it.
+    Args:
+      method: One of `METHODS`. The windows of "cascade" overlap by `KEY_FRAMES` frames.
+      unet: Configuration of the Space-Time U-Net.
+      frames: Frames of the clip.
     """
-    if way == "space-time":
-        return [Call(unet, frames, 1)]
-    rate = (False,) * len(unet.temporal.resample)
-    full = dataclasses.replace(unet, temporal=dataclasses.replace(unet.temporal, resample=rate))
-    if way == "full rate":
-        return [Call(full, frames, 1)]
+    if method == "space-time":
+        return [ProgramCall(unet, frames, 1)]
+    full = at_full_rate(unet)
+    if method == "full rate":
+        return [ProgramCall(full, frames, 1)]
     between = dataclasses.replace(full, cond_channels=COND_CHANNELS)
     windows = Windows.over(frames, WINDOW, overlap=KEY_FRAMES)
-    return [Call(full, frames // KEY_FRAMES, 1), Call(between, WINDOW, len(windows.starts))]
+    return [
+        ProgramCall(full, frames // KEY_FRAMES, 1),
+        ProgramCall(between, WINDOW, len(windows.starts)),
+    ]
+
+
+def at_full_rate(unet: UNetConfig) -> UNetConfig:
+    """Returns the configuration without temporal resampling."""
+    off = (False,) * len(unet.temporal.resample)
+    return dataclasses.replace(unet, temporal=dataclasses.replace(unet.temporal, resample=off))
 
 
 def parameter_structs(config: UNetConfig) -> Tree:
-    """Shapes of the network's parameters."""
+    """Returns the shapes of a network's parameters as a tree of `jax.ShapeDtypeStruct`."""
     return jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
 
 
 def random_like(structs: Tree) -> Tree:
-    """Small random arrays, drawn without compiling anything; no projection is zero."""
+    """Returns small random float32 arrays of these shapes, drawn with NumPy.
+
+    Nothing is compiled for it, and no zero-initialised projection stays zero.
+    """
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32)), structs
@@ -104,7 +97,10 @@ def random_like(structs: Tree) -> Tree:
 def make_batch(
     config: UNetConfig, batch: int, frames: int, size: int, tokens: int = 16
 ) -> dict[str, jax.Array]:
-    """A batch of noise as the training data's."""
+    """Returns a training batch of Gaussian noise.
+
+    Keys: "video" `[B, T, size, size, 3]`, "text_states" `[B, tokens, text_dim]`, "position" `[B]`.
+    """
     rng = np.random.default_rng(1)
     return {
         "video": jnp.asarray(rng.standard_normal((batch, frames, size, size, 3), np.float32)),
@@ -116,7 +112,7 @@ def make_batch(
 
 
 def forward(config: UNetConfig) -> Callable[[Tree, dict[str, jax.Array]], jax.Array]:
-    """(parameters, batch) -> the network's output."""
+    """Returns the forward pass, (parameters, batch) -> output of the network."""
 
     def run(params: Tree, batch: dict[str, jax.Array]) -> jax.Array:
         t = jnp.full((batch["video"].shape[0],), 500.0)
@@ -128,7 +124,10 @@ def forward(config: UNetConfig) -> Callable[[Tree, dict[str, jax.Array]], jax.Ar
 def train_step(
     config: UNetConfig, remat: str = "none", gradient_accumulation: int = 1
 ) -> tuple[Callable, Callable[[Tree], tuple[TrainState, Tree]]]:
-    """The training loop's own step of stage t2v, and parameters -> (its state, frozen ones)."""
+    """Returns the training loop's step of stage t2v, and a function that initialises its state.
+
+    The second function maps parameters to (train state, frozen parameters).
+    """
     networks, diffusion = Networks(config, None, remat), DiffusionConfig(prediction="v")
     stage = make_stage("t2v", networks, diffusion, trains="added")
     optimizer = make_optimizer(OptimizerConfig(), 10**6)
@@ -146,7 +145,7 @@ def train_step(
 def sampler_step(
     config: UNetConfig, batch: dict[str, jax.Array]
 ) -> tuple[Callable[[Tree, Carry, dict[str, jax.Array]], Carry], Carry]:
-    """One guided ancestral step, as `stunet.engine` takes them; returns (step, carry)."""
+    """Returns one guided, thresholded ancestral step as `stunet.engine` runs it, and its carry."""
     schedule, shape = Schedule(), batch["video"].shape[1:]
     sampler = make_sampler("ancestral", schedule, 100)
 
@@ -169,7 +168,10 @@ def sampler_step(
 
 
 def random_model(config: UNetConfig, size: int, frames: int, folder: Path) -> Model:
-    """A model with random parameters and a small text encoder; writes a tokenizer to `folder`."""
+    """Returns a model with random parameters and a two-layer text encoder.
+
+    Writes the model's tokenizer to `folder`.
+    """
     t5 = T5Config(512, config.text_dim, 16, 2 * config.text_dim, num_layers=2, num_heads=4)
     train_tokenizer(["a red circle moves left"], t5.vocab_size, folder / "tokenizer.json")
     return Model(
@@ -189,7 +191,10 @@ def random_model(config: UNetConfig, size: int, frames: int, folder: Path) -> Mo
 
 
 def matmul(size: int, dtype: str) -> tuple[Callable[[], object], float]:
-    """A square matrix product held ready, and its FLOPs: what the device can do at most."""
+    """Returns a function that runs a `size` x `size` matrix product, and the product's FLOPs.
+
+    Its rate is the reference for the device's peak.
+    """
     a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32), dtype)
     product = jax.jit(lambda a: a @ a)
     return lambda: product(a).block_until_ready(), 2.0 * size**3

@@ -1,4 +1,4 @@
-"""Model FLOPs of a function: the matrix products and convolutions that its trace holds."""
+"""Model FLOPs of a function: its matrix products and convolutions, counted in its jaxpr."""
 
 import math
 from collections import defaultdict
@@ -10,11 +10,15 @@ from jax.extend import core
 
 
 def model_flops(function: Callable, *args: Any) -> dict[str, float]:
-    """FLOPs of one call by the path of the module they are in, such as "UNet/conv_in".
+    """Counts the FLOPs of one call by module path, such as "UNet/conv_in".
 
-    Two for a multiplication and an addition. Only convolutions and matrix products count, as
-    is usual; norms, activations and attention's softmax do not, nor does what a compiler adds.
-    A function that recomputes (rematerialises) counts its recomputation: trace one that does not.
+    A multiplication and an addition are two FLOPs. As is customary, only convolutions and matrix
+    products count: norms, activations, softmax and operations that a compiler adds do not.
+    Rematerialised operations count twice, so pass a function without rematerialisation.
+
+    Args:
+      function: Any function that JAX can trace.
+      *args: Its arguments, arrays or `jax.ShapeDtypeStruct`.
     """
     flops: dict[str, float] = defaultdict(float)
     for path, count in _equations(jax.make_jaxpr(function)(*args).jaxpr, "", 1):
@@ -49,7 +53,7 @@ def _dot_flops(equation: Any) -> float:
 def _conv_flops(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     out_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    # A dilated input is zeros but for one in `lhs_dilation`; nothing is gained by counting them.
+    # A dilated input has one non-zero element in `lhs_dilation`; products with zeros do not count.
     zeros = math.prod(equation.params["lhs_dilation"])
     products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_channels
     return 2.0 * products / zeros
