@@ -112,7 +112,7 @@ def places(folder, tmp_path_factory):
         ({"prompt": " "}, "the prompt is empty"),
         ({"--out": "{}/new/out.avi"}, r"out\.avi: .* \.mp4, \.gif, \.png"),
         ({"--out": "{}/file/out.mp4"}, "file/out.mp4: cannot be written"),
-        ({"--out": "{}/folder.png"}, "folder.png: is a folder"),
+        ({"--out": "{}/folder.png"}, "folder.png: is a directory"),
         ({"--xt-slice": "{}/slice.gif"}, "slice.gif: an X-T slice is an image"),
         ({"--xt-slice": "{}/out.png", "--out": "{}/out.png"}, "both --out and --xt-slice"),
         ({"--xt-slice": "{}/slice.png", "--num-frames": "1"}, "needs more than one frame"),

@@ -10,19 +10,19 @@ from stunet.errors import UserError
 
 
 def smooth_video(num_frames=12, size=64):
-    """Slow gradients, which H.264 keeps well, and a brightness that counts the frames."""
+    """Smooth gradients, which H.264 keeps well, with a brightness that counts the frames."""
     y, x = np.meshgrid(np.linspace(-0.5, 0.5, size), np.linspace(-0.5, 0.5, size), indexing="ij")
     level = np.linspace(-0.4, 0.4, num_frames)[:, None, None]
     red, green, blue = x + level, y - level, np.broadcast_to(level, (num_frames, size, size))
     return np.stack([red, green, blue], -1).astype(np.float32)
 
 
-def psnr(one, other):
-    return -10 * np.log10(((one - other) ** 2).mean() / 4)
+def psnr(a, b):
+    return -10 * np.log10(((a - b) ** 2).mean() / 4)
 
 
 def write_levels(path, levels, time_base, stamps, rate=Fraction(25)):
-    """A video of plain grey frames shown at the time stamps `stamps`, in `time_base`."""
+    """Writes uniform grey frames with the time stamps `stamps`, in units of `time_base`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
@@ -56,34 +56,34 @@ def test_round_trip(tmp_path, fps, ending):
         ("list.txt", "ffconcat version 1.0\nfile {}\n"),
     ],
 )
-def test_a_list_of_other_files_is_no_video(tmp_path, name, text):
+def test_playlists_are_rejected(tmp_path, name, text):
     video_io.write_video(tmp_path / "clip.mp4", smooth_video(2), 8)
     (tmp_path / name).write_text(text.format("clip.mp4"))
     for read in (video_io.read_video, video_io.probe):
-        with pytest.raises(UserError, match=f"{name}: not a readable video"):
+        with pytest.raises(UserError, match=rf"{name}: .*\(Invalid (data|argument)"):
             read(tmp_path / name)
 
 
-def test_mp4_is_what_browsers_play(tmp_path):
+def test_mp4_plays_in_browsers(tmp_path):
     path = tmp_path / "new" / "clip.mp4"
     video_io.write_video(path, smooth_video(3, 301)[:, :, :299], 8)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.width, stream.height) == (300, 302)  # odd sides made even
+        assert (stream.width, stream.height) == (300, 302)  # odd sides are padded
         assert stream.average_rate == 8
-        assert next(container.decode(stream)).colorspace == 1  # BT.709, said in the file
+        assert next(container.decode(stream)).colorspace == 1  # BT.709 is declared
     content = path.read_bytes()
-    assert content.index(b"moov") < content.index(b"mdat")  # plays before it is all there
+    assert content.index(b"moov") < content.index(b"mdat")  # playable while downloading
 
 
-def test_small_videos_are_enlarged_by_a_whole_factor(tmp_path):
+def test_small_videos_are_enlarged_by_an_integer_factor(tmp_path):
     video_io.write_video(tmp_path / "clip.mp4", smooth_video(2, 48), 8)
     back, _ = video_io.read_video(tmp_path / "clip.mp4")
     assert back.shape == (2, 288, 288, 3)
 
 
-def test_gif_keeps_its_rate(tmp_path):
+def test_gif_keeps_the_average_rate(tmp_path):
     video_io.write_video(tmp_path / "clip.gif", smooth_video(16), 8)
     with Image.open(tmp_path / "clip.gif") as image:
         durations = []
@@ -94,7 +94,7 @@ def test_gif_keeps_its_rate(tmp_path):
     assert sum(durations) == 2000 and set(durations) == {120, 130}
 
 
-def test_png_is_a_contact_sheet_or_the_image(tmp_path):
+def test_png_is_a_contact_sheet_or_one_image(tmp_path):
     video = np.stack([np.full((256, 256, 3), level) for level in np.linspace(-1, 1, 10)])
     video_io.write_video(tmp_path / "sheet.png", video, 8)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -105,7 +105,7 @@ def test_png_is_a_contact_sheet_or_the_image(tmp_path):
     assert image.shape == (256, 256, 3) and (image == 85).all()
 
 
-def test_retime_takes_the_nearest_time_stamp():
+def test_retime_selects_the_nearest_time_stamp():
     # 45000/1499 frames per second down to 8: by hand, frame round(i / 8 * 30.02).
     rate = 45000 / 1499
     timed = [(i / rate, i, 1 / rate) for i in range(36)]
@@ -119,8 +119,8 @@ def test_retime_takes_the_nearest_time_stamp():
     assert list(video_io.retime(timed, 30)) == list(range(30))
 
 
-def test_reads_by_time_stamps_not_by_count(tmp_path):
-    # Four frames in the first 0.1 s, then one that stays for long.
+def test_resampling_uses_time_stamps(tmp_path):
+    # Four frames in the first 0.1 s, then one long frame.
     levels, stamps = [40, 80, 120, 160, 200], [0, 30, 60, 90, 600]
     write_levels(tmp_path / "uneven.mkv", levels, Fraction(1, 1000), stamps)
     video, _ = video_io.read_video(tmp_path / "uneven.mkv", 10, 16)
@@ -128,7 +128,7 @@ def test_reads_by_time_stamps_not_by_count(tmp_path):
     np.testing.assert_allclose(seen, [40, 160, 160, 160, 160, 160, 200], atol=3)
 
 
-def test_real_odd_rate(tmp_path):
+def test_fractional_frame_rate(tmp_path):
     rate = Fraction(45000, 1499)
     stamps = range(0, 36 * 2998, 2998)
     path = tmp_path / "odd.mp4"
@@ -143,16 +143,16 @@ def test_real_odd_rate(tmp_path):
 
 def test_centre_crop_and_anti_aliasing(tmp_path):
     picture = np.zeros((64, 128, 3), np.uint8)
-    picture[:, ::2] = 255  # stripes of one pixel: grey when reduced, black or white if sampled
-    picture[:, :32] = picture[:, 96:] = (255, 0, 0)  # outside of the square
+    picture[:, ::2] = 255  # 1-pixel stripes: grey when filtered, black or white when sampled
+    picture[:, :32] = picture[:, 96:] = (255, 0, 0)  # outside the centre square
     path = tmp_path / "wide.gif"
     Image.fromarray(picture).save(path, save_all=True, append_images=[Image.new("RGB", (128, 64))])
     video, _ = video_io.read_video(path, resolution=8)
     assert video.shape == (2, 8, 8, 3)
-    assert np.abs(video[0, :, 1:-1]).max() < 0.1  # none of the red, no stripe
+    assert np.abs(video[0, :, 1:-1]).max() < 0.1  # no red, no stripes
 
 
-def test_upright_from_a_telephone(tmp_path):
+def test_rotated_phone_videos_are_upright(tmp_path):
     path = tmp_path / "phone.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
@@ -164,16 +164,16 @@ def test_upright_from_a_telephone(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     content = bytearray(path.read_bytes())
-    # The track's display matrix (last 36 of the 44 bytes before its width and height):
+    # Set the track's display matrix (the last 36 of the 44 bytes before its width and height) to
     # a quarter turn clockwise.
     matrix = content.index(b"tkhd") + 44
-    one = (1 << 16).to_bytes(4, "big")
-    turn = [bytes(4), one, bytes(4), (-(1 << 16)).to_bytes(4, "big", signed=True), bytes(4)]
+    unit = (1 << 16).to_bytes(4, "big")
+    turn = [bytes(4), unit, bytes(4), (-(1 << 16)).to_bytes(4, "big", signed=True), bytes(4)]
     content[matrix : matrix + 20] = b"".join(turn)
     path.write_bytes(content)
     video, _ = video_io.read_video(path)
     assert video.shape == (3, 64, 32, 3)
-    # Left turned clockwise is top.
+    # The left half is at the top after the turn.
     assert video[0, :30].min() > 0.8 and video[0, 34:].max() < -0.8
 
 
@@ -215,38 +215,38 @@ def test_several_resolutions_equal_one_at_a_time(tmp_path, monkeypatch, fps, mar
 
 
 def test_unreadable_videos(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.mp4: no such file"):
+    with pytest.raises(UserError, match=r"absent\.mp4: "):
         video_io.read_video(tmp_path / "absent.mp4")
     (tmp_path / "text.mp4").write_text("not a video " * 50)
-    with pytest.raises(UserError, match=r"text\.mp4: not a readable video \(Invalid data"):
+    with pytest.raises(UserError, match=r"text\.mp4: .*\(Invalid data"):
         video_io.read_video(tmp_path / "text.mp4")
     noise = np.random.default_rng(0).uniform(-1, 1, (20, 64, 64, 3))
     video_io.write_video(tmp_path / "whole.mp4", noise, 8)
     content = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "part.mp4").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"part\.mp4: (breaks off|not a readable)"):
+    with pytest.raises(UserError, match=r"part\.mp4: .*(\d+ frames, expected 20|\(.+\))"):
         video_io.read_video(tmp_path / "part.mp4", 8, 16)
 
 
 def test_unwritable_outputs(tmp_path):
     (tmp_path / "file").write_text("")
     for path, message in (
-        (tmp_path / "clip.avi", r"clip\.avi: cannot write this kind of file; end it in \.mp4"),
-        (tmp_path / "file" / "clip.mp4", r"clip\.mp4: cannot be written \(Not a directory"),
-        ("/proc/clip.mp4", r"/proc/clip\.mp4: cannot be written"),
+        (tmp_path / "clip.avi", r"clip\.avi: .*'\.avi'.*\.mp4, \.gif, \.png"),
+        (tmp_path / "file" / "clip.mp4", r"clip\.mp4: .*\(Not a directory"),
+        ("/proc/clip.mp4", r"/proc/clip\.mp4: .*/proc"),
     ):
         with pytest.raises(UserError, match=message):
             video_io.check_writable(path)
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match=r"folder\.mp4: .*directory"):
         video_io.write_video(tmp_path / "folder.mp4", smooth_video(2), 8)
     video_io.check_writable(tmp_path / "new" / "deep" / "clip.mp4")
     assert not (tmp_path / "new").exists()
 
 
-def test_nothing_half_written(tmp_path, monkeypatch):
+def test_interrupted_writes_leave_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
-    path.write_text("the one before")
+    path.write_text("old")
 
     def stop(*arguments, **fields):
         raise KeyboardInterrupt
@@ -255,4 +255,4 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         video_io.write_video(path, smooth_video(2), 8)
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
-    assert path.read_text() == "the one before"
+    assert path.read_text() == "old"

@@ -80,12 +80,12 @@ def check_upload(path: str | Path, limits: Limits) -> None:
             raise UserError(
                 f"{path}: lasts {found.seconds:.1f} seconds; at most {limits.seconds:g} are taken"
             )
-        if found.frames > limits.frames:
-            raise UserError(f"{path}: has {found.frames} frames; at most {limits.frames} are taken")
-        total = found.width * found.height * found.frames
+        if found.num_frames > limits.frames:
+            raise UserError(f"{path}: has {found.num_frames} frames; at most {limits.frames} are taken")
+        total = found.width * found.height * found.num_frames
         if total > limits.total:
             raise UserError(
-                f"{path}: has {total / 1e9:.3g} gigapixels in its {found.frames} frames; "
+                f"{path}: has {total / 1e9:.3g} gigapixels in its {found.num_frames} frames; "
                 f"at most {limits.total / 1e9:.3g} are taken"
             )
         _readable(frame_size, path)
