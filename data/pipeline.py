@@ -1,16 +1,14 @@
-"""Batches for training: one global order of examples, sliced over processes, by Grain.
+"""Batches for training, from one global order of examples that Grain reads per process.
 
-A config (an `ml_collections.ConfigDict` or a dict) has the fields of `DataConfig`.
-
-The example at global position g is record `order(epoch)[g mod n]`, and what is drawn
-for it depends on (seed, g) alone. So batch k is the same whether the iterator started
-at step 0 or at step k, and for any number of processes.
+The example at global position g is record `order(epoch)[g mod n]`, and its random choices depend
+on (seed, g) only. Batch k is therefore the same after a restart at any step, and for any number of
+processes.
 """
 
+import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,21 @@ import grain
 import numpy as np
 
 from data import records
-from data.moving_shapes.vocabulary import MOTIONS
-from data.sources import NAMES, Source, make_builder, open_source
+from data.data_config import DataConfig, Record
+from data.datasets import DATASETS, parse_config
 from stunet.errors import UserError
-from stunet.schema import from_dict
+
+__all__ = [
+    "DATASETS",
+    "DataConfig",
+    "captions",
+    "make_batches",
+    "open_records",
+    "parse_config",
+    "prepare",
+    "text_states_path",
+    "whole_examples",
+]
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -30,109 +39,54 @@ READ_THREADS = 2
 PREFETCHED_BATCHES = 2
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """The fields of a data config.
-
-    Attributes:
-      name: "moving_shapes", "video_folder" or "ucf101".
-      data_dir: where the records are kept.
-      split: which of the dataset's splits.
-      num_frames: of an example; 1 for single images, a random moment of each clip.
-      resolution: height and width of a frame in pixels.
-      fps: frames per second.
-      seed: of the order and of all that is drawn for an example.
-      caption_dropout: the probability of an empty caption, for guidance.
-      crop: height and width of the square that is cut out of each example at random; None for
-        whole frames.
-      num_examples: of moving_shapes.
-      clip_frames: of a whole clip of moving_shapes, of which an example is `num_frames` in a row;
-        None for `num_frames`. (The other datasets' clips have their own lengths.)
-      texture: of moving_shapes' backgrounds, a standard deviation of values in 0..1.
-      motions: of moving_shapes, the only ones that are shown, one named twice twice as often; ()
-        for all, evenly.
-      source: folder or archive that video_folder and ucf101 are made from.
-      prompts: a TSV of class and caption, for ucf101.
-      text_states: take text states from `text_states_path` instead of tokens.
-    """
-
-    name: str
-    data_dir: str
-    split: str
-    num_frames: int
-    resolution: int
-    fps: float
-    seed: int
-    caption_dropout: float
-    crop: int | None = None
-    num_examples: int | None = None
-    clip_frames: int | None = None
-    texture: float = 0.0
-    motions: tuple[str, ...] = ()
-    source: str | None = None
-    prompts: str | None = None
-    text_states: bool = False
-
-    def __post_init__(self):
-        if self.name not in NAMES:
-            raise UserError(f"unknown dataset '{self.name}'; known are {', '.join(NAMES)}")
-        needed = "num_examples" if self.name == "moving_shapes" else "source"
-        if getattr(self, needed) is None:
-            raise UserError(f"dataset '{self.name}' needs the field '{needed}'")
-        for field in ("num_frames", "resolution", "fps", "num_examples", "crop", "clip_frames"):
-            if (value := getattr(self, field)) is not None and value <= 0:
-                raise UserError(f"{field} is {value}; it must be positive")
-        if (self.crop or 0) > self.resolution:
-            raise UserError(f"crop is {self.crop}; frames are only {self.resolution} pixels wide")
-        if self.clip_frames is not None and self.clip_frames < self.num_frames:
-            raise UserError(
-                f"clip_frames is {self.clip_frames}; num_frames {self.num_frames} need as many"
-            )
-        if unknown := set(self.motions) - set(MOTIONS):
-            raise UserError(f"motions: no {min(unknown)!r}; choose of {', '.join(MOTIONS)}")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; it must not be negative")
-        if not 0 <= self.caption_dropout <= 1:
-            raise UserError(f"caption_dropout is {self.caption_dropout}; it must be within 0..1")
-
-
-def prepare(config: Mapping[str, Any]) -> None:
-    """Builds the dataset under `config.data_dir` if it is not there.
+def prepare(config: DataConfig) -> None:
+    """Builds the dataset under `config.data_dir`, unless it exists.
 
     Raises:
-      UserError: a field of the config is unknown, missing or impossible, or there is nothing
-        usable in the dataset's source.
+      UserError: the dataset's source is missing or contains nothing usable.
     """
-    from_dict(DataConfig, dict(config), "config.data")
-    records.build(make_builder(config))
+    records.build(config.make_builder())
 
 
-def captions(config: Mapping[str, Any]) -> list[str]:
-    """The captions of the split, in the order of its records."""
-    source = open_source(config).records
+def open_records(config: DataConfig) -> Sequence[Record]:
+    """Returns the records of the split, as `config.select_records` selects them.
+
+    Raises:
+      UserError: the dataset has not been built, or has no such split.
+    """
+    return config.select_records(records.read(config.make_builder(), config.split))
+
+
+def captions(config: DataConfig) -> list[str]:
+    """Returns the captions of the split, in the order of its records."""
+    source = open_records(config)
     return [source[index]["caption"].decode() for index in range(len(source))]
 
 
-def whole_examples(config: Mapping[str, Any], count: int) -> tuple[np.ndarray, list[str]]:
-    """The first `count` examples uncropped: `[N, T, H, W, 3]` in [-1, 1], and their captions."""
-    config = {**config, "crop": None, "caption_dropout": 0.0}
-    source = open_source(config)
+def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str]]:
+    """Returns the first `count` examples without crop and with captions.
+
+    Returns:
+      Clips `[count, T, H, W, 3]` float32 in [-1, 1], and their captions.
+    """
+    config = dataclasses.replace(config, crop=None, caption_dropout=0.0)
+    source = open_records(config)
     examples = [_example(config, source, position) for position in range(count)]
     videos = np.stack([example["video"] for example in examples])
     return videos, [example["caption"] for example in examples]
 
 
-def text_states_path(config: Mapping[str, Any]) -> Path:
-    """Where cached text states of the split lie.
+def text_states_path(config: DataConfig) -> Path:
+    """Returns the path of the cached text states of the split.
 
-    The file is `[N + 1, L, D]` float16: row i is for record i's caption (the order of
-    `captions`), row N for the empty caption.
+    The file contains `[N + 1, L, D]` float16: row i belongs to the caption of record i (in the
+    order of `captions`), row N to the empty caption.
     """
-    return Path(make_builder(config).data_path) / f"text_states_{config['split']}.npy"
+    return Path(config.make_builder().data_path) / f"text_states_{config.split}.npy"
 
 
 def make_batches(
-    config: Mapping[str, Any],
+    config: DataConfig,
     tokenize: Tokenize,
     *,
     batch_size: int,
@@ -140,30 +94,32 @@ def make_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step `start_step` on, prefetched in threads.
+    """Returns an endless iterator over batches, prefetched in threads.
 
     Args:
-      config: see the module's docstring.
-      tokenize: captions -> ids [N, L] int32, mask [N, L] bool; unused with `text_states`.
-      batch_size: of the global batch; this process gets its contiguous slice of it.
-      start_step: the first batch's number; all that resuming needs.
-      process_index: this process, of `process_count`.
-      process_count: how many processes share each global batch.
+      config: The dataset and how to draw examples from it.
+      tokenize: Maps N captions to token ids `[N, L]` int32 and a mask `[N, L]` bool. Not called
+        if `config.text_states` is set.
+      batch_size: Size of the global batch. Each process reads a contiguous slice of it.
+      start_step: Number of the first batch. Resuming needs no other state.
+      process_index: Index of this process, 0 to `process_count - 1`.
+      process_count: Number of processes that share each global batch.
 
     Yields:
-      `video` [B, T, H, W, 3] float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask`
-      [B, L] bool, or `text_states` [B, L, D] float16; `position` [B] int64, the global
-      position of each example; B is `batch_size / process_count`.
+      `video` [B, T, H, W, 3] float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask` [B, L]
+      bool, or `text_states` [B, L, D] float16; `position` [B] int64, the global position of each
+      example. B is `batch_size / process_count`.
 
     Raises:
-      UserError: the dataset or its text states are absent, or the batch does not divide.
+      UserError: the dataset or its text states are missing, or `batch_size` is not a multiple of
+        `process_count`.
     """
     if batch_size % process_count:
-        raise UserError(f"batch size {batch_size} is not divisible by {process_count} processes")
+        raise UserError(f"batch_size: {batch_size}, expected a multiple of {process_count}")
     local = batch_size // process_count
     first = start_step * batch_size + process_index * local
-    source = open_source(config)
-    states = _open_states(config, len(source.records)) if config.get("text_states") else None
+    source = open_records(config)
+    states = _open_states(config, len(source)) if config.text_states else None
 
     def example(index: int) -> dict[str, Any]:
         step, row = divmod(index, local)
@@ -175,7 +131,7 @@ def make_batches(
             "position": np.array([example["position"] for example in examples], np.int64),
         }
         if states is not None:
-            # Row -1, the last, is the empty caption's.
+            # The last row (-1) belongs to the empty caption.
             rows = [-1 if not item["caption"] else item["record"] for item in examples]
             return {**batch, "text_states": states[rows]}
         tokens, mask = tokenize([example["caption"] for example in examples])
@@ -186,14 +142,14 @@ def make_batches(
     return iter(dataset.batch(local, batch_fn=collate))
 
 
-def _example(config: Mapping[str, Any], source: Source, position: int) -> dict[str, Any]:
-    epoch, place = divmod(position, len(source.records))
-    index = int(_order(config["seed"], epoch, len(source.records))[place])
-    record = source.records[index]
-    rng = np.random.default_rng((config["seed"], 1, position))
-    dropped = rng.random() < config["caption_dropout"]
-    video = source.decode(record, rng)
-    if size := config.get("crop"):
+def _example(config: DataConfig, source: Sequence[Record], position: int) -> dict[str, Any]:
+    epoch, rank = divmod(position, len(source))
+    index = int(_order(config.seed, epoch, len(source))[rank])
+    record = source[index]
+    rng = np.random.default_rng((config.seed, 1, position))
+    dropped = rng.random() < config.caption_dropout
+    video = config.decode(record, rng)
+    if size := config.crop:
         top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
         video = video[:, top : top + size, left : left + size]
     return {
@@ -204,16 +160,21 @@ def _example(config: Mapping[str, Any], source: Source, position: int) -> dict[s
     }
 
 
-@functools.lru_cache(maxsize=4)  # threads read across an epoch's end
+@functools.lru_cache(maxsize=4)  # around the end of an epoch, threads read from two orders
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(count)
 
 
-def _open_states(config: Mapping[str, Any], count: int) -> np.ndarray:
+def _open_states(config: DataConfig, count: int) -> np.ndarray:
     path = text_states_path(config)
     if not path.exists():
-        raise UserError(f"no cached text states at {path}: compute them, or unset text_states")
+        raise UserError(
+            f"{path}: no such text states, expected the output of experiments.cache_text "
+            "(or text_states=False)"
+        )
     states = np.load(path, mmap_mode="r")
     if states.ndim != 3 or len(states) != count + 1:
-        raise UserError(f"{path}: expected [{count + 1}, L, D] text states, got {states.shape}")
+        raise UserError(
+            f"{path}: text states of shape {states.shape}, expected [{count + 1}, L, D]"
+        )
     return states

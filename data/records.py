@@ -1,4 +1,4 @@
-"""Building TFDS datasets once, and reading their records back without TensorFlow."""
+"""Builds TFDS datasets and reads their records without TensorFlow."""
 
 import contextlib
 import io
@@ -17,30 +17,29 @@ T = TypeVar("T")
 
 
 def build(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the builder's records unless they are there already.
+    """Writes the builder's records, unless they exist.
 
-    TFDS writes into a folder of another name and renames it at the end, so a build that
-    was cut off leaves nothing that passes for a dataset, and of two processes that build the
-    same one the first is kept.
+    TFDS writes to a temporary folder and renames it at the end. An interrupted build therefore
+    leaves no folder under the final name, and of two concurrent builds the first one is used.
     """
     if builder.data_path.exists():
         return
     start = time.monotonic()
     print(f"building {builder.info.full_name} ...", file=sys.stderr)
-    tfds.disable_progress_bar()  # its bars for each stage drown ours
+    tfds.disable_progress_bar()  # its bar per stage would hide ours
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare()
         except FileExistsError:
-            if not builder.data_path.exists():  # it is something else that was in the way
+            if not builder.data_path.exists():  # not from a concurrent build
                 raise
     seconds = time.monotonic() - start
     print(f"built {builder.data_path} in {seconds:.0f} s", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences TFDS's warning that a builder config is not one of a fixed list."""
+def silence_config_warning() -> Iterator[None]:
+    """Silences the warning of TFDS about builder configs that are not in `BUILDER_CONFIGS`."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -50,19 +49,19 @@ def quiet() -> Iterator[None]:
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:
-    """The records of one split, by index.
+    """Returns the records of a split, with random access.
 
     Raises:
-      UserError: the dataset was not built, or has no such split.
+      UserError: the dataset has not been built, or has no such split.
     """
     if not builder.data_path.exists():
-        raise UserError(f"no dataset at {builder.data_path}: prepare it first")
+        raise UserError(f"{builder.data_path}: no such dataset, expected a prepared one")
     known = sorted(builder.info.splits)
     if split not in known:
-        raise UserError(f"{builder.data_path} has no split '{split}'; it has {', '.join(known)}")
+        raise UserError(f"{builder.data_path}: no split {split!r}, expected {' or '.join(known)}")
     return builder.as_data_source(split=split)
 
 
 def progress(items: Iterable[T], label: str) -> Iterator[T]:
-    """`items` behind one progress bar on stderr."""
+    """Iterates over `items` with a progress bar on stderr."""
     return iter(tqdm(items, desc=label, unit="", mininterval=1.0, leave=False))

@@ -34,9 +34,10 @@ def main(argv: list[str]) -> None:
     if not config.init_from:
         raise UserError("config.init_from names the model whose text encoder is used; it is empty")
     model = load(config.init_from)
-    data.prepare(config.data)
-    path = data.text_states_path(config.data)
-    write_text_states(path, data.captions(config.data), model)
+    data_config = data.parse_config(config.data)
+    data.prepare(data_config)
+    path = data.text_states_path(data_config)
+    write_text_states(path, data.captions(data_config), model)
     print(path)
 
 

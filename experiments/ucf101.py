@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from data.ucf101.ucf101_builder import find_clips, read_prompts
+from data.ucf101.ucf101_builder import find_class_videos, read_class_prompts
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.engine import Model, check_cascade, enlarge, generate, load
@@ -118,8 +118,8 @@ def asked(config: ZeroShotConfig) -> list[tuple[str, str]]:
     Raises:
       UserError: there are no real clips, or a class has no prompt.
     """
-    prompts = read_prompts(Path(config.prompts))
-    clips = find_clips(Path(config.reference))
+    prompts = read_class_prompts(Path(config.prompts))
+    clips = find_class_videos(Path(config.reference))
     counts = Counter(clip.name.split("/")[-2] for clip in clips)
     if missing := [label for label in sorted(counts) if label.lower() not in prompts]:
         raise UserError(f"{config.prompts}: has no prompt for {', '.join(missing)}")

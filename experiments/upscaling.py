@@ -132,9 +132,9 @@ def main(argv: list[str]) -> None:
 
 def _clips(resolution: int) -> tuple[np.ndarray, list[str]]:
     """Whole clips `[N, T, R, R, 3]` of the tiny config's data, and their captions."""
-    config = tiny_ssr.get_config().data.to_dict()
-    config |= {"data_dir": _DATA_DIR.value, "split": _SPLIT.value, "resolution": resolution}
-    config["num_frames"] = config["clip_frames"]
+    fields = tiny_ssr.get_config().data.to_dict()
+    fields |= {"data_dir": _DATA_DIR.value, "split": _SPLIT.value, "resolution": resolution}
+    config = data.parse_config(fields | {"num_frames": fields["clip_frames"]})
     data.prepare(config)
     return data.whole_examples(config, _CLIPS.value)
 

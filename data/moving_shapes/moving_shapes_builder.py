@@ -1,33 +1,93 @@
-"""TFDS builder of the moving-shapes world: attributes, seeds and captions, no pixels."""
+"""TFDS builder of the moving-shapes world: attributes, seeds and captions, without pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.moving_shapes.vocabulary import Attributes, caption, draw_attributes
-from data.records import progress, quiet
+from data.data_config import DataConfig, Record
+from data.moving_shapes.render import NOMINAL_SECONDS, render_at
+from data.moving_shapes.vocabulary import MOTIONS, Attributes, caption, draw_attributes
+from data.records import progress, silence_config_warning
+from stunet.errors import UserError
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 SPLITS = ("train", "heldout")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MovingShapesConfig(DataConfig):
+    """Config of the dataset "moving_shapes", rendered while training.
+
+    Attributes:
+      num_examples: Number of records of the split `train`.
+      clip_frames: Length of a clip in frames, of which an example is a random window of
+        `num_frames`. None uses `num_frames`.
+      texture: Standard deviation of the background's texture, for values in 0 to 1.
+      motions: Motions to sample from; repetition acts as a weight. Empty means all, uniformly.
+    """
+
+    num_examples: int
+    clip_frames: int | None = None
+    texture: float = 0.0
+    motions: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_positive("num_examples", "clip_frames")
+        if self.clip_frames is not None and self.clip_frames < self.num_frames:
+            raise UserError(
+                f"clip_frames: {self.clip_frames}, expected at least num_frames {self.num_frames}"
+            )
+        if unknown := set(self.motions) - set(MOTIONS):
+            raise UserError(
+                f"motions: unknown motion {min(unknown)!r}, expected some of {', '.join(MOTIONS)}"
+            )
+
+    def make_builder(self) -> "MovingShapes":
+        """Returns the TFDS builder."""
+        config = MovingShapesBuilderConfig(
+            name=f"n{self.num_examples}", num_examples=self.num_examples
+        )
+        with silence_config_warning():
+            return MovingShapes(config=config, data_dir=self.data_dir, file_format="array_record")
+
+    def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """Renders a record: a window of its clip, or one frame at a random time."""
+        words = (record[name].decode() for name in ATTRIBUTES)
+        attributes, seed = Attributes(*words), int(record["seed"])
+        clip_frames = self.clip_frames or self.num_frames
+        if self.num_frames == 1:
+            fractions, seconds = rng.random(1), NOMINAL_SECONDS
+        else:
+            first = rng.integers(clip_frames - self.num_frames + 1)
+            fractions = (first + np.arange(self.num_frames)) / clip_frames
+            seconds = clip_frames / self.fps
+        return render_at(attributes, seed, fractions, seconds, self.resolution, self.texture)
+
+    def select_records(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Returns the records of the motions in `motions`, repeated by their weight."""
+        if not self.motions:
+            return records
+        return [r for r in records for _ in range(self.motions.count(r["motion"].decode()))]
+
+
 @dataclass(kw_only=True)
-class MovingShapesConfig(tfds.core.BuilderConfig):
-    """How many records `train` holds; `heldout` holds a tenth of that."""
+class MovingShapesBuilderConfig(tfds.core.BuilderConfig):
+    """Number of records of `train`; `heldout` has a tenth of that."""
 
     num_examples: int = 20_000
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
-    """Records of `Attributes`, a caption and the seed to render with (`render.py`).
+    """Records of `Attributes`, a caption, and the seed to render with (`render.py`).
 
     `heldout` has the (shape, colour, motion) combinations that `train` never shows.
     """
 
-    VERSION = tfds.core.Version("1.2.0")  # 1.2: each motion keeps one word in all its wordings
+    VERSION = tfds.core.Version("1.2.0")  # 1.2: all wordings of a motion share one word
 
     def _info(self) -> tfds.core.DatasetInfo:
         texts = {name: tfds.features.Text() for name in (*ATTRIBUTES, "caption")}
@@ -47,10 +107,3 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
             attributes = draw_attributes(split, rng)
             seed = int(rng.integers(2**31))
             yield index, {**asdict(attributes), "seed": seed, "caption": caption(attributes, seed)}
-
-
-def make_builder(data_dir: str, num_examples: int) -> MovingShapes:
-    """The builder whose records lie (or will lie) under `data_dir`."""
-    config = MovingShapesConfig(name=f"n{num_examples}", num_examples=num_examples)
-    with quiet():
-        return MovingShapes(config=config, data_dir=data_dir, file_format="array_record")

@@ -25,6 +25,8 @@ def get_config(argument: str) -> ConfigDict:
     """The run of "VARIANT,SEED", or of "VARIANT,SEED,tpu"."""
     config = resampler_init.get_config(argument)
     config.data.name, config.data.source = "ucf101", ""
+    if "num_examples" in config.data:
+        del config.data.num_examples  # a field of moving_shapes
     if config.sample_prompts:
         config.sample_prompts = ("basketball", "horse riding", "playing guitar", "surfing")
     return config

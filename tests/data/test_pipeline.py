@@ -1,15 +1,17 @@
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data import pipeline
 from data.moving_shapes.render import render
 from data.moving_shapes.vocabulary import Attributes, caption, is_held_out, parse
 from stunet.errors import UserError
 
-CONFIG = {
+FIELDS = {
     "name": "moving_shapes",
     "split": "train",
     "num_examples": 40,
@@ -23,7 +25,8 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    config = {**CONFIG, "data_dir": str(tmp_path_factory.mktemp("datasets"))}
+    data_dir = str(tmp_path_factory.mktemp("datasets"))
+    config = pipeline.parse_config({**FIELDS, "data_dir": data_dir})
     pipeline.prepare(config)
     return config
 
@@ -38,16 +41,16 @@ def take(config, count, **arguments):
     return [next(batches) for _ in range(count)]
 
 
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    for key in one:
-        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+def assert_equal(batch, other):
+    assert batch.keys() == other.keys()
+    for key in batch:
+        np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
 
 
-def test_form(config):
+def test_shapes_and_dtypes(config):
     (batch,) = take(config, 1)
-    forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
-    assert forms == {
+    found = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    assert found == {
         "video": ((6, 4, 8, 8, 3), "float32"),
         "tokens": ((6, 2), "int32"),
         "token_mask": ((6, 2), "bool"),
@@ -55,11 +58,11 @@ def test_form(config):
     }
 
 
-def test_restart_at_any_step_gives_the_same_batches(config):
+def test_restart_at_any_step_yields_the_same_batches(config):
     batches = take(config, 16)  # more than two epochs of 40
     for step in (0, 1, 6, 13):
-        for one, other in zip(batches[step:], take(config, 2, start_step=step), strict=False):
-            assert_equal(one, other)
+        for batch, other in zip(batches[step:], take(config, 2, start_step=step), strict=False):
+            assert_equal(batch, other)
 
 
 def test_processes_share_one_global_batch(config):
@@ -71,20 +74,20 @@ def test_processes_share_one_global_batch(config):
 
 
 def test_every_epoch_shows_every_record_in_another_order(config):
-    batches = take({**config, "caption_dropout": 0.0}, 4, batch_size=20)
+    batches = take(replace(config, caption_dropout=0.0), 4, batch_size=20)
     clips = np.concatenate([batch["video"] for batch in batches]).reshape(80, -1)
     first, second = clips[:40], clips[40:]
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(np.unique(first, axis=0), np.unique(second, axis=0))
     positions = np.concatenate([batch["position"] for batch in batches])
     np.testing.assert_array_equal(positions, np.arange(80))
-    other = take({**config, "seed": 6}, 1, batch_size=40)[0]["video"].reshape(40, -1)
+    other = take(replace(config, seed=6), 1, batch_size=40)[0]["video"].reshape(40, -1)
     assert not np.array_equal(first, other)
 
 
 def test_clips_are_those_of_the_captions(config):
-    batch = take({**config, "caption_dropout": 0.0}, 1, batch_size=40)[0]
-    records = pipeline.open_source(config).records
+    batch = take(replace(config, caption_dropout=0.0), 1, batch_size=40)[0]
+    records = pipeline.open_records(config)
     for record in (records[i] for i in range(len(records))):
         words = {name: record[name].decode() for name in Attributes.__dataclass_fields__}
         video = render(Attributes(**words), record["seed"], 4, 8, 8.0)
@@ -92,15 +95,13 @@ def test_clips_are_those_of_the_captions(config):
         assert batch["tokens"][row, 0] == len(record["caption"])
 
 
-def test_only_clips_of_the_motions_that_are_asked_for(config):
+def test_motions_select_and_weight_records(config):
     every = pipeline.captions(config)
     wanted = [text for text in every if parse(text)["motion"] in ("left", "spinning")]
     assert 0 < len(wanted) < len(every)
-    assert pipeline.captions({**config, "motions": ("left", "spinning")}) == wanted
-    twice = pipeline.captions({**config, "motions": ("left", "spinning", "left")})
+    assert pipeline.captions(replace(config, motions=("left", "spinning"))) == wanted
+    twice = pipeline.captions(replace(config, motions=("left", "spinning", "left")))
     assert sorted(twice) == sorted(wanted + [t for t in wanted if parse(t)["motion"] == "left"])
-    with pytest.raises(UserError, match="motions: no 'jumping'; choose of left, right"):
-        pipeline.prepare({**config, "motions": ("left", "jumping")})
 
 
 def test_caption_dropout_is_a_quarter(config):
@@ -108,12 +109,12 @@ def test_caption_dropout_is_a_quarter(config):
     empty = np.concatenate([batch["tokens"][:, 0] == 0 for batch in batches])
     assert 0.15 < empty.mean() < 0.35
     assert not any(
-        (batch["tokens"] == 0).any() for batch in take({**config, "caption_dropout": 0.0}, 5)
+        (batch["tokens"] == 0).any() for batch in take(replace(config, caption_dropout=0.0), 5)
     )
 
 
-def test_images_are_other_moments_in_each_epoch(config):
-    images = {**config, "num_frames": 1}
+def test_images_are_different_frames_in_each_epoch(config):
+    images = replace(config, num_frames=1)
     first, second = take(images, 2, batch_size=40)
     assert first["video"].shape == (40, 1, 8, 8, 3)
     assert not np.array_equal(
@@ -124,10 +125,10 @@ def test_images_are_other_moments_in_each_epoch(config):
 
 
 def test_windows_of_longer_clips(config):
-    """An example's frames follow each other in the clip, from anywhere in it."""
-    long = {**config, "num_frames": 12, "caption_dropout": 0.0}
+    """The frames of an example are consecutive, with a random start."""
+    long = replace(config, num_frames=12, caption_dropout=0.0)
     (whole,) = take(long, 1, batch_size=40)
-    (parts,) = take({**long, "num_frames": 4, "clip_frames": 12}, 1, batch_size=40)
+    (parts,) = take(replace(long, num_frames=4, clip_frames=12), 1, batch_size=40)
     starts = []
     for clip, part in zip(whole["video"], parts["video"], strict=True):
         distances = [np.abs(clip[first : first + 4] - part).max() for first in range(9)]
@@ -137,7 +138,7 @@ def test_windows_of_longer_clips(config):
 
 
 def test_crops(config):
-    (whole,), (parts,) = (take({**config, **change}, 1) for change in ({}, {"crop": 5}))
+    (whole,), (parts,) = (take(replace(config, **change), 1) for change in ({}, {"crop": 5}))
     assert parts["video"].shape == (6, 4, 5, 5, 3)
     corners = set()
     for clip, part in zip(whole["video"], parts["video"], strict=True):
@@ -149,15 +150,15 @@ def test_crops(config):
 
 
 def test_whole_examples_are_the_first_ones_uncropped(config):
-    videos, captions = pipeline.whole_examples({**config, "crop": 5}, 3)
-    (batch,) = take({**config, "caption_dropout": 0.0}, 1)
+    videos, captions = pipeline.whole_examples(replace(config, crop=5), 3)
+    (batch,) = take(replace(config, caption_dropout=0.0), 1)
     np.testing.assert_array_equal(videos, batch["video"][:3])
     np.testing.assert_array_equal(tokenize(captions)[0], batch["tokens"][:3])
 
 
 def test_heldout_combinations_are_disjoint(config):
     for split, count in (("train", 40), ("heldout", 4)):
-        captions = pipeline.captions({**config, "split": split})
+        captions = pipeline.captions(replace(config, split=split))
         assert len(captions) == count
         for text in captions:
             words = parse(text)
@@ -165,23 +166,23 @@ def test_heldout_combinations_are_disjoint(config):
             assert is_held_out(*labels) == (split == "heldout")
 
 
-def test_text_states_take_the_place_of_tokens(config):
+def test_text_states_replace_tokens(config):
     captions = pipeline.captions(config)
     states = np.array([[[len(text)] * 3] for text in [*captions, ""]], np.float16)
     np.save(pipeline.text_states_path(config), states)
     for plain, cached in zip(
-        take(config, 5), take({**config, "text_states": True}, 5), strict=True
+        take(config, 5), take(replace(config, text_states=True), 5), strict=True
     ):
         assert cached["text_states"].shape == (6, 1, 3) and "tokens" not in cached
         np.testing.assert_array_equal(cached["text_states"][:, 0, 0], plain["tokens"][:, 0])
         np.testing.assert_array_equal(cached["video"], plain["video"])
     np.save(pipeline.text_states_path(config), states[:-1])
-    with pytest.raises(UserError, match=r"expected \[41, L, D\] text states, got \(40, 1, 3\)"):
-        take({**config, "text_states": True}, 1)
+    with pytest.raises(UserError, match=r"text_states_train\.npy.*\(40, 1, 3\).*\[41, L, D\]"):
+        take(replace(config, text_states=True), 1)
 
 
-def test_half_written_build_is_not_taken_for_a_dataset(config, tmp_path, monkeypatch):
-    fresh = {**config, "data_dir": str(tmp_path)}
+def test_interrupted_build_is_no_dataset(config, tmp_path, monkeypatch):
+    fresh = replace(config, data_dir=str(tmp_path))
 
     def stop(*arguments):
         raise KeyboardInterrupt
@@ -190,50 +191,102 @@ def test_half_written_build_is_not_taken_for_a_dataset(config, tmp_path, monkeyp
         patch.setattr("data.moving_shapes.moving_shapes_builder.caption", stop)
         with pytest.raises(KeyboardInterrupt):
             pipeline.prepare(fresh)
-    with pytest.raises(UserError, match=r"no dataset at .*: prepare it first"):
+    with pytest.raises(UserError, match="moving_shapes/n40"):
         take(fresh, 1)
     pipeline.prepare(fresh)
     assert pipeline.captions(fresh) == pipeline.captions(config)
 
 
-def test_a_dataset_that_another_process_was_sooner_to_build_is_taken(config, tmp_path, monkeypatch):
-    fresh = {**config, "data_dir": str(tmp_path)}
+def test_dataset_built_by_a_concurrent_process_is_used(config, tmp_path, monkeypatch):
+    fresh = replace(config, data_dir=str(tmp_path))
 
-    def overtaken(*arguments):
+    def build_concurrently(*arguments):
         monkeypatch.setattr("data.moving_shapes.moving_shapes_builder.caption", caption)
         pipeline.prepare(fresh)
         return caption(*arguments)
 
-    monkeypatch.setattr("data.moving_shapes.moving_shapes_builder.caption", overtaken)
+    monkeypatch.setattr("data.moving_shapes.moving_shapes_builder.caption", build_concurrently)
     pipeline.prepare(fresh)
     assert pipeline.captions(fresh) == pipeline.captions(config)
     assert not list(tmp_path.rglob("incomplete*"))
 
 
-def test_mistakes(config):
-    with pytest.raises(UserError, match="unknown dataset 'shapes'; known are moving_shapes,"):
-        pipeline.prepare({**config, "name": "shapes"})
-    with pytest.raises(UserError, match="has no split 'test'; it has heldout, train"):
-        take({**config, "split": "test"}, 1)
-    with pytest.raises(UserError, match="batch size 6 is not divisible by 4 processes"):
-        take(config, 1, process_count=4)
-    for change, message in (
-        ({"crop": 9}, "crop is 9; frames are only 8 pixels wide"),
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "shapes"}, "'shapes'.* moving_shapes, video_folder, ucf101"),
+        ({"name": "tests.data.stripes:Strips"}, "'tests.data.stripes:Strips'.*Strips"),
+        ({"name": "tests.data.stripes:LEVELS"}, "'tests.data.stripes:LEVELS'.*DataConfig"),
+        ({"name": None}, "config.data.*'name'.* moving_shapes, .*None"),
+        ({"num_examples": None}, "config.data.*'num_examples'.*int.*None"),
+        ({"resolutoin": 8}, "config.data.*'resolutoin'.*'resolution'"),
+        ({"num_frames": 0}, "config.data: num_frames: 0"),
+        ({"crop": 9}, "config.data: crop: 9.* 8"),
+        ({"clip_frames": 3}, "config.data: clip_frames: 3.* 4"),
+        ({"motions": ("left", "jumping")}, "config.data: motions.*'jumping'.*left, right"),
+        ({"seed": -1}, "config.data: seed: -1.* 0"),
+        ({"caption_dropout": 1.5}, "config.data: caption_dropout: 1.5.* 0 .* 1"),
+        ({"source": "clips"}, "'source'.*'clips'.*'moving_shapes'.*video_folder, ucf101"),
+        ({"prompts": "a.tsv"}, "'prompts'.*'a.tsv'.*'moving_shapes'.*ucf101"),
+        ({"name": "ucf101", "source": "x"}, "'num_examples'.*40.*'ucf101'.*moving_shapes"),
         (
-            {"name": "ucf101", "source": ""},
-            "'ucf101' needs its videos: config.data.source is empty",
+            {"name": "video_folder", "source": "x", "num_examples": None, "texture": 0.1},
+            "'texture'.*0.1.*'video_folder'.*moving_shapes",
         ),
-        ({"clip_frames": 3}, "clip_frames is 3; num_frames 4 need as many"),
-    ):
-        with pytest.raises(UserError, match=message):
-            pipeline.prepare({**config, **change})
-    with pytest.raises(UserError, match=r"no cached text states at .*heldout"):
-        take({**config, "split": "heldout", "text_states": True}, 1)
+    ],
+)
+def test_invalid_configs(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        pipeline.parse_config({**FIELDS, "data_dir": "datasets", **changes})
+    assert "\n" not in str(error.value)
+
+
+def test_unset_fields_of_other_datasets_are_ignored():
+    unset = {"source": "", "prompts": None}
+    plain = pipeline.parse_config({**FIELDS, "data_dir": "datasets"})
+    assert pipeline.parse_config({**FIELDS, "data_dir": "datasets", **unset}) == plain
+    unset = {"num_examples": None, "clip_frames": None, "texture": 0.0, "motions": ()}
+    fields = {**FIELDS, "name": "ucf101", "data_dir": "datasets", "source": "", **unset}
+    assert pipeline.parse_config(ConfigDict(fields)).prompts is None
+
+
+def test_missing_source():
+    config = pipeline.parse_config(
+        {**FIELDS, "name": "ucf101", "num_examples": None, "data_dir": "x", "source": ""}
+    )
+    with pytest.raises(UserError, match=r"config\.data\.source.*'ucf101'"):
+        pipeline.prepare(config)
+
+
+def test_invalid_batches(config):
+    with pytest.raises(UserError, match=r"'test'.*heldout or train"):
+        take(replace(config, split="test"), 1)
+    with pytest.raises(UserError, match=r"batch_size: 6.* 4"):
+        take(config, 1, process_count=4)
+    with pytest.raises(UserError, match=r"text_states_heldout\.npy"):
+        take(replace(config, split="heldout", text_states=True), 1)
+
+
+def test_dataset_from_outside_the_package(tmp_path):
+    """`tests.data.stripes` defines a dataset that `data.datasets` does not contain."""
+    fields = {**FIELDS, "name": "tests.data.stripes:StripesConfig", "data_dir": str(tmp_path)}
+    del fields["num_examples"]
+    config = pipeline.parse_config({**fields, "period": 4, "caption_dropout": 0.0})
+    pipeline.prepare(config)
+    assert pipeline.captions(config) == ["stripes 0", "stripes 1", "stripes 2"]
+    (batch,) = take(config, 1, batch_size=3)
+    assert batch["video"].shape == (3, 4, 8, 8, 3)
+    assert sorted(batch["video"][:, 0, 0, 0, 0]) == [-1, -0.5, 0]
+    with pytest.raises(UserError, match=r"'num_examples'.*40.*moving_shapes"):
+        pipeline.parse_config({**fields, "period": 4, "num_examples": 40})
+    with pytest.raises(UserError, match="period"):
+        pipeline.parse_config(fields)
 
 
 def test_tensorflow_is_never_imported(config):
     program = (
         "import sys; from data import pipeline; "
-        f"pipeline.captions({config!r}); assert 'tensorflow' not in sys.modules"
+        f"config = pipeline.parse_config({asdict(config)!r}); "
+        "pipeline.captions(config); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from data import pipeline
-from data.ucf101.ucf101_builder import class_caption, find_clips, read_prompts
+from data.ucf101.ucf101_builder import class_caption, find_class_videos, read_class_prompts
 from stunet.errors import UserError
 
-FORM = {
+FIELDS = {
     "name": "ucf101",
     "split": "train",
     "resolution": 16,
@@ -18,6 +18,11 @@ FORM = {
     "caption_dropout": 0.0,
 }
 CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
+
+
+def config_for(source, data_dir, **changes):
+    fields = {**FIELDS, "source": str(source), "data_dir": str(data_dir), **changes}
+    return pipeline.parse_config(fields)
 
 
 def write_avi(path, level):
@@ -45,7 +50,7 @@ def archive(tmp_path_factory):
 
 
 def contents(config):
-    records = pipeline.open_source(config).records
+    records = pipeline.open_records(config)
     return sorted(
         (
             record["caption"].decode(),
@@ -57,24 +62,24 @@ def contents(config):
 
 
 @pytest.mark.parametrize("source", ["folder", "zip"])
-def test_folder_and_zip_are_the_same(archive, tmp_path, capsys, source):
+def test_folder_and_zip_yield_the_same_records(archive, tmp_path, capsys, source):
     path = archive if source == "folder" else archive.parent / "UCF101.zip"
-    config = {**FORM, "source": str(path), "data_dir": str(tmp_path)}
+    config = config_for(path, tmp_path)
     pipeline.prepare(config)
     assert contents(config) == [
         ("apply eye makeup", 8, 60.0),
         ("handstand pushups", 8, 120.0),
         ("yo yo", 8, 180.0),
     ]
-    said = capsys.readouterr().err
-    assert "skipped 1 of 4 videos:" in said
-    assert "YoYo/v_YoYo_g01_c02.avi: not a readable video" in said
+    output = capsys.readouterr().err
+    assert "skipped 1 of 4 videos:" in output
+    assert "YoYo/v_YoYo_g01_c02.avi: " in output
 
 
 def test_captions_from_a_table(archive, tmp_path, capsys):
     table = tmp_path / "prompts.tsv"
     table.write_text("ApplyEyeMakeup\tapplying eye makeup\nHandStandPushups\thandstand pushups\n")
-    config = {**FORM, "source": str(archive), "data_dir": str(tmp_path), "prompts": str(table)}
+    config = config_for(archive, tmp_path, prompts=str(table))
     pipeline.prepare(config)
     assert sorted(pipeline.captions(config)) == ["applying eye makeup", "handstand pushups"]
     assert "v_YoYo_g01_c01.avi: no caption" in capsys.readouterr().err
@@ -89,26 +94,26 @@ def test_captions_from_a_table(archive, tmp_path, capsys):
         ("YoYo", "yo yo"),
     ],
 )
-def test_class_names_are_taken_apart(label, caption):
+def test_class_names_become_words(label, caption):
     assert class_caption(label) == caption
 
 
-def test_archives_that_are_none(tmp_path):
+def test_invalid_archives(tmp_path):
     (tmp_path / "UCF101.rar").write_bytes(b"Rar!")
     (tmp_path / "UCF101.zip").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.tsv").write_text("Archery archery\n")
     for name, message in (
-        ("UCF101.rar", r"unpack the \.rar first"),
-        ("UCF101.zip", "not a complete zip archive"),
-        ("absent", "no such folder or archive"),
-        ("empty", r"holds no CLASS/NAME\.avi"),
-        ("bad.tsv", "expected the folder of UCF-101's classes"),
+        ("UCF101.rar", r"UCF101\.rar: .*\.zip"),
+        ("UCF101.zip", r"UCF101\.zip: "),
+        ("absent", "absent: .*UCF-101"),
+        ("empty", r"empty: .*CLASS/NAME\.avi"),
+        ("bad.tsv", r"bad\.tsv: .*\.zip"),
     ):
         with pytest.raises(UserError, match=message):
-            find_clips(tmp_path / name)
-    with pytest.raises(UserError, match="row 1 must be a class, a tab and a caption"):
-        read_prompts(tmp_path / "bad.tsv")
-    config = {**FORM, "source": str(tmp_path), "data_dir": str(tmp_path), "prompts": "absent.tsv"}
-    with pytest.raises(UserError, match=r"absent\.tsv: cannot read"):
+            find_class_videos(tmp_path / name)
+    with pytest.raises(UserError, match=r"bad\.tsv.*row 1.*a class, a tab and a caption"):
+        read_class_prompts(tmp_path / "bad.tsv")
+    config = config_for(tmp_path, tmp_path, prompts="absent.tsv")
+    with pytest.raises(UserError, match=r"absent\.tsv"):
         pipeline.prepare(config)

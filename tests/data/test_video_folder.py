@@ -1,3 +1,5 @@
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -10,7 +12,7 @@ from stunet.errors import UserError
 from stunet.video_io import write_video
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
-FORM = {
+FIELDS = {
     "name": "video_folder",
     "split": "train",
     "resolution": 16,
@@ -27,7 +29,7 @@ def tokenize(texts):
 
 
 def counting_clip(path, num_frames, fps=8, codec=None):
-    """Frame i has the grey level i / 40, so that a frame tells its number."""
+    """Frame i has the grey level i / 40, which identifies the frame."""
     levels = np.arange(num_frames) / 40
     video = np.broadcast_to(levels[:, None, None, None], (num_frames, 32, 48, 3))
     if codec is None:
@@ -43,12 +45,13 @@ def counting_clip(path, num_frames, fps=8, codec=None):
 
 
 def config_for(folder, data_dir, **changes):
-    return {**FORM, "source": str(folder), "data_dir": str(data_dir), **changes}
+    fields = {**FIELDS, "source": str(folder), "data_dir": str(data_dir), **changes}
+    return pipeline.parse_config(fields)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with every kind of file, good and bad, and what the build said."""
+    """A folder with every kind of file, good and bad, and the output of the build."""
     folder = tmp_path_factory.mktemp("clips")
     counting_clip(folder / "one.mp4", 20)
     (folder / "sub").mkdir()
@@ -71,22 +74,22 @@ def built(tmp_path_factory):
 
 def test_skipped_files_are_listed_with_their_reasons(built, capsys):
     pipeline.prepare(built)
-    said = capsys.readouterr().err
-    assert "skipped 4 of 9 videos:" in said
+    output = capsys.readouterr().err
+    assert "skipped 4 of 9 videos:" in output
     for line in (
-        "  absent.mp4: no such file",
-        "  broken.mp4: not a readable video (Invalid data found when processing input)",
-        "  short.mp4: too short: 5 frames at 8 fps, 8 needed",
-        "  silent.mp4: no caption",
+        r"  absent\.mp4: ",
+        r"  broken\.mp4: .*Invalid data found",
+        r"  short\.mp4: too short.* 5 frames at 8 fps.* 8$",
+        r"  silent\.mp4: no caption$",
     ):
-        assert line in said.splitlines()
+        assert re.search(f"^{line}", output, re.MULTILINE), line
     pipeline.prepare(built)
-    assert capsys.readouterr().err == ""  # the second time there is nothing to do
+    assert capsys.readouterr().err == ""  # the records exist
 
 
 def test_captions_and_frames(built):
     pipeline.prepare(built)
-    records = pipeline.open_source(built).records
+    records = pipeline.open_records(built)
     by_file = {records[i]["file"].decode(): records[i] for i in range(len(records))}
     captions = {name: record["caption"].decode() for name, record in by_file.items()}
     assert captions == {
@@ -127,21 +130,21 @@ def test_batches_are_windows_of_the_clips(built):
 
 
 def test_images_need_one_frame_only(built, capsys):
-    images = {**built, "num_frames": 1}
+    images = replace(built, num_frames=1)
     pipeline.prepare(images)
     assert "short.mp4" not in capsys.readouterr().err
     batch = next(pipeline.make_batches(images, tokenize, batch_size=6))
     assert batch["video"].shape == (6, 1, 16, 16, 3)
 
 
-def test_another_folder_content_is_another_dataset(tmp_path):
+def test_changed_folder_content_is_another_dataset(tmp_path):
     counting_clip(tmp_path / "a.gif", 8)
     (tmp_path / "a.txt").write_text("a")
     config = config_for(tmp_path, tmp_path / "datasets")
     pipeline.prepare(config)
     assert pipeline.captions(config) == ["a"]
     (tmp_path / "a.txt").write_text("another caption")
-    with pytest.raises(UserError, match="prepare it first"):
+    with pytest.raises(UserError, match="datasets/video_folder"):
         pipeline.captions(config)
     pipeline.prepare(config)
     assert pipeline.captions(config) == ["another caption"]
@@ -156,34 +159,34 @@ def test_cut():
             np.testing.assert_array_equal(np.concatenate(parts)[:, 0, 0, 0], np.arange(count))
 
 
-def test_stops_when_nothing_is_left(tmp_path):
+def test_fails_if_every_video_is_skipped(tmp_path):
     counting_clip(tmp_path / "short.mp4", 5)
     (tmp_path / "short.txt").write_text("short")
     config = config_for(tmp_path, tmp_path / "datasets")
-    with pytest.raises(UserError, match=r"none of its 1 videos is usable \(short.mp4: too short"):
+    with pytest.raises(UserError, match=r"none of 1 .*short\.mp4: too short: 5 .* 8"):
         pipeline.prepare(config)
-    with pytest.raises(UserError, match="prepare it first"):  # nothing half-written
+    with pytest.raises(UserError, match="datasets/video_folder"):  # no partial records
         pipeline.captions(config)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_invalid_folders(tmp_path):
     def prepare(folder):
         pipeline.prepare(config_for(folder, tmp_path / "datasets"))
 
-    with pytest.raises(UserError, match="absent: no such folder of videos"):
+    with pytest.raises(UserError, match=r"absent: .*folder"):
         prepare(tmp_path / "absent")
     folder = tmp_path / "clips"
     folder.mkdir()
-    with pytest.raises(UserError, match=r"clips: holds no videos \(\.mp4, "):
+    with pytest.raises(UserError, match=r"clips: .*\.mp4, "):
         prepare(folder)
     counting_clip(folder / "a.mp4", 8)
-    with pytest.raises(UserError, match=r"clips: has no captions; add captions\.csv with"):
+    with pytest.raises(UserError, match=r"clips: .*captions\.csv.*file,caption.*\.txt"):
         prepare(folder)
     (folder / "captions.csv").write_text("name;text\na.mp4;a\n")
-    with pytest.raises(UserError, match=r"captions\.csv: its first line must name the columns"):
+    with pytest.raises(UserError, match=r"captions\.csv: .*name;text.*file,caption"):
         prepare(folder)
     (folder / "captions.csv").write_bytes(b"file,caption\na.mp4,\xff\xfe\n")
-    with pytest.raises(UserError, match=r"captions\.csv: not a CSV file in UTF-8"):
+    with pytest.raises(UserError, match=r"captions\.csv: .*UTF-8"):
         prepare(folder)
 
 
@@ -192,7 +195,7 @@ def test_real_clips(tmp_path, capsys):
     config = config_for(REAL, tmp_path, num_frames=10)
     pipeline.prepare(config)
     assert "skipped" not in capsys.readouterr().err
-    records = pipeline.open_source(config).records
+    records = pipeline.open_records(config)
     lengths = {}
     for record in (records[i] for i in range(len(records))):
         lengths.setdefault(record["file"].decode(), []).append(len(record["frames"]))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pipeline import DataConfig
+from data.pipeline import parse_config
 from experiments.configs import base_128, shapes
 from experiments.ucf101 import ZeroShotConfig
 from stunet.models.unet import check_video_shape
@@ -54,7 +54,7 @@ def test_config(case):
     read = to_dict(config)
     assert_within(plain(said), read, name)
     assert from_dict(TrainConfig, read, name) == config
-    from_dict(DataConfig, config.data, f"{name}: data")
+    parse_config(config.data, f"{name}: data")
     if config.unet is not None:
         size = config.data["resolution"]
         check_video_shape(config.unet, config.data["num_frames"], size, size)

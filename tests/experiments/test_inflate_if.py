@@ -61,12 +61,13 @@ def config(clips, model):
 def test_training_on_cached_text_states(config, model, tmp_path):
     """In bfloat16, with whole blocks recomputed, without running the text encoder."""
     read = from_dict(TrainConfig, config, "config")
-    data.prepare(read.data)
+    data_config = data.parse_config(read.data)
+    data.prepare(data_config)
     with pytest.raises(UserError, match="no cached text states"):
         train_here(config, tmp_path / "run")
     imported = load(model)
-    path = data.text_states_path(read.data)
-    write_text_states(path, data.captions(read.data), imported)
+    path = data.text_states_path(data_config)
+    write_text_states(path, data.captions(data_config), imported)
     assert train_here(config, tmp_path / "run") == 0
     before, after = (
         flatten(read_model_folder(tmp_path / "run" / name).params) for name in ("initial", "model")

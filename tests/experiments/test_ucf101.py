@@ -13,7 +13,7 @@ import pytest
 
 from data.moving_shapes.render import render
 from data.moving_shapes.vocabulary import Attributes
-from data.ucf101.ucf101_builder import read_prompts
+from data.ucf101.ucf101_builder import read_class_prompts
 from experiments import ucf101
 from stunet.errors import UserError
 from stunet.evaluation.c3d import C3D
@@ -128,5 +128,5 @@ def test_what_would_fail_late_fails_at_once(config, tmp_path):
 
 @pytest.mark.skipif(not REAL_PROMPTS.is_file(), reason="no shared/ucf101_prompts.tsv beside")
 def test_the_real_prompts_are_one_a_class():
-    prompts = read_prompts(REAL_PROMPTS)
+    prompts = read_class_prompts(REAL_PROMPTS)
     assert len(prompts) == 101 and len(set(prompts.values())) == 101 and all(prompts.values())
