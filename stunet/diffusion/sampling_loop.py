@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from stunet.diffusion.prediction import Denoiser
-from stunet.diffusion.samplers import Carry, Sampler
+from stunet.diffusion.samplers import BoundSampler, Carry
 
 NoiseFn = Callable[[jax.Array], jax.Array]
 # Indices of the noise that comes before step 0's: what a video starts from, and what a
@@ -51,7 +51,7 @@ def keyed_noise(key: jax.Array, positions: jax.Array, shape: tuple[int, ...]) ->
 
 
 def run_steps(
-    sampler: Sampler,
+    sampler: BoundSampler,
     denoiser: Denoiser,
     carry: Carry,
     start: jax.Array | int,
