@@ -1,4 +1,8 @@
-"""Packaging of the `stunet` library; `data/` and `experiments/` run from a checkout."""
+"""Packaging of the `stunet` library. `data/` and `experiments/` run from a checkout.
+
+The core dependencies are what generating, editing and evaluating with a trained model need. The
+lower bounds are tested: `.ci/run` installs exactly these versions once.
+"""
 
 import re
 from pathlib import Path
@@ -7,6 +11,21 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "stunet/__init__.py").read_text()).group(1)
+
+TRAIN = [
+    "absl-py>=2.1",
+    "array-record>=0.6",
+    "chex>=0.1.88",
+    "grain>=0.2.6",
+    # tensorflow-datasets 4.9.10 imports it without declaring it.
+    "importlib-resources>=6.0",
+    "matplotlib>=3.10.8",
+    "ml-collections>=1.0",
+    "optax>=0.2.4",
+    "orbax-checkpoint>=0.11.13",
+    "tensorboardX>=2.6.4",
+    "tensorflow-datasets>=4.9.9",
+]
 
 setup(
     name="stunet",
@@ -17,37 +36,28 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["stunet", "stunet.*"]),
-    package_data={"stunet": ["shipped/*/*"]},  # trained models
+    package_data={"stunet": ["py.typed", "shipped/*/*"]},  # type information, trained models
     install_requires=[
-        "absl-py>=2.1",
-        "array-record>=0.5",
         "av>=18.0",
-        "chex>=0.1.88",
-        "flax>=0.10.4",
-        "grain>=0.2.3",
-        # tensorflow-datasets 4.9.10 imports it without declaring it.
-        "importlib-resources>=6.0",
-        "jax>=0.6.0",
-        "matplotlib>=3.8",
-        "ml-collections>=1.0",
+        "flax>=0.10.6",
+        "jax>=0.6.1",  # jax.lax.axis_size
+        "jaxtyping>=0.3.2",
         "numpy>=1.26",
-        "optax>=0.2.4",
-        "orbax-checkpoint>=0.11.5",
         "pillow>=10.0",
         "safetensors>=0.5",
         "scipy>=1.12",
-        "tensorboardX>=2.6",
-        "tensorflow-datasets>=4.9.7",
         "tokenizers>=0.20",
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
+        "train": TRAIN,
+        "dev": [*TRAIN, "beartype>=0.18", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],
         "studio": ["gradio>=6,<7"],
-        "browser": ["playwright>=1.40"],  # the studio's tests; the browser is Debian's
-        # The PyTorch modules that imported weights are held against; install torch first.
+        "browser": ["playwright>=1.40"],  # for the studio's tests; Chromium is Debian's
+        # The PyTorch modules that imported weights are compared with. Install torch first.
         "parity": ["diffusers==0.42.*", "sentencepiece>=0.2", "transformers>=5.0"],
-        # `experiments.benchmarks.peers`; install torch first.
+        # For `experiments.benchmarks.peers`. Install torch first.
         "peers": ["lumiere-pytorch==0.0.24"],
     },
     entry_points={"console_scripts": ["stunet = stunet.cli:main"]},

@@ -1,8 +1,11 @@
 import pytest
 
+# The fixture that trains once for several files (tests/experiments/conftest.py).
+SHARED_RUN = "whole"
+
 
 def pytest_collection_modifyitems(items):
-    """Keeps a file's tests in one process, and those together that share the training run."""
+    """Groups tests for `--dist=loadgroup`: by file, or all that use the shared training run."""
     for item in items:
-        group = "runs" if "whole" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        shared = SHARED_RUN in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("runs" if shared else item.path.name))
