@@ -1,7 +1,7 @@
 """The `stunet` command.
 
-Heavy imports stay inside the functions that need them, so that `--help` and a mistyped
-argument answer at once.
+Heavy imports stay inside the functions that need them, so that `--help` and a mistyped command
+answer quickly.
 """
 
 import argparse
@@ -9,14 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from stunet.cli import applications, convert, evaluate, making, studio
+from stunet.cli import convert, evaluate, generation, studio
 from stunet.errors import UserError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return run_command(lambda: _run(_parser().parse_args(argv)), "stunet")
+        return run_command(lambda: _run(_parser(argv).parse_args(argv)), "stunet")
     except KeyboardInterrupt:
         print("stunet: cancelled", file=sys.stderr)
         return 130
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Argparse's own errors as one line, without the usage above."""
+        """Reports argparse's own errors as one line, without the usage."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -32,17 +33,25 @@ def _run(args: argparse.Namespace) -> None:
     args.run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser("stunet", description="Text-to-video generation with a Space-Time U-Net.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], **texts: str) -> Callable:
-        one = commands.add_parser(
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        arguments: Callable[[Callable], None] | None = None,
+        **texts: str,
+    ) -> Callable:
+        subparser = commands.add_parser(
             name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
         )
-        one.set_defaults(run=run)
-        return one.add_argument
+        subparser.set_defaults(run=run)
+        # Arguments from tables with heavy imports are added to the selected command only.
+        if arguments is not None and name in argv[:1]:
+            arguments(subparser.add_argument)
+        return subparser.add_argument
 
-    for module in (making, applications, convert, evaluate, studio):
+    for module in (generation, convert, evaluate, studio):
         module.add_commands(command)
     return parser

@@ -1,153 +1,160 @@
-"""A model and those that enlarge its videos, one after the other."""
+"""The models of a job: a base model, its style, and the upscalers that follow it."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-
-from stunet.diffusion import Windows
-from stunet.engine.applications import fill
-from stunet.engine.given import whole_strides
-from stunet.engine.making import upscale
-from stunet.engine.sampling import OnChunk, windows_of
 from stunet.errors import UserError
-from stunet.model import Model
+from stunet.model import Model, load
+from stunet.weights.style import (
+    DEFAULT_STRENGTH,
+    RECOMMENDED_STRENGTH,
+    interpolate_style,
+    strength_warning,
+)
 
-# Shows how one sampling of these windows goes on, by the `on_chunk` that it gives.
-Progress = Callable[[Windows], AbstractContextManager[OnChunk]]
-# A resolution R -> `fill`'s videos [N, T, R, R, 3] and masks [N, T, R, R, 1].
-Filled = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Models:
+    """Models that fit each other.
 
-def check_cascade(model: Model, names: Sequence[str], upscalers: Sequence[Model]) -> None:
-    """That each model has a text encoder and takes the size that the one before it makes.
-
-    Args:
-      model: makes the video.
-      names: of all of them, in turn, for errors.
-      upscalers: enlarge it.
+    Attributes:
+      base: Generates images or videos. None if videos are only enlarged.
+      upscalers: Enlarge the result, one after the other.
+      style: Its image weights are mixed into the base's. None for no style.
+      base_name: Name of the base model in settings and messages.
+      upscaler_names: Likewise, one per upscaler.
+      style_name: Likewise.
 
     Raises:
-      UserError: one of them does not.
+      UserError: A model does not fit the one before it.
     """
-    if model.super_resolution is not None:
-        raise UserError(f"{names[0]}: a super-resolution model; name it by --upscale")
-    made = model.resolution
-    for name, upscaler in zip(names[1:], upscalers, strict=True):
+
+    base: Model | None
+    upscalers: tuple[Model, ...] = ()
+    style: Model | None = None
+    base_name: str = "model"
+    upscaler_names: tuple[str, ...] = ()
+    style_name: str = "style"
+
+    def __post_init__(self):
+        if not self.upscaler_names:
+            names = tuple(f"upscaler {i}" for i in range(len(self.upscalers)))
+            object.__setattr__(self, "upscaler_names", names)
+        _check_cascade(self)
+
+    @property
+    def chain(self) -> tuple[Model, ...]:
+        """The base model, if there is one, and the upscalers."""
+        return (*([] if self.base is None else [self.base]), *self.upscalers)
+
+    @property
+    def factor(self) -> int:
+        """Factor by which all upscalers together enlarge a video of the base model."""
+        return self.chain[-1].resolution // self.chain[0].resolution
+
+    def styled_base(self, strength: float | None) -> Model:
+        """Returns the base model in the style.
+
+        Args:
+          strength: See `stylize`. None uses `DEFAULT_STRENGTH` if there is a style.
+
+        Raises:
+          UserError: A strength without a style, or as `stylize`.
+        """
+        if self.style is None:
+            if strength:
+                raise UserError(f"style_strength: {strength:g} without a style, expected a style")
+            return self.base
+        strength = DEFAULT_STRENGTH if strength is None else strength
+        return (
+            self.base
+            if strength == 0
+            else stylize(self.base, self.style, strength, self.style_name)
+        )
+
+    def style_warning(self, strength: float | None) -> str | None:
+        """Returns a warning if the strength is unusual, else None."""
+        if self.style is None or strength == 0:
+            return None
+        return strength_warning(DEFAULT_STRENGTH if strength is None else strength)
+
+
+def load_models(
+    base: str | Path | None, upscalers: Sequence[str | Path] = (), style: str | Path | None = None
+) -> Models:
+    """Loads the models of a job and checks that they fit each other.
+
+    Args:
+      base: Model folder, training workdir, or the name of a model that comes with the package.
+        None for none.
+      upscalers: Likewise.
+      style: Likewise, or None.
+
+    Raises:
+      UserError: As `stunet.load`, or the models do not fit each other.
+    """
+    models = Models(
+        base=None if base is None else load(base),
+        upscalers=tuple(load(path) for path in upscalers),
+        style=None if style is None else load(style),
+        base_name=str(base),
+        upscaler_names=tuple(str(path) for path in upscalers),
+        style_name=str(style),
+    )
+    if models.style is not None:  # refuse a misfit now rather than with the first job
+        stylize(models.base, models.style, RECOMMENDED_STRENGTH[0], models.style_name)
+    return models
+
+
+def stylize(
+    model: Model, style: Model, strength: float = DEFAULT_STRENGTH, name: str = "style"
+) -> Model:
+    """Interpolates a model's image weights towards a style's (2401.12945 section 4.1).
+
+    Args:
+      model: Model of images or videos.
+      style: Model tuned to a style; only the image part of its U-Net is used.
+      strength: 0 returns the model, 1 swaps the weights; the paper uses 0.5 to 1.
+      name: Name of the style, for error messages.
+
+    Raises:
+      UserError: The strength is outside 0 to 1.5, or the style belongs to another network.
+    """
+    if style.prediction != model.prediction:
+        raise UserError(
+            f"{name}: prediction {style.prediction!r}, expected {model.prediction!r}, the model's"
+        )
+    unet = interpolate_style(model.params["unet"], style.params["unet"], strength, name)
+    return dataclasses.replace(model, params={**model.params, "unet": unet})
+
+
+def short_name(path: str) -> str:
+    """Returns the last part of a model's path, without the folders of this machine."""
+    return Path(path).resolve().name if path in (".", "..") else Path(path).name
+
+
+def _check_cascade(models: Models) -> None:
+    names = (*([] if models.base is None else [models.base_name]), *models.upscaler_names)
+    if models.base is not None and models.base.super_resolution is not None:
+        raise UserError(
+            f"{models.base_name}: a super-resolution model, expected a model that generates; "
+            "pass it as an upscaler"
+        )
+    resolution = None if models.base is None else models.base.resolution
+    for name, upscaler in zip(models.upscaler_names, models.upscalers, strict=True):
         if upscaler.super_resolution is None:
-            raise UserError(f"{name}: no super-resolution model, which --upscale takes")
-        if made * upscaler.super_resolution.factor != upscaler.resolution:
+            raise UserError(f"{name}: generates videos, expected a super-resolution model")
+        expected = upscaler.resolution // upscaler.super_resolution.factor
+        if resolution is not None and resolution != expected:
             raise UserError(
-                f"{name}: enlarges {upscaler.resolution // upscaler.super_resolution.factor} "
-                f"pixels, but is given {made}"
+                f"{name}: enlarges {expected} pixels, expected {resolution}, the size of the "
+                "videos before it"
             )
-        made = upscaler.resolution
-    for name, one in zip(names, (model, *upscalers), strict=True):
-        if one.text_encoder is None:
+        resolution = upscaler.resolution
+    for name, model in zip(names, models.chain, strict=True):
+        if model.text_encoder is None:
             raise UserError(
-                f"{name}: the model has no text encoder, which prompts need; "
-                f"`stunet import-t5 T5_FOLDER {name}` adds one"
+                f"{name}: no text encoder, expected one to encode prompts "
+                f"(`stunet import-t5 T5_FOLDER {name}` adds it)"
             )
-
-
-def enlarge(
-    upscalers: Sequence[Model],
-    videos: np.ndarray,
-    prompts: Sequence[str],
-    progress: Progress,
-    filled: Filled | None = None,
-    **sampling: Any,
-) -> np.ndarray:
-    """Enlarges videos `[N, T, h, w, 3]` by each model.
-
-    Args:
-      upscalers: super-resolution models, each of which takes the size that the one before makes.
-      videos: in [-1, 1].
-      prompts: N texts.
-      progress: of each model's sampling.
-      filled: gives `upscale`'s argument at a resolution.
-      **sampling: fields of `Sampling`; a model that says its own number of steps keeps to it, as
-        `steps` is for the base model.
-
-    Returns:
-      `[N, T, H, W, 3]` float32 in [-1, 1].
-
-    Raises:
-      UserError: as `upscale`.
-    """
-    for upscaler in upscalers:
-        frames = whole_strides(upscaler, videos.shape[1])
-        steps = upscaler.super_resolution.steps or sampling.get("steps")
-        with progress(windows_of(upscaler, frames)) as on_chunk:
-            videos = upscale(
-                upscaler,
-                videos,
-                prompts,
-                filled=None if filled is None else filled(upscaler.resolution),
-                on_chunk=on_chunk,
-                **{**sampling, "steps": steps},
-            )
-    return videos
-
-
-def fill_and_enlarge(
-    model: Model,
-    upscalers: Sequence[Model],
-    given: tuple[np.ndarray, np.ndarray],
-    filled: Filled,
-    prompts: Sequence[str],
-    progress: Progress,
-    paste_back: bool,
-    **sampling: Any,
-) -> np.ndarray:
-    """`fill`, then `enlarge` with the same pixels given at the larger sizes.
-
-    Args:
-      model: of stage "conditional".
-      upscalers: as for `enlarge`.
-      given: videos and masks for `fill`: `filled(model.resolution)`.
-      filled: gives the same at any resolution.
-      prompts: N texts.
-      progress: of each model's sampling.
-      paste_back: whether kept pixels come back to the bit, at the last size.
-      **sampling: fields of `Sampling`.
-
-    Returns:
-      `[N, T, H, W, 3]` float32 in [-1, 1].
-
-    Raises:
-      UserError: as `fill` and `upscale`.
-    """
-    frames = whole_strides(model, given[0].shape[1])
-    with progress(windows_of(model, frames)) as on_chunk:
-        videos = fill(model, *given, prompts, paste_back=paste_back, on_chunk=on_chunk, **sampling)
-    kept = filled if paste_back else None
-    return enlarge(upscalers, videos, prompts, progress, kept, **sampling)
-
-
-def said_of_windows(
-    model: Model, upscalers: Sequence[Model], num_frames: int, given: bool
-) -> str | None:
-    """What to tell where windows cost more than a seam; None where there is nothing to.
-
-    Args:
-      model: makes the video.
-      upscalers: enlarge it.
-      num_frames: of the video.
-      given: whether pixels are given to the model.
-
-    Raises:
-      UserError: one of the models has no windows for so many frames.
-    """
-    for one in upscalers:
-        windows_of(one, whole_strides(one, num_frames))
-    windows = windows_of(model, num_frames)
-    if len(windows.starts) == 1:
-        return None
-    length = f"{num_frames} frames go through windows of {windows.length}"
-    if given:
-        return f"{length}, each of which sees only what is given in it"
-    if model.unet.temporal.frame_modulation:
-        return f"{length}, each of which the model takes for a whole clip"
-    return None

@@ -1,144 +1,217 @@
-"""What applications are given, from files: images, videos and masks.
+"""Reads the inputs of a request: images, videos and masks, from files or arrays.
 
-A model and those that enlarge its videos are given the same files at several sizes, so what is to
-be filled in is a function of the size.
+Each file is decoded once, at all resolutions that the models of a job need. Masks become 1 = known
+here, which is the only convention inside the package (2401.12945 section 4.2); in files white marks
+the region to generate.
 """
 
-import math
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from stunet.engine.cascade import Filled
-from stunet.engine.given import given_frames, given_still
+from stunet.engine.request import Margins, Source
 from stunet.errors import UserError
-from stunet.model import Model
-from stunet.video_io import frame_size, margin_mask, read_video
+from stunet.video_io import read_video_sizes, to_float, to_uint8
 
-Margins = tuple[int, int, int, int]  # pixels at the left, right, top and bottom
-File = str | Path
-
-NO_MARGINS = (0, 0, 0, 0)
+NO_MARGINS: Margins = (0, 0, 0, 0)
 
 
-def first_given(image: File, num_frames: int) -> Filled:
-    """A video of which the first frame is given."""
-    return lambda resolution: given_frames({0: _read_still(image, resolution)}, num_frames)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image or a video at the resolutions of a job.
+
+    Attributes:
+      name: The file's path, or the field's name for an array.
+      frames: Resolution -> `[N, T, R, R, 3]` float32 in [-1, 1]; N is 1 for a file.
+      size: Height and width of the source in pixels.
+      source_mask: Resolution -> `[1, 1, R, R, 1]`, 1 in the source and 0 in added margins. Empty
+        without margins.
+    """
+
+    name: str
+    frames: dict[int, np.ndarray]
+    size: tuple[int, int]
+    source_mask: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def ends_given(first: File, last: File, num_frames: int) -> Filled:
-    """A video of which the first and the last frame are given.
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnownPixels:
+    """Pixels that a conditional model completes.
+
+    Attributes:
+      videos: `[N, T, H, W, 3]` in [-1, 1]; only known pixels matter.
+      mask: `[N, T, H, W, 1]` float32, 1 = known.
+    """
+
+    videos: np.ndarray
+    mask: np.ndarray
+
+
+def read_image(field: str, source: Source, resolutions: Sequence[int]) -> Picture:
+    """Reads the first frame of a file, or an array `[H, W, 3]` or `[N, H, W, 3]`.
 
     Raises:
-      UserError: there is no frame between them.
+      UserError: The source is missing, unreadable or has another shape.
     """
-    if num_frames < 3:
-        raise UserError(f"num_frames is {num_frames}: there is nothing between the two images")
-
-    def filled(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-        ends = {0: _read_still(first, resolution), -1: _read_still(last, resolution)}
-        return given_frames(ends, num_frames)
-
-    return filled
-
-
-def masked(video: File, mask: File, fps: float) -> Filled:
-    """A video at `fps` without what is white in a mask, which is one image or a video.
-
-    Raises:
-      UserError: the two differ in size; when called, if they do in length, or the mask is all
-        black or all white.
-    """
-    _check_mask_size(mask, video)
-
-    def filled(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-        frames, pictures = (read_video(path, fps, resolution)[0] for path in (video, mask))
-        if len(pictures) not in (1, len(frames)):
-            raise UserError(
-                f"{mask}: has {len(pictures)} frames at {fps:g} a second, "
-                f"{video} {len(frames)}; a mask is one image, or as long as the video"
-            )
-        return frames[None], _as_mask(mask, pictures, len(frames))
-
-    return filled
-
-
-def widened(video: File, margins: Margins, fps: float) -> Filled:
-    """A video at `fps` amid margins that are to be made.
-
-    Raises:
-      UserError: when called, if nothing of the margins is in the middle square.
-    """
-
-    def filled(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-        frames, _ = read_video(video, fps, resolution, margins=margins)
-        pictures = margin_mask(video, margins, resolution)
-        if pictures.max() < 0:
-            raise UserError(
-                "outpainting: all that is added is cropped away again, as the middle square is "
-                "used; add to the other sides too"
-            )
-        return frames[None], _as_mask("outpainting", pictures, len(frames))
-
-    return filled
-
-
-def still_but(image: File, mask: File, num_frames: int, loop: bool) -> Filled:
-    """An image that stands still but where a mask is white; its first frame is whole.
-
-    Raises:
-      UserError: the two differ in size; when called, if the mask is all black or all white.
-    """
-    _check_mask_size(mask, image)
-
-    def filled(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-        pictures = _as_mask(mask, _read_still(mask, resolution), 1)[:, 0]
-        return given_still(_read_still(image, resolution), pictures, num_frames, loop)
-
-    return filled
-
-
-def to_enlarge(video: File, model: Model) -> tuple[np.ndarray, float]:
-    """A whole video `[1, T, h, w, 3]` of the size that a super-resolution model enlarges, and its
-    frames per second.
-    """
-    factor, stride = model.super_resolution.factor, model.unet.spatial_stride
-    frames, fps = read_video(
-        video,
-        resolution=model.resolution // factor,
-        multiple_of=stride // math.gcd(stride, factor),
+    if isinstance(source, str | Path):
+        return _read_file(source, resolutions, max_frames=1)
+    images = _as_array(field, source, (3, 4), 3)
+    return _resize_array(
+        field, (images[None] if images.ndim == 3 else images)[:, None], resolutions
     )
-    return frames[None], fps
 
 
-def said_of_crop(path: File, margins: Margins = NO_MARGINS) -> str | None:
-    """What to tell of a picture of which the middle square is used; None where it is all."""
-    height, width = frame_size(path)
+def read_clip(
+    field: str,
+    source: Source,
+    resolutions: Sequence[int],
+    fps: float | None,
+    margins: Margins | None = None,
+) -> Picture:
+    """Reads a video file at `fps`, or an array `[T, H, W, 3]` or `[N, T, H, W, 3]`.
+
+    Args:
+      field: The request's field, for error messages.
+      source: Path or array.
+      resolutions: Sides of the square frames in pixels.
+      fps: Frame rate to resample a file to.
+      margins: Black pixels to add around the video; `Picture.source_mask` excludes them.
+
+    Raises:
+      UserError: The source is missing, unreadable or has another shape.
+    """
+    if isinstance(source, str | Path):
+        return _read_file(source, resolutions, fps=fps, margins=margins)
+    videos = _as_array(field, source, (4, 5), 3)
+    videos = videos[None] if videos.ndim == 4 else videos
+    if margins is None:
+        return _resize_array(field, videos, resolutions)
+    left, right, top, bottom = margins
+    sides = ((0, 0), (0, 0), (top, bottom), (left, right), (0, 0))
+    inside = np.pad(np.ones_like(videos[:1, :1]), sides, constant_values=-1)
+    padded = _resize_array(field, np.pad(videos, sides, constant_values=-1), resolutions)
+    inside = _resize_array(field, inside, resolutions).frames
+    return dataclasses.replace(
+        padded,
+        size=videos.shape[2:4],
+        source_mask={side: _threshold(mask) for side, mask in inside.items()},
+    )
+
+
+def read_mask(
+    source: Source,
+    picture: Picture,
+    resolutions: Sequence[int],
+    fps: float | None = None,
+    still: bool = False,
+) -> dict[int, np.ndarray]:
+    """Reads the mask of a picture.
+
+    Args:
+      source: An image or a video file, white where pixels are generated; or an array with 1 =
+        known: `[H, W, 1]`, `[T, H, W, 1]` or `[N, T, H, W, 1]`, for stills `[N, H, W, 1]`.
+      picture: What the mask belongs to; T must be 1 or the picture's.
+      resolutions: Sides in pixels.
+      fps: Frame rate to resample a file to.
+      still: Whether the picture is a still, of which a file's first frame is the mask.
+
+    Returns:
+      Resolution -> `[N or 1, T or 1, R, R, 1]` float32, 1 = known.
+
+    Raises:
+      UserError: The mask differs from the picture in size or length, or it is uniform.
+    """
+    if isinstance(source, str | Path):
+        mask = _read_file(source, resolutions, fps=fps, max_frames=1 if still else None)
+        known = {side: 1 - _threshold(frames) for side, frames in mask.frames.items()}
+    else:
+        array = _as_array("mask", source, (3, 4, 5), 1)
+        array = array[:, None] if still and array.ndim == 4 else array
+        array = array.reshape((1,) * (5 - array.ndim) + array.shape)
+        mask = _resize_array("mask", np.repeat(2 * array - 1, 3, axis=-1), resolutions)
+        known = {side: _threshold(frames) for side, frames in mask.frames.items()}
+    if mask.size != picture.size:
+        ours, theirs = (f"{width}x{height}" for height, width in (mask.size, picture.size))
+        raise UserError(f"{mask.name}: size {ours}, expected {theirs}, the size of {picture.name}")
+    length = picture.frames[resolutions[0]].shape[1]
+    check_mask(mask.name, known[resolutions[0]], length, f"{picture.name} at {fps} fps")
+    return known
+
+
+def check_mask(name: str, known: np.ndarray, num_frames: int, of: str) -> None:
+    """Raises a `UserError` if a mask is uniform, or neither one frame nor `num_frames` long."""
+    if known.shape[1] not in (1, num_frames):
+        raise UserError(f"{name}: {known.shape[1]} frames, expected 1 or {num_frames} ({of})")
+    if known.min() == known.max():
+        state = "everything is known" if known.max() else "nothing is known"
+        raise UserError(f"{name}: uniform mask ({state}), expected known and unknown pixels")
+
+
+def crop_warning(picture: Picture, margins: Margins = NO_MARGINS) -> str | None:
+    """Returns a warning if a picture is centre-cropped to a square, else None."""
+    height, width = picture.size
     width, height = width + margins[0] + margins[1], height + margins[2] + margins[3]
-    side = min(width, height)
     if width == height:
         return None
-    return f"{path}: {width}x{height} is cropped to its middle, {side}x{side}"
+    side = min(width, height)
+    return f"{picture.name}: cropped from {width}x{height} to the central {side}x{side}"
 
 
-def _read_still(path: File, resolution: int) -> np.ndarray:
-    """The first frame, `[1, R, R, 3]` in [-1, 1]."""
-    return read_video(path, resolution=resolution, max_frames=1)[0]
+def _read_file(
+    path: str | Path,
+    resolutions: Sequence[int],
+    fps: float | None = None,
+    max_frames: int | None = None,
+    margins: Margins | None = None,
+) -> Picture:
+    sizes = read_video_sizes(path, fps, tuple(resolutions), max_frames, margins)
+    return Picture(
+        name=str(path),
+        frames={side: frames[None] for side, frames in sizes.frames.items()},
+        size=sizes.size,
+        source_mask={side: 1 - _threshold(mask[None]) for side, mask in sizes.margin_masks.items()},
+    )
 
 
-def _as_mask(name: File, pictures: np.ndarray, frames: int) -> np.ndarray:
-    """Pictures `[T or 1, R, R, 3]` of white and black as `[1, T, R, R, 1]` of 1 and 0."""
-    mask = (pictures.mean(-1, keepdims=True) > 0).astype(np.float32)
-    if mask.min() == mask.max():
-        said = (
-            ("black", "nothing is to be made") if mask.max() == 0 else ("white", "nothing is kept")
+def _as_array(field: str, source: Source, ndims: tuple[int, ...], channels: int) -> np.ndarray:
+    if source is None:
+        raise UserError(f"{field}: missing, expected a file's path or an array")
+    array = np.asarray(source, np.float32)
+    if array.ndim not in ndims or array.shape[-1] != channels:
+        expected = " or ".join(str(ndim) for ndim in ndims)
+        raise UserError(
+            f"{field}: shape {array.shape}, expected {expected} axes of which the last has "
+            f"{channels} channels"
         )
-        raise UserError(f"{name}: the mask is {said[0]} all over: {said[1]}")
-    return np.repeat(mask, frames // len(mask), axis=0)[None]
+    return array
 
 
-def _check_mask_size(mask: File, picture: File) -> None:
-    sizes = [frame_size(path) for path in (mask, picture)]
-    if sizes[0] != sizes[1]:
-        of_mask, of_picture = (f"{width}x{height}" for height, width in sizes)
-        raise UserError(f"{mask}: is {of_mask}, but {picture} is {of_picture}; make them equal")
+def _resize_array(field: str, videos: np.ndarray, resolutions: Sequence[int]) -> Picture:
+    """`[N, T, H, W, 3]` at each resolution; unchanged where it has that size already."""
+    size = videos.shape[2:4]
+    frames = {
+        side: videos if size == (side, side) else _resize_frames(videos, side)
+        for side in resolutions
+    }
+    return Picture(name=field, frames=frames, size=size)
+
+
+def _resize_frames(videos: np.ndarray, side: int) -> np.ndarray:
+    """Centre-crops to a square and resizes with anti-aliasing, as for files."""
+    height, width = videos.shape[2:4]
+    square = min(height, width)
+    left, top = (width - square) / 2, (height - square) / 2
+    box = (left, top, left + square, top + square)
+    frames = [
+        Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC, box=box)
+        for frame in to_uint8(videos).reshape(-1, height, width, 3)
+    ]
+    return to_float(np.stack(frames)).reshape(*videos.shape[:2], side, side, 3)
+
+
+def _threshold(frames: np.ndarray) -> np.ndarray:
+    """White of black and white pictures `[..., 3]` in [-1, 1]: `[..., 1]` of 1 and 0."""
+    return (frames.mean(-1, keepdims=True) > 0).astype(np.float32)

@@ -1,0 +1,222 @@
+"""What the engine is asked for and what it returns.
+
+This module imports neither JAX nor NumPy, so that the command line answers quickly.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from stunet.errors import UserError
+from stunet.schema import from_dict
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+Margins: TypeAlias = tuple[int, int, int, int]  # pixels on the left, right, top and bottom
+
+# A file's path, or an array: an image [H, W, 3] or [N, H, W, 3], a video [T, H, W, 3] or
+# [N, T, H, W, 3], both in [-1, 1]; a mask ends in one channel, 1 = known. (`Any`, because schemas
+# are read without importing NumPy.)
+Source: TypeAlias = Any
+
+FEATHER = 0.02
+SOURCES = ("image", "last", "video", "mask")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample.
+
+    The noise of video i depends on (seed, i) only: other prompts, `batch_size` and `chunk` change
+    a video by no more than float rounding. Chunks, batches, seeds and guidance scales share one
+    compiled program.
+
+    A clip longer than a window is sampled with MultiDiffusion (`stunet.diffusion.multidiffusion`).
+    Videos, the two predictions of guidance, windows and, if devices remain, frames are spread over
+    the devices of this process.
+
+    Attributes:
+      sampler: A name in `stunet.diffusion.samplers.SAMPLERS`, "package.module:name", or a sampler.
+      steps: Sampling steps. None uses the sampler's default, or the model's own for
+        super-resolution.
+      guidance_scale: Classifier-free guidance scale (2207.12598). 1 disables guidance and halves
+        the cost. Known pixels are not guided.
+      seed: 0 to 2**32 - 1.
+      batch_size: Videos sampled together.
+      window: Frames per window. None uses the model's training length. The clip's own length
+        disables windows.
+      overlap: Frames shared by neighbouring windows. The paper's value is 2.
+      window_weights: Weights of the average over windows; see `stunet.diffusion.Windows`.
+      windows_at_once: Windows per network call on each device; bounds memory. None for all.
+      chunk: Steps between two progress reports.
+    """
+
+    sampler: Any = "dpm2m"
+    steps: int | None = None
+    guidance_scale: float = 4.0
+    seed: int = 0
+    batch_size: int = 8
+    window: int | None = None
+    overlap: int = 2
+    window_weights: Literal["uniform", "ramp"] = "ramp"
+    windows_at_once: int | None = 1
+    chunk: int = 5
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: invalid value {self.seed}, expected 0 to {2**32 - 1}")
+        for name in ("batch_size", "chunk", "windows_at_once"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}: invalid value {value}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One job: an application with its inputs.
+
+    Which fields an application reads is defined in `stunet.engine.applications`.
+
+    Attributes:
+      application: A key of `stunet.engine.applications.APPLICATIONS`.
+      prompts: One text per video. All videos of a request share inputs that come from files.
+      image: First frame.
+      last: Last frame.
+      video: Video to edit, fill in or enlarge.
+      mask: Region to generate, white in files; arrays use 1 = known.
+      outpaint: Pixels to generate around the video, in its own size.
+      num_frames: Frames per video. None uses the model's training length.
+      fps: Frame rate of the result. None uses the model's.
+      loop: Whether the last frame leads back to the first.
+      strength: Fraction of the sampler's steps taken (SDEdit): 0 returns the input, 1 ignores it.
+      paste_back: Whether known pixels replace generated ones at the end. None uses the
+        application's default.
+      feather: Width over which pasted pixels fade out, as a fraction of the shorter side.
+      noise_level: Noise-conditioning augmentation of super-resolution, on IF's timestep scale
+        0..999. None uses the model's. More invents more detail and follows the video less.
+      enlarge: Whether the upscalers enlarge the result.
+      style_strength: Interpolation towards the style's weights, 0 to 1.5. None uses 0.7 if there
+        is a style.
+      sampling: Sampler settings.
+    """
+
+    application: str
+    prompts: tuple[str, ...]
+    image: Source = None
+    last: Source = None
+    video: Source = None
+    mask: Source = None
+    outpaint: Margins | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    loop: bool = False
+    strength: float | None = None
+    paste_back: bool | None = None
+    feather: float = FEATHER
+    noise_level: float | None = None
+    enlarge: bool = True
+    style_strength: float | None = None
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Input files by field."""
+        sources = {name: getattr(self, name) for name in SOURCES}
+        return {k: Path(v) for k, v in sources.items() if isinstance(v, str | Path)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the request as JSON values.
+
+        Raises:
+          UserError: An input is an array.
+        """
+        from stunet.diffusion.samplers import sampler_to_dict
+
+        values = dataclasses.asdict(self)
+        for name in SOURCES:
+            if values[name] is not None and name not in self.files:
+                raise UserError(f"{name}: an array cannot be serialised, expected a file's path")
+        sampler = sampler_to_dict(self.sampling.sampler)
+        return {
+            **values,
+            **{name: str(path) for name, path in self.files.items()},
+            "prompts": list(self.prompts),
+            "outpaint": self.outpaint and list(self.outpaint),
+            "sampling": {**values["sampling"], "sampler": sampler},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "request") -> "Request":
+        """Builds a request from `to_dict`'s values.
+
+        Raises:
+          UserError: A field is unknown, missing or has the wrong type.
+        """
+        from stunet.diffusion.samplers import sampler_from_dict
+
+        request = from_dict(cls, values, where)
+        sampler = sampler_from_dict(request.sampling.sampler)
+        sampling = dataclasses.replace(request.sampling, sampler=sampler)
+        return dataclasses.replace(request, sampling=sampling)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """What `stunet.engine.run` returns.
+
+    Attributes:
+      videos: `[N, T, H, W, 3]` float32 in [-1, 1], one per prompt.
+      fps: Frames per second.
+      settings: Everything that determined the result, as JSON values. Files appear without their
+        folders.
+      warnings: Remarks such as a cropped input or a truncated prompt.
+    """
+
+    videos: "np.ndarray"
+    fps: float
+    settings: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def video(self) -> "np.ndarray":
+        """The first video, `[T, H, W, 3]`."""
+        return self.videos[0]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the first video as .mp4, .gif or .png.
+
+        Raises:
+          UserError: Another ending, or the path cannot be written.
+        """
+        from stunet.video_io import write_video
+
+        write_video(path, self.video, self.fps)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Progress:
+    """Progress of a job.
+
+    Attributes:
+      stage: "reading", "sampling" or "enlarging".
+      done: Steps done.
+      total: Steps of the stage; 0 while reading. A report with done = 0 precedes compilation.
+      windows: Windows per step.
+      estimate: Current estimate of the videos, `[b, T, H, W, 3]` in [-1, 1], on the device.
+    """
+
+    stage: Literal["reading", "sampling", "enlarging"]
+    done: int = 0
+    total: int = 0
+    windows: int = 1
+    estimate: "jax.Array | None" = None
+
+
+# Called with every report. An exception that it raises ends the job.
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(progress: Progress) -> None:
+    """Discards progress reports."""

@@ -1,0 +1,223 @@
+"""Runs a request: reads its inputs, samples the base model, enlarges, and returns a result.
+
+The Python functions, the command line and the studio all end here.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stunet
+from stunet.diffusion import Windows
+from stunet.diffusion.samplers import resolve_sampler, sampler_to_dict
+from stunet.engine.applications import Application, Task, find_application
+from stunet.engine.cascade import Models, short_name
+from stunet.engine.generation import padded_length, paste, sample_base, sample_super_resolution
+from stunet.engine.inputs import KnownPixels
+from stunet.engine.request import OnProgress, Progress, Request, Result, Sampling, ignore_progress
+from stunet.engine.sampling import OnChunk, windows_for
+from stunet.errors import UserError
+from stunet.model import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Step:
+    """One model's part of a job."""
+
+    model: Model
+    sampling: Sampling
+    windows: Windows
+
+
+def run(models: Models, request: Request, progress: OnProgress = ignore_progress) -> Result:
+    """Runs a request.
+
+    Args:
+      models: Models of the job.
+      request: The job.
+      progress: Receives reports; an exception that it raises ends the job.
+
+    Raises:
+      UserError: A field of the request is missing, invalid or unused, an input cannot be read, or
+        the models cannot run the request.
+    """
+    application = find_application(request.application)
+    application.check(request)
+    enlarge_only = application.model == "super_resolution"
+    base = None if enlarge_only else models.styled_base(request.style_strength)
+    upscalers = models.upscalers if enlarge_only or request.enlarge else ()
+    chain = [*([] if base is None else [base]), *upscalers]
+    _check_first(application, chain, models)
+    progress(Progress("reading"))
+    task = application.prepare(request, chain[0], [model.resolution for model in chain])
+    task = _one_input_per_prompt(task, len(request.prompts))
+
+    steps = _plan(base, upscalers, task, request.sampling)
+    videos = task.low_resolution
+    if base is not None:
+        videos = sample_base(
+            base,
+            request.prompts,
+            task.num_frames,
+            steps[0].sampling,
+            windows=steps[0].windows,
+            known=task.known and task.known[base.resolution],
+            start=task.start,
+            strength=1.0 if request.strength is None else request.strength,
+            on_chunk=_reporter(progress, "sampling", steps[0].windows),
+        )
+        videos = _paste(application, request, task, base, videos)
+    for step in steps[len(chain) - len(upscalers) :]:
+        videos = sample_super_resolution(
+            step.model,
+            videos,
+            request.prompts,
+            step.sampling,
+            windows=step.windows,
+            noise_level=request.noise_level,
+            on_chunk=_reporter(progress, "enlarging", step.windows),
+        )
+        videos = _paste(application, request, task, step.model, videos)
+    if task.drop_last_frame:
+        videos = videos[:, :-1]
+    warnings = (
+        _window_warning(steps[0], task),
+        *task.warnings,
+        _truncation_warning(chain[0], request.prompts),
+        models.style_warning(request.style_strength) if base is not None else None,
+    )
+    settings = _settings(models, request, steps, videos.shape[1], task.fps)
+    return Result(videos, task.fps, settings, tuple(w for w in warnings if w is not None))
+
+
+def _check_first(application: Application, chain: Sequence[Model], models: Models) -> None:
+    if not chain:
+        raise UserError("upscalers: none, expected a super-resolution model")
+    if (missing := application.missing(chain[0])) is not None:
+        names = models.upscaler_names if models.base is None else (models.base_name,)
+        raise UserError(f"{names[0]}: {missing}")
+
+
+def _one_input_per_prompt(task: Task, count: int) -> Task:
+    """Repeats inputs that all prompts share."""
+
+    def repeat(videos: np.ndarray) -> np.ndarray:
+        if len(videos) not in (1, count):
+            raise UserError(f"prompts: {count} texts, expected {len(videos)}, one per input")
+        return videos if len(videos) == count else np.repeat(videos, count, axis=0)
+
+    known = task.known and {
+        side: KnownPixels(repeat(pixels.videos), repeat(pixels.mask))
+        for side, pixels in task.known.items()
+    }
+    return dataclasses.replace(
+        task,
+        known=known,
+        start=None if task.start is None else repeat(task.start),
+        low_resolution=None if task.low_resolution is None else repeat(task.low_resolution),
+    )
+
+
+def _plan(
+    base: Model | None, upscalers: Sequence[Model], task: Task, sampling: Sampling
+) -> list[_Step]:
+    """Settings and windows of every model; fails before any work if one has no windows."""
+    steps = []
+    if base is not None:
+        # A clip of given length is padded to the temporal stride; a requested length must fit.
+        from_input = task.known is not None or task.start is not None
+        frames = padded_length(base, task.num_frames) if from_input else task.num_frames
+        steps.append(
+            _Step(model=base, sampling=sampling, windows=windows_for(base, frames, sampling))
+        )
+    for index, model in enumerate(upscalers):
+        # `steps` belongs to the first model; later ones keep their own number if they have one.
+        own = model.super_resolution.steps if base is not None or index else None
+        settings = dataclasses.replace(sampling, steps=own or sampling.steps)
+        frames = padded_length(model, task.num_frames)
+        steps.append(
+            _Step(model=model, sampling=settings, windows=windows_for(model, frames, settings))
+        )
+    return steps
+
+
+def _paste(
+    application: Application, request: Request, task: Task, model: Model, videos: np.ndarray
+) -> np.ndarray:
+    wanted = application.paste_back if request.paste_back is None else request.paste_back
+    if task.known is None or not wanted:
+        return videos
+    return paste(videos, task.known[model.resolution], request.feather)
+
+
+def _reporter(progress: OnProgress, stage: str, windows: Windows) -> OnChunk:
+    def on_chunk(done: int, total: int, estimate: Any) -> None:
+        progress(Progress(stage, done, total, len(windows.starts), estimate))
+
+    return on_chunk
+
+
+def _window_warning(step: _Step, task: Task) -> str | None:
+    """Returns a warning if windowed sampling degrades the request, else None."""
+    windows = step.windows
+    if len(windows.starts) == 1 or task.low_resolution is not None:
+        return None
+    length = f"num_frames: {windows.num_frames} frames are sampled in windows of {windows.length}"
+    if task.known is not None:
+        return f"{length}; each window sees only the known pixels inside it"
+    if step.model.unet.temporal.frame_modulation:
+        return f"{length}; the model treats each window as a whole clip"
+    return None
+
+
+def _truncation_warning(model: Model, prompts: Sequence[str]) -> str | None:
+    warnings = (model.tokenizer.truncation_warning(prompt) for prompt in dict.fromkeys(prompts))
+    return next((warning for warning in warnings if warning is not None), None)
+
+
+def _settings(
+    models: Models, request: Request, steps: Sequence[_Step], num_frames: int, fps: float
+) -> dict[str, Any]:
+    """Everything that determined a result, as JSON values without folders of this machine."""
+    application = find_application(request.application)
+    fields = [option.field for option in application.options]
+    values = {name: getattr(request, name) for name in fields if name not in request.files}
+    values = {
+        name: f"array {np.shape(value)}" if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+        if value is not None and not (isinstance(value, bool) and name == "paste_back")
+    }
+    used = {}
+    if any(step.model.super_resolution is None for step in steps):
+        used["model"] = short_name(models.base_name)
+        if models.style is not None and request.style_strength != 0:
+            used["style"] = short_name(models.style_name)
+            if request.style_strength is not None:
+                used["style_strength"] = request.style_strength
+    enlarging = [step for step in steps if step.model.super_resolution is not None]
+    if enlarging:
+        used["upscale"] = [short_name(name) for name in models.upscaler_names]
+        used["upscale_steps"] = [_num_steps(step) for step in enlarging]
+    return {
+        "application": request.application,
+        "prompt": request.prompts[0] if len(set(request.prompts)) == 1 else list(request.prompts),
+        **values,
+        **{name: Path(path).name for name, path in request.files.items()},
+        **used,
+        "seed": request.sampling.seed,
+        "steps": _num_steps(steps[0]),
+        "guidance_scale": request.sampling.guidance_scale,
+        "sampler": sampler_to_dict(request.sampling.sampler),
+        "num_frames": num_frames,
+        "fps": fps,
+        "stunet": stunet.__version__,
+    }
+
+
+def _num_steps(step: _Step) -> int:
+    own = step.model.super_resolution and step.model.super_resolution.steps
+    default = resolve_sampler(step.sampling.sampler).default_steps
+    return step.sampling.steps or own or default
