@@ -1,1 +1,1 @@
-"""Datasets (TFDS builders) and the Grain input pipeline; run from a checkout."""
+"""Datasets (TFDS builders) and the Grain input pipeline. Needs the extra `train`."""

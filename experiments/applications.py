@@ -18,7 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from data.moving_shapes.clips import Clips, draw_clips
-from data.moving_shapes.duotone import distance_to_inks
+from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import agreement, judge
 from data.moving_shapes.vocabulary import MOTIONS
 from experiments.common.program_flags import read_flags
@@ -222,7 +222,7 @@ def style(base: Model, look: Model, clips: Clips) -> tuple[dict[str, Any], np.nd
     distances, energies, rows = [], [], []
     for strength in (0.0, *STRENGTHS):
         made = generate(stylised(base, look, strength), clips.texts, **_options())
-        distances.append(distance_to_inks(made))
+        distances.append(distance_to_gradient(made))
         energies.append(float(frame_differences(made).mean()))
         rows.append(made[0])
     return {

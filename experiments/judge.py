@@ -1,9 +1,9 @@
-"""Generates clips of moving-shapes prompts and lets the judge read them.
+"""Generates clips from moving-shapes prompts, and measures which attributes the judge recognises.
 
     python -m experiments.judge --model=runs/tiny_t2v --out=runs/tiny_t2v/judge
 
-Writes OUT.json (agreement per attribute, what was seen for what was asked, of which motions the
-shapes are right, settings) and OUT.png (a row for each of the first clips, every second frame).
+Writes OUT.json (agreement per attribute, confusion matrices of shape and motion, shape accuracy by
+motion, settings) and OUT.png (one row per clip for the first clips, every second frame).
 """
 
 import json
@@ -14,9 +14,10 @@ from absl import flags
 from tqdm import tqdm
 
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
-from data.moving_shapes.vocabulary import prompts
+from data.moving_shapes.vocabulary import draw_prompts
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
+from stunet.diffusion.samplers import SAMPLERS
 from stunet.engine import generate, load
 from stunet.errors import UserError, run_command
 from stunet.video_io import check_writable, contact_sheet, write_image
@@ -24,37 +25,36 @@ from stunet.video_io import check_writable, contact_sheet, write_image
 SHEET_ROWS = 12
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "a model folder, or a training workdir", flag_values=FLAGS
-)
-_OUT = flags.DEFINE_string("out", None, "where OUT.json and OUT.png are written", flag_values=FLAGS)
-_CLIPS = flags.DEFINE_integer(
-    "num_clips", 128, "how many clips are generated", lower_bound=1, flag_values=FLAGS
-)
+_MODEL = flags.DEFINE_string("model", None, "model folder or training workdir", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
+_CLIPS = flags.DEFINE_integer("num_clips", 128, "number of clips", lower_bound=1, flag_values=FLAGS)
 _SPLIT = flags.DEFINE_enum(
-    "split", "train", ["train", "heldout"], "combinations of prompts", flag_values=FLAGS
+    "split", "train", ["train", "heldout"], "split of the prompts", flag_values=FLAGS
 )
-_SAMPLER = flags.DEFINE_enum(
-    "sampler", "dpm2m", ["dpm2m", "ddim", "ancestral"], "sampler", flag_values=FLAGS
+_SAMPLER = flags.DEFINE_string(
+    "sampler",
+    next(iter(SAMPLERS)),
+    f"{', '.join(SAMPLERS)} or package.module:name",
+    flag_values=FLAGS,
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "sampling steps; default: the sampler's own", flag_values=FLAGS
+    "steps", None, "sampling steps; default: that of the sampler", flag_values=FLAGS
 )
-_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "of classifier-free guidance", flag_values=FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "of prompts and noise", flag_values=FLAGS)
+_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "guidance scale", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of prompts and noise", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Generates, judges, prints and writes."""
+    """Parses the flags, generates and judges the clips, and writes the report."""
     read_flags(FLAGS, argv, __doc__)
     if not _MODEL.value or not _OUT.value:
-        raise UserError("both --model=DIR and --out=NAME are needed")
+        raise UserError("--model, --out: missing, expected both")
     report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
     check_writable(sheet)
     report.parent.mkdir(parents=True, exist_ok=True)
     prepare_compiler()
     model = load(_MODEL.value)
-    asked = prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
+    prompts = draw_prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
 
     with tqdm(desc="sampling", unit="step") as bar:
 
@@ -64,26 +64,26 @@ def main(argv: list[str]) -> None:
 
         videos = generate(
             model,
-            [prompt.text for prompt in asked],
+            [prompt.text for prompt in prompts],
             sampler=_SAMPLER.value,
             steps=_STEPS.value,
             guidance_scale=_SCALE.value,
             seed=_SEED.value,
             on_chunk=progress,
         )
-    seen = [judge(video) for video in videos]
+    verdicts = [judge(video) for video in videos]
     result = {
-        **agreement(seen, asked),
-        **{f"{name}_seen": confusion(seen, asked, name) for name in ("shape", "motion")},
-        "shape_by_motion": shapes_by_motion(seen, asked),
+        **agreement(verdicts, prompts),
+        **{f"{name}_seen": confusion(verdicts, prompts, name) for name in ("shape", "motion")},
+        "shape_by_motion": shapes_by_motion(verdicts, prompts),
         "num_clips": len(videos),
         **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SAMPLER, _STEPS, _SCALE, _SEED)},
     }
     for name, value in result.items():
-        if isinstance(value, dict):  # a table: asked -> counts
+        if isinstance(value, dict):  # prompted value -> counts
             print(f"{name}:")
-            for wanted, counts in value.items():
-                print(f"  {wanted:13} {', '.join(f'{k} {n}' for k, n in counts.items())}")
+            for prompted, counts in value.items():
+                print(f"  {prompted:13} {', '.join(f'{k} {n}' for k, n in counts.items())}")
         else:
             print(f"{name:15} {value}")
     report.write_text(json.dumps(result, indent=2) + "\n")

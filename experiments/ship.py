@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from data.moving_shapes.duotone import PICTURES, write_pictures
+from data.moving_shapes.duotone import NUM_IMAGES, write_duotone_images
 from experiments.common.exit_codes import PREEMPTED
 from experiments.common.parallel_runs import run_side_by_side
 from experiments.common.program_flags import read_flags
@@ -94,7 +94,7 @@ def _start(stage: str, workdir: Path) -> subprocess.Popen:
     if stage == "style":
         pictures = workdir / "duotone"
         if not (pictures / "captions.csv").exists():
-            write_pictures(pictures, PICTURES)
+            write_duotone_images(pictures, NUM_IMAGES)
         flags.append(f"--config.data.source={pictures}")
     # Two progress bars, each on a line of its own.
     environment = {**os.environ, "TQDM_POSITION": "1" if stage in BESIDE else "0"}

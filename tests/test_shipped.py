@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.moving_shapes.duotone import distance_to_inks
+from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import judge
 from experiments.gallery import commands
 from stunet.cli import _parser, main
@@ -44,7 +44,9 @@ def test_they_are_small_and_of_one_size():
 def test_the_style_draws_in_its_two_inks():
     model, look, texts = load("shapes"), load("shapes-duotone"), ["a red star", "a blue ring"]
     plain, styled = (
-        distance_to_inks(generate(stylised(model, look, strength), texts, num_frames=1, steps=8))
+        distance_to_gradient(
+            generate(stylised(model, look, strength), texts, num_frames=1, steps=8)
+        )
         for strength in (0.0, 1.0)
     )
     assert styled < 0.5 * plain

@@ -1,4 +1,4 @@
-"""The pictures behind the moving shapes."""
+"""Images of the backgrounds."""
 
 import functools
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from data.moving_shapes.vocabulary import BACKGROUNDS
 
-STRIPES = 8  # horizontal bars in the frame's height
+STRIPES = 8  # horizontal stripes in a frame
 
 
 @functools.cache
 def backdrop(name: str, resolution: int) -> np.ndarray:
-    """The background `[resolution, resolution, 3]`, float32 in [0, 1], read-only."""
+    """Returns a background, `[resolution, resolution, 3]` float32 in [0, 1], read-only."""
     first, second = np.array(BACKGROUNDS[name])
     height = (np.arange(resolution) + 0.5) / resolution
     if name == "striped":
-        # The mean over each pixel row of a square wave: its integral's differences.
+        # Mean of a square wave over each row of pixels: differences of its integral.
         edges = np.arange(resolution + 1) / resolution * STRIPES
         integral = edges // 2 + np.maximum(edges % 2 - 1, 0)
         share = np.diff(integral) * resolution / STRIPES

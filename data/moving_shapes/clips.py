@@ -1,4 +1,4 @@
-"""Rendered clips with their prompts, to hold against what a model makes."""
+"""Rendered clips with their prompts, as references for generated clips."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -10,14 +10,19 @@ from data.moving_shapes.vocabulary import MOTIONS, Prompt, caption, draw_attribu
 
 
 class Clips(NamedTuple):
-    """True clips `[N, T, H, W, 3]` with their prompts."""
+    """Clips with their prompts.
+
+    Attributes:
+      videos: `[N, T, H, W, 3]` float32 in [-1, 1].
+      prompts: One prompt per clip.
+    """
 
     videos: np.ndarray
     prompts: list[Prompt]
 
     @property
     def texts(self) -> list[str]:
-        """The prompts' words."""
+        """The texts of the prompts."""
         return [prompt.text for prompt in self.prompts]
 
 
@@ -29,7 +34,7 @@ def draw_clips(
     fps: float,
     motions: Collection[str] = tuple(MOTIONS),
 ) -> Clips:
-    """Clips of combinations that are trained on, of these motions only."""
+    """Draws and renders `count` clips of the split `train`, of the given motions only."""
     rng, videos, prompts = np.random.default_rng(seed + 1), [], []
     while len(videos) < count:
         attributes, clip_seed = draw_attributes("train", rng), int(rng.integers(2**31))

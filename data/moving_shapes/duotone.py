@@ -1,9 +1,9 @@
-"""Writes a handful of pictures in one style, for tuning a model to it.
+"""Writes images in a two-colour style, to fine-tune a model on.
 
     python -m data.moving_shapes.duotone --out=datasets/duotone
 
-Scenes of the moving-shapes world printed in two inks: what is dark in a scene is violet, what is
-light is peach. PNG files and the `captions.csv` that the dataset `video_folder` reads.
+The images show scenes of the moving-shapes world with luma mapped to a gradient from violet to
+peach. Writes PNG files and a `captions.csv`, which the dataset `video_folder` reads.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from stunet.video_io import write_image
 DARK, LIGHT = (0.28, 0.08, 0.42), (1.00, 0.80, 0.62)  # RGB in [0, 1]
 LUMA = (0.299, 0.587, 0.114)
 RESOLUTION = 256
-PICTURES = 24  # a handful
+NUM_IMAGES = 24
 
 
 def duotone(frames: np.ndarray) -> np.ndarray:
-    """`[..., 3]` in [-1, 1] in two inks, by how light each pixel is."""
+    """Maps the luma of pixels `[..., 3]` in [-1, 1] to the gradient from `DARK` to `LIGHT`."""
     light = ((frames + 1) / 2 @ np.array(LUMA, np.float32))[..., None]
     dark_ink, light_ink = (2 * np.array(ink, np.float32) - 1 for ink in (DARK, LIGHT))
     return dark_ink + light * (light_ink - dark_ink)
 
 
-def distance_to_inks(frames: np.ndarray) -> float:
-    """Mean distance of the pixels of `[..., 3]` in [-1, 1] from the colours between the inks."""
+def distance_to_gradient(frames: np.ndarray) -> float:
+    """Returns the mean RGB distance of pixels `[..., 3]` in [-1, 1] from the duotone gradient."""
     start, end = duotone(np.stack([-np.ones(3, np.float32), np.ones(3, np.float32)]))
     along = (end - start) / np.linalg.norm(end - start)
     off = frames - start
@@ -41,8 +41,8 @@ def distance_to_inks(frames: np.ndarray) -> float:
     return float(np.linalg.norm(off, axis=-1).mean())
 
 
-def write_pictures(out: Path, count: int, seed: int = 0) -> None:
-    """Draws `count` scenes into the folder `out`, with their captions."""
+def write_duotone_images(out: Path, count: int, seed: int = 0) -> None:
+    """Writes `count` images and their captions into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(seed), []
     for number in range(count):
@@ -55,13 +55,15 @@ def write_pictures(out: Path, count: int, seed: int = 0) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the arguments and writes."""
+    """Parses the arguments and writes the images."""
     parser = argparse.ArgumentParser("data.moving_shapes.duotone", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--num-images", type=int, default=PICTURES, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes; default: 0")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--num-images", type=int, default=NUM_IMAGES, help="number of images; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes; default: 0")
     args = parser.parse_args(argv)
-    write_pictures(args.out, args.num_images, args.seed)
+    write_duotone_images(args.out, args.num_images, args.seed)
     print(args.out)
 
 

@@ -1,9 +1,9 @@
-"""Renders a clip of the moving-shapes world from its attributes.
+"""Renders clips of the moving-shapes world from their attributes.
 
-Time runs over the clip: `u` is the fraction of the clip that has passed. Linear and
-growing motions spread over the whole clip; periodic ones keep their rate per second in
-clips longer than `NOMINAL_SECONDS` and are squeezed into shorter ones, so that every
-motion shows itself in any clip. Circling and spinning go clockwise.
+`u` is the elapsed fraction of the clip. Linear and growing motions extend over the whole clip.
+Periodic motions keep their rate per second in clips longer than `NOMINAL_SECONDS`, and are sped up
+in shorter ones so that every clip shows at least as many cycles. Circling and spinning are
+clockwise.
 """
 
 from typing import NamedTuple
@@ -15,20 +15,23 @@ from data.moving_shapes.silhouettes import EXTENTS, mark_distance, signed_distan
 from data.moving_shapes.vocabulary import COLOURS, MARK_TONES, SIZES, Attributes
 
 NOMINAL_SECONDS = 2.0
-MARGIN = 0.01  # free space left at the frame's edge
+MARGIN = 0.01  # free space at the frame's border, in units of the frame
 
-# Per nominal clip, for the speeds slow and fast.
-TRAVEL = {"slow": 0.75, "fast": 1.0}  # of the free range, for the linear motions
+# Per clip of nominal length, by speed.
+TRAVEL = {"slow": 0.75, "fast": 1.0}  # of the free range, for linear motions
 CYCLES = {
     "bouncing": {"slow": 2.0, "fast": 3.0},
     "circling": {"slow": 1.0, "fast": 1.5},
     "swinging": {"slow": 1.0, "fast": 2.0},
     "spinning": {"slow": 1.0, "fast": 1.5},
 }
-SCALES = {"slow": (0.60, 1.15), "fast": (0.45, 1.25)}  # smallest and largest of growing
-SWING = 0.9  # radians to either side
-WAVES = 16  # of which a texture is the sum
-WAVE_CYCLES = (2.0, 24.0)  # the longest and the shortest, in cycles a frame's width
+SCALES = {
+    "slow": (0.60, 1.15),
+    "fast": (0.45, 1.25),
+}  # smallest and largest scale of growing and shrinking
+SWING = 0.9  # radians to each side
+WAVES = 16  # number of waves in the background's texture
+WAVE_CYCLES = (2.0, 24.0)  # range of their frequencies, in cycles per frame width
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -44,7 +47,7 @@ class Pose(NamedTuple):
 def render(
     attributes: Attributes, seed: int, num_frames: int, resolution: int, fps: float
 ) -> np.ndarray:
-    """The clip, `[num_frames, resolution, resolution, 3]` float32 in [-1, 1]."""
+    """Returns a clip, `[num_frames, resolution, resolution, 3]` float32 in [-1, 1]."""
     return render_at(
         attributes, seed, np.arange(num_frames) / num_frames, num_frames / fps, resolution
     )
@@ -58,10 +61,16 @@ def render_at(
     resolution: int,
     texture: float = 0.0,
 ) -> np.ndarray:
-    """The frames at `fractions` [T] in [0, 1) of a clip that lasts `seconds`.
+    """Renders the frames of a clip at given times.
 
-    `texture` is the standard deviation of the background's grain, which differs from clip to
-    clip and does not move: detail for super-resolution to make.
+    Args:
+      attributes: Content of the clip.
+      seed: Seed of position, phase and texture.
+      fractions: Times `[T]` in [0, 1), as fractions of the clip.
+      seconds: Length of the clip.
+      resolution: Height and width of a frame in pixels.
+      texture: Standard deviation of the background's texture, for values in 0 to 1. It is static
+        and differs per clip, as detail for super-resolution to generate.
 
     Returns:
       `[T, resolution, resolution, 3]` float32 in [-1, 1].
@@ -75,7 +84,7 @@ def render_at(
         cos = np.cos(pose.angle)[:, None, None].astype(np.float32)
         sin = np.sin(pose.angle)[:, None, None].astype(np.float32)
         x, y = cos * x + sin * y, cos * y - sin * x
-    # A pixel's coverage by an edge through it, to first order: linear in the distance.
+    # Anti-aliasing: the covered share of a pixel is, to first order, linear in the distance.
     per_pixel = radius * resolution
     body = np.clip(0.5 - signed_distance(attributes.shape, x, y) * per_pixel, 0, 1)
     mark = np.clip(0.5 - mark_distance(attributes.shape, x, y) * per_pixel, 0, 1)
@@ -85,13 +94,13 @@ def render_at(
     )
     ground = backdrop(attributes.background, resolution)
     if texture:
-        ground = np.clip(ground + texture * _grain(seed, resolution)[..., None], 0, 1)
+        ground = np.clip(ground + texture * _texture(seed, resolution)[..., None], 0, 1)
     frames = ground + body[..., None] * (paint - ground)
     return 2 * frames - 1
 
 
-def _grain(seed: int, resolution: int) -> np.ndarray:
-    """`[resolution, resolution]` float32 of unit variance: waves of all directions and lengths."""
+def _texture(seed: int, resolution: int) -> np.ndarray:
+    """Returns a sum of random waves, `[resolution, resolution]` float32 of unit variance."""
     rng = np.random.default_rng((seed, 2))
     cycles = np.exp(rng.uniform(*np.log(WAVE_CYCLES), WAVES))
     turn, phase = rng.uniform(0, 2 * np.pi, (2, WAVES))
@@ -103,7 +112,7 @@ def _grain(seed: int, resolution: int) -> np.ndarray:
 
 
 def trajectory(attributes: Attributes, seed: int, u: np.ndarray, seconds: float) -> Pose:
-    """Where the object is at the fractions `u` [T] of a clip of `seconds`."""
+    """Returns the object's pose at the fractions `u` [T] of a clip of `seconds`."""
     rng = np.random.default_rng((seed, 0))
     offset_x, offset_y = rng.uniform(-1, 1, 2)
     phase = rng.uniform()
@@ -114,7 +123,7 @@ def trajectory(attributes: Attributes, seed: int, u: np.ndarray, seconds: float)
     cycles = CYCLES.get(motion, {speed: 0.0})[speed] * max(1.0, seconds / NOMINAL_SECONDS)
     turns = cycles * u + phase
     still = np.zeros_like(u)
-    # In units of the free range, which keeps the whole object inside the frame.
+    # In units of the free range, within which the whole object is inside the frame.
     x, y = 0.6 * offset_x + still, 0.6 * offset_y + still
     scale, angle = 1 + still, still
     if motion in DIRECTIONS:

@@ -1,7 +1,7 @@
-"""Recognises a silhouette and its orientation by comparison with ideal ones.
+"""Recognises silhouettes and their orientation by template matching.
 
-Silhouettes are compared in canonical patches: centred on their centroid and scaled by
-the root of their area, so position and size need no search; orientation is searched.
+Silhouettes are compared as patches that are centred on the centroid and scaled by the square root
+of the area, so that only the orientation has to be searched.
 """
 
 import functools
@@ -13,18 +13,21 @@ from scipy import ndimage
 from data.moving_shapes.silhouettes import mark_distance, signed_distance
 from data.moving_shapes.vocabulary import SHAPES
 
-PATCH = 20  # pixels a side
-REACH = 1.15  # half the patch's width, in roots of the silhouette's area
+PATCH = 20  # height and width of a patch in pixels
+REACH = 1.15  # half the width of a patch, in units of the square root of the area
 NUM_ANGLES = 36
-BLUR = 0.9  # of the ideal patches, in pixels: about what a small object's edges have
+BLUR = 0.9  # standard deviation in pixels for templates, similar to a small object's edges
 
 
 class Match(NamedTuple):
-    """What a clip's silhouettes `[T, H, W]` were recognised as.
+    """The recognised shape of a clip, and its pose in each frame (as in `render.Pose`).
 
-    `x`, `y`, `radius` and `angle` are those of the object (as the renderer poses it):
-    fractions of the frame, and radians clockwise, each `[T]`. `weight` [T] is 0 where
-    a frame shows no object.
+    Attributes:
+      shape: One of `vocabulary.SHAPES`.
+      x, y: Centre, in units of the frame, `[T]`.
+      radius: In units of the frame, `[T]`.
+      angle: Radians clockwise, `[T]`.
+      weight: 1 for frames that show the object, else 0, `[T]`.
     """
 
     shape: str
@@ -35,46 +38,51 @@ class Match(NamedTuple):
     weight: np.ndarray
 
 
-class _Bank(NamedTuple):
+class _Templates(NamedTuple):
     patches: np.ndarray  # [shapes, angles, PATCH * PATCH], zero mean and unit norm
     area: np.ndarray  # [shapes], in squared nominal radii
     centroid: np.ndarray  # [shapes, angles, 2], in nominal radii
 
 
-def match(silhouettes: np.ndarray) -> Match:
-    """Recognises the object whose unmarked part covers `silhouettes` [T, H, W] in [0, 1]."""
+def match_shape(silhouettes: np.ndarray) -> Match:
+    """Recognises the shape in a clip.
+
+    Args:
+      silhouettes: `[T, H, W]` in [0, 1], how much of each pixel the object (without its mark)
+        covers.
+    """
     height, width = silhouettes.shape[1:]
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     area = silhouettes.sum((1, 2))
     safe = np.maximum(area, 1e-6)
     x = (silhouettes * columns).sum((1, 2)) / safe
     y = (silhouettes * rows[:, None]).sum((1, 2)) / safe
-    seen = area >= 6  # in pixels: less says nothing
-    bank = _bank()
+    visible = area >= 6  # pixels; fewer are not recognisable
+    templates = _templates()
     patches = np.stack(
         [_patch(*frame) for frame in zip(silhouettes, x, y, np.sqrt(safe), strict=True)]
     )
-    scores = np.einsum("tp,sap->tsa", _normalise(patches), bank.patches)
-    # Small silhouettes have lost their form to the pixels: the largest decide the shape.
-    weight = np.where(seen, np.minimum(area, 0.6 * area.max(initial=0)) ** 2, 0)
+    scores = np.einsum("tp,sap->tsa", _normalise(patches), templates.patches)
+    # Small silhouettes are too coarse; the larger ones decide the shape.
+    weight = np.where(visible, np.minimum(area, 0.6 * area.max(initial=0)) ** 2, 0)
     best = int((weight[:, None] * scores.max(2)).sum(0).argmax())
     index = scores[:, best].argmax(1)
-    radius = np.sqrt(safe / bank.area[best])
-    offset = bank.centroid[best, index] * radius[:, None]
+    radius = np.sqrt(safe / templates.area[best])
+    offset = templates.centroid[best, index] * radius[:, None]
     return Match(
         SHAPES[best],
         (x - offset[:, 0]) / width,
         (y - offset[:, 1]) / height,
         radius / width,
         2 * np.pi * index / NUM_ANGLES,
-        seen.astype(float),
+        visible.astype(float),
     )
 
 
 def _patch(frame: np.ndarray, x: float, y: float, root_area: float) -> np.ndarray:
     step = np.linspace(-REACH, REACH, PATCH) * max(root_area, 1.0)
     grid = np.meshgrid(y - 0.5 + step, x - 0.5 + step, indexing="ij")
-    # A large object's patch steps over pixels: average them first.
+    # Avoids aliasing for large objects, whose patches are subsampled.
     blurred = ndimage.gaussian_filter(frame, 0.5 * (step[1] - step[0]))
     return ndimage.map_coordinates(blurred, grid, order=1).ravel()
 
@@ -85,7 +93,7 @@ def _normalise(patches: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _bank() -> _Bank:
+def _templates() -> _Templates:
     fine = np.linspace(-1.4, 1.4, 113)
     cell = (fine[1] - fine[0]) ** 2
     angles = 2 * np.pi * np.arange(NUM_ANGLES) / NUM_ANGLES
@@ -107,7 +115,7 @@ def _bank() -> _Bank:
             centroids.append(centre)
         areas.append(area)
     count = len(SHAPES)
-    return _Bank(
+    return _Templates(
         _normalise(np.array(patches)).reshape(count, NUM_ANGLES, -1),
         np.array(areas),
         np.array(centroids).reshape(count, NUM_ANGLES, 2),

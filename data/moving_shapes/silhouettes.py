@@ -1,8 +1,8 @@
-"""The geometry of the moving shapes: signed distances in the object's own coordinates.
+"""Geometry of the shapes: signed distances in the object's coordinates.
 
-Coordinates are x to the right and y down, with a nominal radius of 1. A distance is
-negative inside; it is exact along edges and a lower bound around corners, which is all
-that anti-aliasing needs.
+Coordinates are x to the right and y down, with a nominal radius of 1. Distances are negative
+inside; they are exact along edges and a lower bound near corners, which suffices for
+anti-aliasing.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Mark(NamedTuple):
-    """The dot that shows an object's orientation: centre and radius, inside the shape."""
+    """Centre and radius of the dot inside a shape that makes its orientation visible."""
 
     x: float
     y: float
@@ -29,7 +29,7 @@ MARKS = {
     "crescent": Mark(-0.62, 0.0, 0.24),
 }
 
-# The farthest point of each silhouette from its origin: what must stay inside the frame.
+# Largest distance of a silhouette's points from its origin, to keep it inside the frame.
 EXTENTS = {
     "circle": 0.95,
     "square": 1.17,
@@ -43,12 +43,18 @@ EXTENTS = {
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance from the outline of `shape`, negative inside; `x`, `y` of any one shape."""
+    """Returns the distance of points from the outline of `shape`, negative inside.
+
+    Args:
+      shape: One of `vocabulary.SHAPES`.
+      x: Coordinates of the points, an array of any shape.
+      y: Coordinates of the points, of the same shape.
+    """
     return _DISTANCES[shape](x, y)
 
 
 def mark_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance from the outline of the shape's mark, negative inside."""
+    """Returns the distance of points from the outline of the shape's mark, negative inside."""
     mark = MARKS[shape]
     return _disc(x - mark.x, y - mark.y, mark.radius)
 
@@ -70,14 +76,14 @@ def _square(x, y):
 
 
 def _triangle(x, y):
-    # Equilateral around its centroid: three half-planes at the in-radius.
+    # Equilateral, centred on its centroid: three half-planes at the in-radius.
     slanted = 0.8660254 * np.abs(x) - 0.5 * y
     return np.maximum(slanted, y) - 0.58
 
 
 def _star(x, y):
-    # Folded onto one half of one point, a five-pointed star is a single half-plane,
-    # the line from a tip at radius 1.2 to the notch at 0.52 and 36 degrees further.
+    # Folded onto half of one point, a five-pointed star is a single half-plane: the line from a
+    # tip at radius 1.2 to the notch at radius 0.52, 36 degrees further.
     angle = np.arctan2(np.abs(x), -y)
     folded = np.abs((angle + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     radius = np.sqrt(x * x + y * y)
@@ -96,7 +102,7 @@ _STAR_NORMAL = _star_normal()
 
 
 def _heart(x, y):
-    # A square standing on its corner with half a disc on each of its upper sides.
+    # A square on its corner with half a disc on each of the upper sides.
     u, v = 0.70710678 * (x + y - 0.24), 0.70710678 * (y - 0.24 - x)
     half = 0.66
     lobes = np.minimum(_disc(u, v + half, half), _disc(u + half, v, half))

@@ -1,8 +1,7 @@
-"""The vocabulary of the moving-shapes world: its words, tones, splits and captions.
+"""The vocabulary of the moving-shapes world: words, tones, splits and captions.
 
-What the renderer (`data/moving_shapes`), the judge and the prompts must agree on is
-written here once. Every clip shows one object: a coloured, marked silhouette
-(`silhouettes.py`) that does one motion on one background.
+Shared by the renderer, the judge and the prompts. Every clip shows one object: a coloured
+silhouette with a mark (`silhouettes.py`), in one motion on one background.
 """
 
 import functools
@@ -15,7 +14,7 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "crescent")
 
-# RGB in [0, 1]; every two are at least 0.4 apart (tested).
+# RGB in [0, 1]; any two differ by at least 0.4 (tested).
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "red": (0.90, 0.06, 0.10),
     "green": (0.10, 0.75, 0.15),
@@ -27,17 +26,16 @@ COLOURS: Mapping[str, tuple[float, float, float]] = {
     "white": (0.98, 0.98, 0.98),
 }
 
-# The dot on an object is black on a light colour and white on a dark one.
+# Tone of the mark: black on light colours, white on dark ones.
 MARK_TONES: Mapping[str, tuple[float, float, float]] = {
     name: (0.02,) * 3 if 0.299 * r + 0.587 * g + 0.114 * b > 0.45 else (0.98,) * 3
     for name, (r, g, b) in COLOURS.items()
 }
 
-# The first phrase of a motion is its plain wording; phrases share no ambiguity, because
-# `parse` prefers the longest that matches. A motion that is not a direction keeps one word in
-# all its wordings: with three words that had nothing in common ("growing", "getting bigger",
-# "expanding") a tiny model saw each a thirtieth of the time, and had not learnt to grow in 8000
-# steps.
+# Wordings of each motion, the plain one first. `parse_caption` prefers the longest match. All
+# wordings of a motion without direction share one word: with three unrelated wordings ("growing",
+# "getting bigger", "expanding"), each of which occurs in a thirtieth of the captions, a tiny model
+# had not learned the motion after 8000 steps.
 MOTIONS: Mapping[str, tuple[str, ...]] = {
     "left": ("moving left", "moving to the left", "sliding left", "drifting to the left"),
     "right": ("moving right", "moving to the right", "sliding right", "drifting to the right"),
@@ -51,8 +49,8 @@ MOTIONS: Mapping[str, tuple[str, ...]] = {
     "shrinking": ("shrinking", "shrinking away", "shrinking steadily"),
 }
 
-# The two tones of a background: equal for a plain one, top and bottom of a gradient,
-# alternating bars of stripes. No name is also a colour's, so that a caption parses.
+# Two tones of each background: equal for a plain one, top and bottom of a gradient, alternating
+# stripes. No background has the name of a colour, so that captions can be parsed.
 BACKGROUNDS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "dark": ((0.06, 0.06, 0.08), (0.06, 0.06, 0.08)),
     "grey": ((0.48, 0.48, 0.48), (0.48, 0.48, 0.48)),
@@ -65,12 +63,12 @@ BACKGROUNDS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, 
 SIZES: Mapping[str, float] = {"small": 0.36, "medium": 0.43, "large": 0.50}  # diameter / frame
 SPEEDS: Mapping[str, tuple[str, ...]] = {"slow": ("slowly",), "fast": ("quickly", "fast")}
 
-MIN_CONTRAST = 0.5  # RGB distance of an object from every tone behind it
+MIN_CONTRAST = 0.5  # RGB distance between an object and every tone of its background
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What one clip shows; each field is a word of this module's vocabulary."""
+    """Content of a clip; each field is a word of this module's vocabulary."""
 
     shape: str
     colour: str
@@ -82,7 +80,7 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption with the attributes that a clip made from it must show."""
+    """A caption, and the attributes that a clip generated from it must show."""
 
     text: str
     shape: str
@@ -91,7 +89,7 @@ class Prompt:
 
 
 def contrasts(colour: str, background: str) -> bool:
-    """Whether an object of this colour stands out from every tone of the background."""
+    """Returns whether a colour differs from every tone of the background by `MIN_CONTRAST`."""
     tones = np.array(BACKGROUNDS[background])
     mixes = tones[0] + np.linspace(0, 1, 5)[:, None] * (tones[1] - tones[0])
     return bool(np.linalg.norm(mixes - COLOURS[colour], axis=-1).min() >= MIN_CONTRAST)
@@ -99,16 +97,16 @@ def contrasts(colour: str, background: str) -> bool:
 
 @functools.cache
 def backgrounds_for(colour: str) -> tuple[str, ...]:
-    """The backgrounds from which an object of this colour stands out."""
+    """Returns the backgrounds with enough contrast to this colour."""
     return tuple(name for name in BACKGROUNDS if contrasts(colour, name))
 
 
 def is_held_out(shape: str, colour: str, motion: str) -> bool:
-    """Whether this combination is kept out of the split `train` (a tenth of all is).
+    """Returns whether a combination is excluded from the split `train`, as a tenth of all is.
 
-    A Latin rule rather than a hash: of every (shape, colour) exactly one motion is held
-    out, of every (shape, motion) and (colour, motion) at most one combination, so
-    `train` still shows each pair of words often.
+    The rule is a Latin square: exactly one motion is held out for every (shape, colour), and at
+    most one combination for every (shape, motion) and (colour, motion). `train` therefore contains
+    every pair of words often.
     """
     motions = tuple(MOTIONS)
     held_out = 3 * SHAPES.index(shape) + 7 * tuple(COLOURS).index(colour)
@@ -117,7 +115,7 @@ def is_held_out(shape: str, colour: str, motion: str) -> bool:
 
 @functools.cache
 def combinations(split: str) -> tuple[tuple[str, str, str], ...]:
-    """All (shape, colour, motion) of the split `train` or `heldout`, in a fixed order."""
+    """Returns all (shape, colour, motion) of the split `train` or `heldout`, in a fixed order."""
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
     every = itertools.product(SHAPES, COLOURS, MOTIONS)
@@ -125,15 +123,16 @@ def combinations(split: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def draw_attributes(split: str, rng: np.random.Generator) -> Attributes:
-    """One clip's attributes, uniform over the split's combinations."""
+    """Draws the attributes of a clip, uniformly over the split's combinations."""
     choices = combinations(split)
-    return _complete(*choices[rng.integers(len(choices))], rng)
+    return _draw_rest(*choices[rng.integers(len(choices))], rng)
 
 
 def caption(attributes: Attributes, seed: int) -> str:
-    """An English caption in one of many wordings, chosen by `seed`.
+    """Returns an English caption, in a wording that depends on `seed`.
 
-    Shape, colour and motion are always named, the background nearly so; size and speed sometimes.
+    It always names shape, colour and motion; background (0.9), size (0.4 unless medium) and speed
+    (0.3) with the given probability.
     """
     rng = np.random.default_rng((seed, 1))
     motion = _pick(rng, MOTIONS[attributes.motion])
@@ -155,12 +154,12 @@ def caption(attributes: Attributes, seed: int) -> str:
 
 
 def plain_caption(shape: str, colour: str, motion: str) -> str:
-    """The shortest wording: "a red circle moving left"."""
+    """Returns the shortest wording: "a red circle moving left"."""
     return _words(_article(f"{colour} {shape}"), MOTIONS[motion][0])
 
 
-def parse(text: str) -> dict[str, str]:
-    """The attributes that a caption names; an attribute not named is absent."""
+def parse_caption(text: str) -> dict[str, str]:
+    """Returns the attributes that a caption names; others are absent from the dict."""
     words = re.findall(r"[a-z]+", text.lower())
     found = {}
     for name, vocabulary in (
@@ -185,11 +184,11 @@ def parse(text: str) -> dict[str, str]:
     return found
 
 
-def prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
-    """`count` prompts with their labels, of seen (`train`) or unseen (`heldout`) combinations.
+def draw_prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
+    """Draws prompts from seen (`train`) or unseen (`heldout`) combinations.
 
-    Drawn without repetition until all combinations of the split are used, then again;
-    the wordings are those of the captions.
+    Combinations repeat only after all of the split have been drawn. Wordings are those of
+    `caption`.
     """
     rng = np.random.default_rng(seed)
     choices = combinations(split)
@@ -198,13 +197,13 @@ def prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
     result = []
     for index in order:
         shape, colour, motion = choices[index]
-        text = caption(_complete(shape, colour, motion, rng), int(rng.integers(2**31)))
+        text = caption(_draw_rest(shape, colour, motion, rng), int(rng.integers(2**31)))
         result.append(Prompt(text, shape, colour, motion))
     return result
 
 
-def _complete(shape: str, colour: str, motion: str, rng: np.random.Generator) -> Attributes:
-    """Draws what a combination leaves open."""
+def _draw_rest(shape: str, colour: str, motion: str, rng: np.random.Generator) -> Attributes:
+    """Draws background, size and speed."""
     background = _pick(rng, backgrounds_for(colour))
     return Attributes(
         shape, colour, motion, background, _pick(rng, tuple(SIZES)), _pick(rng, tuple(SPEEDS))

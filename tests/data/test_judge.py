@@ -11,13 +11,13 @@ from data.moving_shapes.vocabulary import Attributes, Prompt, draw_attributes
 NAMES = ("colour", "shape", "motion", "background")
 
 
-def agreements(count, num_frames, resolution, fps, split="train", spoil=lambda video, rng: video):
+def agreements(count, num_frames, resolution, fps, split="train", degrade=lambda video, rng: video):
     rng = np.random.default_rng(7)
     hits = Counter()
     for seed in range(count):
         attributes = draw_attributes(split, rng)
-        seen = judge(spoil(render(attributes, seed, num_frames, resolution, fps), rng))
-        hits.update(name for name in NAMES if seen[name] == getattr(attributes, name))
+        verdict = judge(degrade(render(attributes, seed, num_frames, resolution, fps), rng))
+        hits.update(name for name in NAMES if verdict[name] == getattr(attributes, name))
     return {name: hits[name] / count for name in NAMES}
 
 
@@ -29,21 +29,21 @@ def test_agrees_at_the_training_resolution():
 @pytest.mark.parametrize(
     ("num_frames", "resolution", "fps"), [(32, 64, 8.0), (8, 32, 8.0), (40, 48, 8.0)]
 )
-def test_agrees_at_other_forms(num_frames, resolution, fps):
+def test_agrees_at_other_sizes(num_frames, resolution, fps):
     shares = agreements(40, num_frames, resolution, fps, split="heldout")
     assert min(shares.values()) >= 0.97, shares
 
 
-def test_stands_blur_and_noise():
-    def spoil(video, rng):
+def test_is_robust_to_blur_and_noise():
+    def degrade(video, rng):
         blurred = ndimage.gaussian_filter(video, (0, 0.8, 0.8, 0))
         return blurred + 0.2 * rng.standard_normal(video.shape)
 
-    shares = agreements(100, 16, 32, 8.0, spoil=spoil)
+    shares = agreements(100, 16, 32, 8.0, degrade=degrade)
     assert min(shares.values()) >= 0.95, shares
 
 
-def test_sees_what_is_not_there():
+def test_distinguishes_reversed_rotated_still_and_empty_clips():
     attributes = Attributes("star", "red", "right", "dark", "large", "slow")
     video = render(attributes, 0, 16, 32, 8.0)
     assert judge(video)["motion"] == "right"
@@ -63,13 +63,13 @@ def test_agreement_counts():
         Prompt("", "heart", "cyan", "up"),
         Prompt("", "heart", "cyan", "down"),
     ]
-    seen = [judge(video)] * 4
-    shares = agreement(seen, prompts)
+    verdicts = [judge(video)] * 4
+    shares = agreement(verdicts, prompts)
     assert shares == {"colour": 0.75, "shape": 0.5, "motion": 0.75, "all": 0.25}
-    tables = [confusion(seen, prompts, name) for name in ("shape", "motion")]
-    assert tables == [
+    matrices = [confusion(verdicts, prompts, name) for name in ("shape", "motion")]
+    assert matrices == [
         {"heart": {"ring": 2}, "ring": {"ring": 2}},
         {"down": {"up": 1}, "up": {"up": 3}},
     ]
-    by_motion = shapes_by_motion(seen, prompts)
+    by_motion = shapes_by_motion(verdicts, prompts)
     assert by_motion == {"down": {"clips": 1, "right": 0}, "up": {"clips": 3, "right": 2}}

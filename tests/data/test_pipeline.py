@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data import pipeline
 from data.moving_shapes.render import render
-from data.moving_shapes.vocabulary import Attributes, caption, is_held_out, parse
+from data.moving_shapes.vocabulary import Attributes, caption, is_held_out, parse_caption
 from stunet.errors import UserError
 
 FIELDS = {
@@ -97,11 +97,13 @@ def test_clips_are_those_of_the_captions(config):
 
 def test_motions_select_and_weight_records(config):
     every = pipeline.captions(config)
-    wanted = [text for text in every if parse(text)["motion"] in ("left", "spinning")]
+    wanted = [text for text in every if parse_caption(text)["motion"] in ("left", "spinning")]
     assert 0 < len(wanted) < len(every)
     assert pipeline.captions(replace(config, motions=("left", "spinning"))) == wanted
     twice = pipeline.captions(replace(config, motions=("left", "spinning", "left")))
-    assert sorted(twice) == sorted(wanted + [t for t in wanted if parse(t)["motion"] == "left"])
+    assert sorted(twice) == sorted(
+        wanted + [t for t in wanted if parse_caption(t)["motion"] == "left"]
+    )
 
 
 def test_caption_dropout_is_a_quarter(config):
@@ -161,7 +163,7 @@ def test_heldout_combinations_are_disjoint(config):
         captions = pipeline.captions(replace(config, split=split))
         assert len(captions) == count
         for text in captions:
-            words = parse(text)
+            words = parse_caption(text)
             labels = (words["shape"], words["colour"], words["motion"])
             assert is_held_out(*labels) == (split == "heldout")
 

@@ -30,7 +30,7 @@ def path(motion, speed="fast", seconds=2.0, seed=0):
     return trajectory(attributes(motion=motion, speed=speed), seed, U, seconds)
 
 
-def test_form_and_determinism():
+def test_shape_and_determinism():
     video = render(attributes(), 3, 5, 24, 8.0)
     assert video.shape == (5, 24, 24, 3) and video.dtype == np.float32
     assert video.min() >= -1 and video.max() <= 1
@@ -50,7 +50,7 @@ def test_anti_aliasing_is_a_pixel_mean(shape):
     small, large = (render(words, 1, 4, size, 8.0) for size in (32, 256))
     mean = large.reshape(4, 32, 8, 32, 8, 3).mean((2, 4))
     off = np.abs(small - mean)
-    # Out of a range of 2. To first order in the distance: a few corner pixels are off more.
+    # In a range of 2. Exact to first order in the distance: corners differ more.
     assert off.mean() < 0.003 and np.quantile(off, 0.98) < 0.05 and off.max() < 0.7
 
 
@@ -60,27 +60,27 @@ def test_striped_background_is_a_pixel_mean():
     np.testing.assert_allclose(small, large.reshape(36, 8).mean(1), atol=1e-6)
 
 
-def test_grain_is_the_background_s_and_keeps_still():
+def test_texture_is_on_the_background_and_static():
     at = attributes(background="grey", size="small")
-    plain, grained = (
+    plain, textured = (
         render_at(at, 3, np.array([0.0, 0.5]), 2.0, 96, texture) for texture in (0.0, 0.1)
     )
-    first, second = grained - plain
+    first, second = textured - plain
     ground = (np.abs(plain - (2 * 0.48 - 1)).max((0, -1)) < 1e-6)[..., None] & np.ones(3, bool)
     assert 0.5 < ground.mean() < 0.95
     np.testing.assert_array_equal(first[ground], second[ground])
     np.testing.assert_allclose(first[ground].std(), 2 * 0.1, rtol=0.2)
     other = render_at(at, 4, np.array([0.0]), 2.0, 96, 0.1)[0]
-    assert np.abs(np.corrcoef(other[:8].ravel(), grained[0, :8].ravel())[0, 1]) < 0.5
-    # The same picture at every resolution, but for what a pixel cannot hold.
+    assert np.abs(np.corrcoef(other[:8].ravel(), textured[0, :8].ravel())[0, 1]) < 0.5
+    # The texture does not depend on the resolution, except for details below a pixel.
     small = render_at(at, 3, np.array([0.0]), 2.0, 48, 0.1)[0, :4]
     np.testing.assert_allclose(
-        grained[0, :8].reshape(4, 2, 48, 2, 3).mean((1, 3)), small, atol=0.12
+        textured[0, :8].reshape(4, 2, 48, 2, 3).mean((1, 3)), small, atol=0.12
     )
 
 
 def test_sub_pixel_motion_moves_the_centre_of_mass():
-    # A quarter of a pixel a frame: without anti-aliasing it would stand, then jump.
+    # A quarter of a pixel per frame: without anti-aliasing it would stop and jump.
     video = render(attributes(shape="circle"), 0, 72, 32, 36.0)
     red = (video[..., 0] + 1) / 2 - 0.06
     x = (red.sum(1) * (np.arange(32) + 0.5)).sum(1) / red.sum((1, 2))
@@ -127,7 +127,7 @@ def test_bouncing_touches_its_floor():
     assert lowest.sum() == 2
 
 
-def test_swinging_is_about_a_fixed_pivot():
+def test_swinging_has_a_fixed_pivot():
     pose = path("swinging")
     length = np.ptp(pose.x) / np.ptp(np.sin(pose.angle))
     pivot_x, pivot_y = pose.x + length * np.sin(pose.angle), pose.y - length * np.cos(pose.angle)
@@ -145,11 +145,11 @@ def test_spinning_and_growing():
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_shows_itself_in_short_and_long_clips(motion):
-    # Half a second and five: at least as many turns as in two seconds, never fewer.
+def test_motion_is_visible_in_short_and_long_clips(motion):
+    # In half a second and in five: at least as many cycles as in two seconds.
     short, nominal, long = (path(motion, "slow", seconds) for seconds in (0.5, 2.0, 5.0))
-    for one, other in zip(short, nominal, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for actual, expected in zip(short, nominal, strict=True):
+        np.testing.assert_array_equal(actual, expected)
     if motion in ("bouncing", "circling", "swinging", "spinning"):
         fast = trajectory(attributes(motion=motion, speed="slow"), 0, U / 2.5, 5.0)
         then = trajectory(attributes(motion=motion, speed="slow"), 0, U, 2.0)
@@ -163,5 +163,5 @@ def test_object_has_its_colour():
     for colour, tone in COLOURS.items():
         video = render(attributes(colour=colour, shape="circle"), 0, 1, 64, 8.0)
         off = np.abs((video + 1) / 2 - np.float32(tone)).max(-1)
-        expected = np.pi * (0.95**2 - 0.30**2) * 0.25**2  # less the mark
+        expected = np.pi * (0.95**2 - 0.30**2) * 0.25**2  # without the mark
         assert (off < 0.01).mean() == pytest.approx(expected, rel=0.2)

@@ -16,7 +16,7 @@ def test_mark_is_inside_and_extent_is_tight(shape):
     assert marked.any() and not (marked & ~inside).any()
     farthest = np.hypot(X, Y)[inside].max()
     assert EXTENTS[shape] - 0.05 < farthest <= EXTENTS[shape]
-    assert np.hypot(MARKS[shape].x, MARKS[shape].y) > 0.4  # off-centre: turning shows
+    assert np.hypot(MARKS[shape].x, MARKS[shape].y) > 0.4  # off-centre, so that rotation is visible
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -24,7 +24,7 @@ def test_distance_has_unit_slope_across_the_outline(shape):
     d = signed_distance(shape, X, Y)
     slope = np.hypot(*np.gradient(d, AXIS, AXIS))
     near = np.abs(d) < 0.02
-    # Only where two edges meet may it differ.
+    # Except near corners.
     assert (np.abs(slope[near] - 1) < 0.02).mean() > 0.85
 
 

@@ -7,15 +7,15 @@ import pytest
 from data.moving_shapes import vocabulary as world
 
 
-def test_vocabulary_is_large_enough_and_its_words_are_distinct():
+def test_words_are_distinct():
     assert len(world.SHAPES) >= 8 and len(world.COLOURS) >= 8 and len(world.MOTIONS) == 10
     words = [*world.SHAPES, *world.COLOURS, *world.BACKGROUNDS, *world.SIZES]
     assert len(words) == len(set(words))
 
 
-def test_colours_are_apart_and_stand_out():
-    for one, other in itertools.combinations(world.COLOURS.values(), 2):
-        assert np.linalg.norm(np.subtract(one, other)) > 0.4
+def test_colours_differ_and_have_contrast():
+    for colour, other in itertools.combinations(world.COLOURS.values(), 2):
+        assert np.linalg.norm(np.subtract(colour, other)) > 0.4
     for colour in world.COLOURS:
         assert len(world.backgrounds_for(colour)) >= 4
     assert not world.contrasts("white", "light")
@@ -33,7 +33,7 @@ def test_a_tenth_is_held_out_evenly():
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match="'train' or 'heldout', got 'test'"):
+    with pytest.raises(ValueError, match=r"'train'.*'heldout'.*'test'"):
         world.combinations("test")
 
 
@@ -43,13 +43,13 @@ def test_captions_parse_back():
     for seed in range(2000):
         attributes = world.draw_attributes("train", rng)
         text = world.caption(attributes, seed)
-        parsed = world.parse(text)
+        parsed = world.parse_caption(text)
         assert {"shape", "colour", "motion"} <= set(parsed), text
         assert all(getattr(attributes, name) == word for name, word in parsed.items()), text
         named.update(parsed.keys())
         texts.add(text)
     assert len(texts) > 1200
-    # Size: two of three are not medium, and 0.4 of those are named.
+    # Two thirds of the sizes are not medium; 0.4 of these are named.
     for name, share in (("background", 0.9), ("size", 2 / 3 * 0.4), ("speed", 0.3)):
         assert abs(named[name] / 2000 - share) < 0.04, (name, named[name])
 
@@ -63,7 +63,7 @@ def test_captions_parse_back():
     ],
 )
 def test_parse_by_hand(text, expected):
-    parsed = world.parse(text)
+    parsed = world.parse_caption(text)
     assert tuple(parsed.get(name) for name in ("shape", "colour", "motion")) == expected
 
 
@@ -71,13 +71,13 @@ def test_plain_caption():
     assert world.plain_caption("star", "orange", "up") == "an orange star moving up"
 
 
-def test_prompts_carry_their_labels_and_keep_the_split():
+def test_prompts_have_labels_and_respect_the_split():
     for split in ("train", "heldout"):
-        prompts = world.prompts(split, 70, seed=3)
-        assert prompts == world.prompts(split, 70, seed=3)
+        prompts = world.draw_prompts(split, 70, seed=3)
+        assert prompts == world.draw_prompts(split, 70, seed=3)
         for prompt in prompts:
             labels = {name: getattr(prompt, name) for name in ("shape", "colour", "motion")}
-            assert labels.items() <= world.parse(prompt.text).items()
+            assert labels.items() <= world.parse_caption(prompt.text).items()
             assert world.is_held_out(**labels) == (split == "heldout")
-    first = {(p.shape, p.colour, p.motion) for p in world.prompts("heldout", 64)}
+    first = {(p.shape, p.colour, p.motion) for p in world.draw_prompts("heldout", 64)}
     assert len(first) == 64

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from data.moving_shapes.duotone import DARK, LIGHT, distance_to_inks, duotone, write_pictures
+from data.moving_shapes.duotone import (
+    DARK,
+    LIGHT,
+    distance_to_gradient,
+    duotone,
+    write_duotone_images,
+)
 from stunet.engine import load, stylised
 from stunet.errors import UserError
 from stunet.weights.model_folder import read_model_folder
@@ -13,7 +19,7 @@ from tests.experiments.runs import changed, train_here
 
 @pytest.fixture(scope="module")
 def style(root, config, whole):
-    write_pictures(root / "duotone", 6)
+    write_duotone_images(root / "duotone", 6)
     config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "style",
         "init_from": str(whole[0]),
@@ -140,7 +146,7 @@ def test_duotone_pictures_lie_between_two_inks():
     middle = duotone(0 * black)
     np.testing.assert_allclose((middle + 1) / 2, np.add(DARK, LIGHT) / 2, atol=1e-6)
     inks = np.stack([duotone(black), duotone(0.3 * white)])
-    assert distance_to_inks(inks) < 1e-6
+    assert distance_to_gradient(inks) < 1e-6
     across = np.cross(inks[1] - inks[0], [0, 0, 1])
     off = inks + 0.5 * across / np.linalg.norm(across)
-    assert distance_to_inks(off) == pytest.approx(0.5)
+    assert distance_to_gradient(off) == pytest.approx(0.5)

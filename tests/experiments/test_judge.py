@@ -1,4 +1,4 @@
-"""The judge's command, from a model to its report."""
+"""`experiments.judge`, from a model to its report."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from tests.experiments.runs import ROOT
 from tests.tiny import save_tiny_model
 
 
-def test_it_reports_on_every_clip_in_a_folder_that_it_makes(tmp_path):
+def test_reports_on_every_clip_in_a_new_folder(tmp_path):
     model, out = save_tiny_model(tmp_path / "model"), tmp_path / "new" / "seen"
     command = [sys.executable, "-m", "experiments.judge", f"--model={model}", f"--out={out}"]
     subprocess.run(

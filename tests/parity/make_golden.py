@@ -10,7 +10,7 @@ import json
 import numpy as np
 import sentencepiece
 
-from data.moving_shapes.vocabulary import prompts
+from data.moving_shapes.vocabulary import draw_prompts
 from tests.parity import cases, torch_metrics, torch_reference
 
 VOCAB_SIZE = 300
@@ -28,7 +28,7 @@ def main():
     (cases.GOLDEN / "clip_ids.json").write_text(json.dumps(ids) + "\n")
     model = io.BytesIO()  # a file's path would be written into it
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([prompt.text for prompt in prompts("train", 500)]),
+        sentence_iterator=iter([prompt.text for prompt in draw_prompts("train", 500)]),
         model_writer=model,
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,

@@ -1,29 +1,36 @@
-"""Names the motion of a tracked object by fitting each motion's law to its path."""
+"""Classifies the motion of a tracked object by fitting the path of each motion."""
 
 import numpy as np
 
-MIN_PATH = 0.055  # standard deviation of a moving object's path, in units of the frame
-MIN_GROWTH = 0.3  # change of the log radius over the clip
-MAX_CYCLES = 10.0  # of a periodic motion over the clip
-MIN_TURN = np.pi  # net rotation over the clip
+MIN_PATH = 0.055  # standard deviation of the positions, in units of the frame
+MIN_GROWTH = 0.3  # change of the logarithm of the radius over the clip
+MAX_CYCLES = 10.0  # cycles of a periodic motion per clip
+MIN_TURN = np.pi  # net rotation over the clip in radians
 
 
-def read_motion(
+def classify_motion(
     x: np.ndarray, y: np.ndarray, radius: np.ndarray, angle: np.ndarray, weight: np.ndarray
 ) -> str:
-    """The motion of a path: x to the right, y down, in units of the frame; all `[T]`.
+    """Returns the motion of an object.
 
-    Frames of weight 0 are left out. Returns a name of `moving_shapes.MOTIONS`, or
-    "still" where nothing moves, grows or turns.
+    Args:
+      x: Positions `[T]`, to the right, in units of the frame.
+      y: Positions `[T]`, down, in units of the frame.
+      radius: `[T]`, in units of the frame.
+      angle: `[T]`, in radians clockwise.
+      weight: `[T]`; frames of weight 0 are ignored.
+
+    Returns:
+      A key of `vocabulary.MOTIONS`, or "still" if the object does not move, grow or turn.
     """
-    seen = weight > 0
-    if seen.sum() < 4:
+    visible = weight > 0
+    if visible.sum() < 4:
         return "still"
-    u = (np.arange(len(x)) / len(x))[seen]
-    x, y, radius, angle = x[seen], y[seen], radius[seen], angle[seen]
+    u = (np.arange(len(x)) / len(x))[visible]
+    x, y, radius, angle = x[visible], y[visible], radius[visible], angle[visible]
     x, y = x - x.mean(), y - y.mean()
     if np.sqrt((x**2 + y**2).mean()) < MIN_PATH:
-        return _read_in_place(u, radius, angle)
+        return _classify_in_place(u, radius, angle)
     cycles = np.arange(0.75, np.clip(len(u) / 3.5, 1.0, MAX_CYCLES), 0.05)
     residuals = {
         ("right", "left"): _linear(u, x) + (y**2).mean(),
@@ -39,7 +46,7 @@ def read_motion(
     return names[0] if (along * (u - u.mean())).sum() > 0 else names[1]
 
 
-def _read_in_place(u: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> str:
+def _classify_in_place(u: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> str:
     growth = np.polyfit(u, np.log(np.maximum(radius, 1e-3)), 1)[0]
     if abs(growth) > MIN_GROWTH:
         return "growing" if growth > 0 else "shrinking"
@@ -48,7 +55,7 @@ def _read_in_place(u: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> str:
 
 
 def _residual(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean squared residual of least squares, `columns` [..., T, K] -> [...]."""
+    """Returns the mean squared residual `[...]` of least squares with `columns` [..., T, K]."""
     q, _ = np.linalg.qr(columns)
     fitted = np.einsum("...tk,...k->...t", q, np.einsum("...tk,t->...k", q, values))
     return ((values - fitted) ** 2).mean(-1)
@@ -68,16 +75,16 @@ def _sinusoid(u, along, cycles):
 
 
 def _arc(x, y):
-    """How far y is from a pendulum's arc, which is a parabola to second order."""
+    """Returns the mean squared distance of y from a pendulum's arc, to second order a parabola."""
     columns = np.stack([np.ones_like(x), x**2], -1)
     coefficients = np.linalg.lstsq(columns, y, rcond=None)[0]
-    if coefficients[1] > 0:  # the pivot would be below
+    if coefficients[1] > 0:  # the pivot would be below the object
         return (y**2).mean()
     return ((y - columns @ coefficients) ** 2).mean()
 
 
 def _circling(u, x, y, cycles):
-    """The best fit of a circle run through either way, x + iy = a + b exp(i w u)."""
+    """Fits a circle in either direction, x + iy = a + b exp(i w u)."""
     best = np.inf
     for way in (1, -1):
         wave = np.exp(way * 2j * np.pi * cycles[:, None] * u)
