@@ -17,23 +17,16 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+import stunet
 from data.moving_shapes.clips import Clips, draw_clips
 from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import agreement, judge
 from data.moving_shapes.vocabulary import MOTIONS
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
-from stunet.engine import (
-    Model,
-    animate,
-    edit,
-    fill,
-    generate,
-    given_still,
-    load,
-    stylised,
-)
-from stunet.engine.given import FEATHER, pasted
+from stunet.engine.generation import paste
+from stunet.engine.inputs import KnownPixels
+from stunet.engine.request import FEATHER
 from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import frame_differences, psnr
 from stunet.video_io import check_writable, contact_sheet, write_image
@@ -81,15 +74,15 @@ def main(argv: list[str]) -> None:
         raise UserError(f"these are needed: {', '.join(f'--{name}' for name in missing)}")
     check_writable(Path(f"{_OUT.value}.png"))
     prepare_compiler()
-    model = load(_MODEL.value or _BASE.value)
-    base = load(_BASE.value) if _BASE.value else model
+    model = stunet.load(_MODEL.value or _BASE.value)
+    base = stunet.load(_BASE.value) if _BASE.value else model
     clips = _draw_clips(model)
     work: dict[str, Callable[[], tuple[dict[str, Any], np.ndarray]]] = {
         "image_to_video": lambda: image_to_video(model, clips),
         "inpainting": lambda: inpainting(model, clips),
         "cinemagraph": lambda: cinemagraphs(model),
         "editing": lambda: editing(base, clips),
-        "style": lambda: style(base, load(_STYLE.value), clips),
+        "style": lambda: style(base, stunet.load(_STYLE.value), clips),
     }
     work = {name: work[name] for name in _chosen()}
     names = (_MODEL, _BASE, _STYLE, _CLIPS, _STEPS, _SCALE, _SEED)
@@ -115,20 +108,20 @@ def _needed() -> list[flags.FlagHolder]:
     return [*found, _STYLE] if "style" in _chosen() else found
 
 
-def _draw_clips(model: Model, motions: tuple[str, ...] = tuple(MOTIONS)) -> Clips:
+def _draw_clips(model: stunet.Model, motions: tuple[str, ...] = tuple(MOTIONS)) -> Clips:
     """Rendered clips of the model's size."""
     size = (model.num_frames, model.resolution, model.fps)
     return draw_clips(_CLIPS.value, _SEED.value, *size, motions)
 
 
-def _options() -> dict[str, Any]:
-    return {"steps": _STEPS.value, "guidance_scale": _SCALE.value, "seed": _SEED.value}
+def _sampling() -> stunet.Sampling:
+    return stunet.Sampling(steps=_STEPS.value, guidance_scale=_SCALE.value, seed=_SEED.value)
 
 
-def image_to_video(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+def image_to_video(model: stunet.Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     """The first frame against the image, and what the judge reads to the end."""
     images = clips.videos[:, 0]
-    made = animate(model, images, clips.texts, **_options())
+    made = stunet.animate(model, images, clips.texts, sampling=_sampling()).videos
     late = [judge(video[video.shape[0] // 2 :]) for video in made]
     kept = [
         one["colour"] == prompt.colour and one["shape"] == prompt.shape
@@ -144,14 +137,22 @@ def image_to_video(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarr
     }, _sheet(np.repeat(images[:, None], made.shape[1], 1), made)
 
 
-def inpainting(model: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+def inpainting(model: stunet.Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     """A box in each clip's middle, filled in."""
     size = model.resolution
     mask = np.zeros((len(clips.videos), size, size, 1), np.float32)
     mask[:, size // 4 : -size // 4, size // 4 : -size // 4] = 1
     masks = np.repeat(mask[:, None], clips.videos.shape[1], axis=1)
-    made = fill(model, clips.videos, masks, clips.texts, paste_back=False, **_options())
-    back = pasted(made, clips.videos, masks, FEATHER)
+    known = KnownPixels(clips.videos, 1 - masks)
+    made = stunet.inpaint(
+        model,
+        clips.videos,
+        clips.texts,
+        mask=known.mask,
+        paste_back=False,
+        sampling=_sampling(),
+    ).videos
+    back = paste(made, known, FEATHER)
     outside = np.broadcast_to(masks == 0, made.shape)
     error = np.square(made - clips.videos)[outside].reshape(len(made), -1).mean(1)
     step, true_step = (_step_across(videos, mask) for videos in (back, clips.videos))
@@ -175,7 +176,7 @@ def _step_across(videos: np.ndarray, mask: np.ndarray) -> float:
     return float(np.concatenate(steps).mean())
 
 
-def cinemagraphs(model: Model) -> tuple[dict[str, Any], np.ndarray]:
+def cinemagraphs(model: stunet.Model) -> tuple[dict[str, Any], np.ndarray]:
     """Objects that stay in place move inside a mask around them, and nothing else."""
     clips = _draw_clips(model, IN_PLACE)
     images, size = clips.videos[:, 0], model.resolution
@@ -186,9 +187,13 @@ def cinemagraphs(model: Model) -> tuple[dict[str, Any], np.ndarray]:
         rows, columns = np.nonzero(frame > 0.5)
         top, left = max(0, rows.min() - 2), max(0, columns.min() - 2)
         one[top : rows.max() + 3, left : columns.max() + 3] = 1
-    given = given_still(images, mask, model.num_frames, loop=False)
-    loose = fill(model, *given, clips.texts, paste_back=False, **_options())
-    tight = pasted(loose, *given, feather=0)
+    loose = stunet.cinemagraph(
+        model, images, 1 - mask, clips.texts, paste_back=False, sampling=_sampling()
+    ).videos
+    still_videos = np.repeat(images[:, None], model.num_frames, axis=1)
+    known = np.repeat(1 - mask[:, None], model.num_frames, axis=1)
+    known[:, 0] = 1
+    tight = paste(loose, KnownPixels(still_videos, known), feather=0)
     inside = np.broadcast_to(mask > 0, loose.std(1).shape)
     moving, still = loose.std(1)[inside].mean(), loose.std(1)[~inside].mean()
     return {
@@ -199,13 +204,14 @@ def cinemagraphs(model: Model) -> tuple[dict[str, Any], np.ndarray]:
     }, _sheet(np.repeat(images[:, None], tight.shape[1], 1), tight)
 
 
-def editing(base: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+def editing(base: stunet.Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     """Each clip made over to the next one's prompt, by degrees."""
     texts = clips.texts[1:] + clips.texts[:1]
     wanted = clips.prompts[1:] + clips.prompts[:1]
     distances, colours, rows = [], [], []
     for strength in EDIT_STRENGTHS:
-        made = edit(base, clips.videos, texts, strength=strength, **_options())
+        result = stunet.edit(base, clips.videos, texts, strength=strength, sampling=_sampling())
+        made = result.videos
         distances.append(float(np.abs(made - clips.videos).mean()))
         colours.append(agreement(map(judge, made), wanted)["colour"])
         rows.append(made[0])
@@ -217,11 +223,14 @@ def editing(base: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
     }, sheet
 
 
-def style(base: Model, look: Model, clips: Clips) -> tuple[dict[str, Any], np.ndarray]:
+def style(
+    base: stunet.Model, look: stunet.Model, clips: Clips
+) -> tuple[dict[str, Any], np.ndarray]:
     """How far colours go to the style's, and how much motion is left."""
     distances, energies, rows = [], [], []
     for strength in (0.0, *STRENGTHS):
-        made = generate(stylised(base, look, strength), clips.texts, **_options())
+        styled = stunet.stylize(base, look, strength)
+        made = stunet.generate(styled, clips.texts, sampling=_sampling()).videos
         distances.append(distance_to_gradient(made))
         energies.append(float(frame_differences(made).mean()))
         rows.append(made[0])

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+import stunet
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.moving_shapes.vocabulary import (
     COLOURS,
@@ -31,7 +32,6 @@ from data.moving_shapes.vocabulary import (
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import add_noise, to_prediction
-from stunet.engine import Model, load
 from stunet.engine.sampling import encode_text, network
 from stunet.errors import UserError, run_command
 from stunet.video_io import check_writable
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     report, picture = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
     check_writable(picture)
     prepare_compiler()
-    model = load(_MODEL.value)
+    model = stunet.load(_MODEL.value)
     if model.super_resolution or model.unet.cond_channels:
         raise UserError(f"{_MODEL.value}: needs pixels, expected a model that needs only a prompt")
     clips, captions = draw_captioned_clips(model, _CLIPS.value, _SPLIT.value, _SEED.value)
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 
 
 def draw_captioned_clips(
-    model: Model, count: int, split: str, seed: int
+    model: stunet.Model, count: int, split: str, seed: int
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
     """Draws clips of the model's resolution and length, with captions of several kinds.
 
@@ -111,7 +111,7 @@ def change_attribute(attributes: Attributes, name: str, rng: np.random.Generator
 
 
 def denoising_errors(
-    model: Model,
+    model: stunet.Model,
     clips: np.ndarray,
     captions: dict[str, list[str]],
     levels: list[int],

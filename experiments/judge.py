@@ -13,12 +13,12 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
+import stunet
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.vocabulary import draw_prompts
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import SAMPLERS
-from stunet.engine import generate, load
 from stunet.errors import UserError, run_command
 from stunet.video_io import check_writable, contact_sheet, write_image
 
@@ -53,24 +53,23 @@ def main(argv: list[str]) -> None:
     check_writable(sheet)
     report.parent.mkdir(parents=True, exist_ok=True)
     prepare_compiler()
-    model = load(_MODEL.value)
+    model = stunet.load(_MODEL.value)
     prompts = draw_prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
 
     with tqdm(desc="sampling", unit="step") as bar:
 
-        def progress(done: int, total: int, _) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def on_progress(progress: stunet.Progress) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
 
-        videos = generate(
-            model,
-            [prompt.text for prompt in prompts],
+        sampling = stunet.Sampling(
             sampler=_SAMPLER.value,
             steps=_STEPS.value,
             guidance_scale=_SCALE.value,
             seed=_SEED.value,
-            on_chunk=progress,
         )
+        texts = [prompt.text for prompt in prompts]
+        videos = stunet.generate(model, texts, sampling=sampling, progress=on_progress).videos
     verdicts = [judge(video) for video in videos]
     result = {
         **agreement(verdicts, prompts),

@@ -16,7 +16,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +28,9 @@ from tqdm import tqdm
 from data.ucf101.ucf101_builder import find_class_videos, read_class_prompts
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
-from stunet.engine import Model, check_cascade, enlarge, generate, load
+from stunet.engine.cascade import Models, load_models
+from stunet.engine.request import Request, Sampling
+from stunet.engine.run import run
 from stunet.errors import UserError, run_command
 from stunet.evaluation.clip_folders import open_folder
 from stunet.evaluation.evaluate import evaluate, load_metrics, table
@@ -144,7 +145,7 @@ def make_clips(config: ZeroShotConfig, workdir: Path) -> None:
     missing = sum(not path.exists() for path in paths)
     if not missing:
         return
-    models = [load(path) for path in (config.model, *config.upscale)]
+    models = load_models(config.model, config.upscale)
     _check_models(config, models)
     check_writable(paths[0])
     (workdir / "clips").mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def make_clips(config: ZeroShotConfig, workdir: Path) -> None:
             videos = _generate(config, models, prompts, config.seed * len(paths) + start)
             for path, video in zip(batch, videos, strict=True):
                 if path in wanted:
-                    write_video(path, video, models[0].fps)
+                    write_video(path, video, models.base.fps)
             bar.update(len(wanted))
 
 
@@ -176,18 +177,20 @@ def _check_made_by(made_by: Mapping, workdir: Path) -> None:
         )
 
 
-def _generate(
-    config: ZeroShotConfig, models: list[Model], prompts: list[str], seed: int
-) -> np.ndarray:
-    names = ("sampler", "steps", "guidance_scale", "batch_size")
-    sampling = {"seed": seed, **{name: getattr(config, name) for name in names}}
-    videos = generate(models[0], prompts, **sampling)
-    return enlarge(models[1:], videos, prompts, lambda _: nullcontext(), **sampling)
+def _generate(config: ZeroShotConfig, models: Models, prompts: list[str], seed: int) -> np.ndarray:
+    sampling = Sampling(
+        sampler=config.sampler,
+        steps=config.steps,
+        guidance_scale=config.guidance_scale,
+        seed=seed,
+        batch_size=config.batch_size,
+    )
+    request = Request(application="generate", prompts=tuple(prompts), sampling=sampling)
+    return run(models, request).videos
 
 
-def _check_models(config: ZeroShotConfig, models: list[Model]) -> None:
-    base = models[0]
-    check_cascade(base, [config.model, *config.upscale], models[1:])
+def _check_models(config: ZeroShotConfig, models: Models) -> None:
+    base = models.base
     if base.fps is None:
         raise UserError(f"{config.model}: makes images; name a model of videos")
     made = int(base.num_frames * (config.fps or base.fps) / base.fps)

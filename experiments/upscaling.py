@@ -18,12 +18,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+import stunet
 from data import pipeline as data
 from experiments.common.program_flags import read_flags
 from experiments.configs import tiny_ssr
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import downsample, upsample
-from stunet.engine import load, upscale, windows_of
+from stunet.diffusion.multidiffusion import OVERLAP
+from stunet.engine.sampling import windows_for
 from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
 from stunet.video_io import check_writable, contact_sheet, write_image
@@ -65,20 +67,28 @@ def main(argv: list[str]) -> None:
     paths = [Path(f"{_OUT.value}{ending}") for ending in (".json", ".png", "_sheet.png")]
     check_writable(paths[1])
     prepare_compiler()
-    model = load(_MODEL.value)
+    model = stunet.load(_MODEL.value)
     if model.super_resolution is None:
         raise UserError(f"{_MODEL.value}: no super-resolution model")
     truth, prompts = _clips(model.resolution)
     factor = model.super_resolution.factor
-    cuts = {
-        name: windows_of(model, truth.shape[1], **cut)
-        for name, cut in {
-            "without": {"overlap": 0},
-            "uniform": {"window_weights": "uniform"},
-            "ramp": {"window_weights": "ramp"},
-        }.items()
+    variants = {
+        name: stunet.Sampling(
+            steps=_STEPS.value,
+            guidance_scale=_SCALE.value,
+            seed=_SEED.value,
+            batch_size=1,
+            chunk=1,
+            overlap=overlap,
+            window_weights=weights,
+        )
+        for name, overlap, weights in (
+            ("without", 0, "ramp"),
+            ("uniform", OVERLAP, "uniform"),
+            ("ramp", OVERLAP, "ramp"),
+        )
     }
-    if len(cuts["without"].starts) == 1:
+    if len(windows_for(model, truth.shape[1], variants["without"]).starts) == 1:
         raise UserError(
             f"{_MODEL.value}: one window of {model.num_frames} frames holds the whole clip of "
             f"{truth.shape[1]}; there is no seam to measure"
@@ -87,26 +97,16 @@ def main(argv: list[str]) -> None:
     bicubic = np.asarray(jax.image.resize(given, truth.shape, "bicubic"))
 
     results, report = {}, {}
-    for name, windows in cuts.items():
+    for name, sampling in variants.items():
+        windows = windows_for(model, truth.shape[1], sampling)
         with tqdm(desc=DESCRIBED[name], unit="step") as bar:
 
-            def progress(done: int, total: int, _, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+            def on_progress(progress: stunet.Progress, bar: tqdm = bar) -> None:
+                bar.total = progress.total
+                bar.update(progress.done - bar.n)
 
-            videos = upscale(
-                model,
-                given,
-                prompts,
-                overlap=windows.overlap,
-                window_weights=windows.weights,
-                steps=_STEPS.value,
-                guidance_scale=_SCALE.value,
-                seed=_SEED.value,
-                batch_size=1,
-                chunk=1,
-                on_chunk=progress,
-            )
+            result = stunet.upscale(model, given, prompts, sampling=sampling, progress=on_progress)
+            videos = result.videos
         shift = colour_shift(videos, given)
         results[name] = videos
         report[name] = {
@@ -148,7 +148,8 @@ def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) 
     lines = {DESCRIBED[name]: videos for name, videos in results.items()}
     for name, videos in {**lines, "true clip": truth}.items():
         axes.plot(np.arange(1, truth.shape[1]), frame_differences(videos).mean(0), label=name)
-    for joint in np.flatnonzero(seams(windows_of(model, truth.shape[1], overlap=0))):
+    joints = seams(windows_for(model, truth.shape[1], stunet.Sampling(overlap=0)))
+    for joint in np.flatnonzero(joints):
         axes.axvline(joint + 1, color="grey", linestyle=":", linewidth=0.8)
     axes.set(xlabel="frame", ylabel="difference to the frame before / (1/255)", ylim=(0, None))
     axes.legend()

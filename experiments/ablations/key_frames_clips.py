@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+import stunet
 from data.moving_shapes.clips import draw_clips
 from data.moving_shapes.judge import agreement, judge
 from experiments.ablations.key_frames import FPS, FRAMES, KEY_FRAMES, MOTIONS
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
-from stunet.engine import fill, generate, given_frames, load
 from stunet.errors import UserError, run_command
 from stunet.evaluation.temporal import periodicity
 from stunet.evaluation.xt_slice import xt_slice
@@ -47,18 +47,28 @@ def main(argv: list[str]) -> None:
     workdir, seed = Path(_WORKDIR.value), _SEED.value
     prepare_compiler()
     whole, keys, between = (
-        load(workdir / f"{name}_{seed}") for name in ("space_time", "keys", "between")
+        stunet.load(workdir / f"{name}_{seed}") for name in ("space_time", "keys", "between")
     )
     truth = draw_clips(_CLIPS.value, seed, FRAMES, whole.resolution, FPS, MOTIONS)
     texts = truth.texts
 
-    def fill_between(made: np.ndarray) -> np.ndarray:
-        known = given_frames({KEY_FRAMES * i: made[:, i] for i in range(made.shape[1])}, FRAMES)
-        return fill(between, *known, texts, paste_back=False, seed=seed, overlap=KEY_FRAMES)
+    sampling = stunet.Sampling(seed=seed)
+
+    def fill_between(key_frames: np.ndarray) -> np.ndarray:
+        """Generates the frames between key frames `[N, K, H, W, 3]`."""
+        count, _, height, width, _ = key_frames.shape
+        video = np.zeros((count, FRAMES, height, width, 3), np.float32)
+        known = np.zeros((count, FRAMES, height, width, 1), np.float32)
+        video[:, ::KEY_FRAMES], known[:, ::KEY_FRAMES] = key_frames, 1
+        overlapping = stunet.Sampling(seed=seed, overlap=KEY_FRAMES)
+        result = stunet.inpaint(
+            between, video, texts, mask=known, paste_back=False, sampling=overlapping
+        )
+        return result.videos
 
     videos = {
-        "space_time": generate(whole, texts, seed=seed),
-        "cascade": fill_between(generate(keys, texts, seed=seed)),
+        "space_time": stunet.generate(whole, texts, sampling=sampling).videos,
+        "cascade": fill_between(stunet.generate(keys, texts, sampling=sampling).videos),
         "between": fill_between(truth.videos[:, ::KEY_FRAMES]),
         "true": truth.videos,
     }

@@ -16,7 +16,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -26,8 +25,9 @@ from experiments.benchmarks.harness.workloads import random_like
 from experiments.common.program_flags import read_flags
 from experiments.common.reports import print_table, write_json
 from stunet.compiling import prepare_compiler
-from stunet.diffusion import Threshold, Windows, make_sampler
-from stunet.engine import ChunkSettings, run_chunk
+from stunet.diffusion import Windows
+from stunet.diffusion.samplers import resolve_sampler
+from stunet.engine.sampling import ChunkSettings, run_chunk, zero_inputs
 from stunet.errors import UserError, run_command
 from stunet.models.unet import init_unet
 from stunet.schema import from_dict
@@ -105,28 +105,17 @@ def measure(
         unet=unet,
         schedule=config.diffusion.schedule,
         prediction=config.diffusion.prediction,
-        variance="fixed_small",
-        sampler="ancestral",
+        sampler=resolve_sampler("ancestral"),
         steps=STEPS,
-        threshold=Threshold(),
         super_resolution=config.super_resolution,
-        guided=True,
         shape=shape,
         windows=windows,
         windows_at_once=parallel_windows,
-        chunk=1,
     )
-    sampler = make_sampler("ancestral", settings.schedule, STEPS, variance="fixed_small")
     structs = jax.eval_shape(lambda: init_unet(unet, jax.random.key(0)))
 
     def inputs(params):
-        video = jnp.zeros((1, *shape))
-        text = jnp.zeros((1, config.text_encoder.max_tokens, unet.text_dim))
-        cond = {"low": video, "noise_level": jnp.zeros(1), "text": text}
-        if config.super_resolution.residual_scale:
-            cond["large"] = video
-        key, position = jax.random.key(0), jnp.zeros(1, jnp.int32)
-        return params, cond, cond, jnp.float32(4), key, position, sampler.init(video), jnp.int32(0)
+        return params, *zero_inputs(settings, 1, config.text_encoder.max_tokens)
 
     start = time.perf_counter()
     compiled = run_chunk.lower(settings, *jax.eval_shape(inputs, structs)).compile()

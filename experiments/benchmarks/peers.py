@@ -57,14 +57,17 @@ def stunet_work(work: str, batch: int, device: str):
 
     from experiments.benchmarks.harness import workloads
     from stunet.compiling import prepare_compiler
-    from stunet.weights.trees import count, is_temporal, partition
+    from stunet.weights.trees import count_parameters, is_temporal, partition
 
     prepare_compiler()
     idle = resident_bytes()
     config = dataclasses.replace(PEERS, dtype="bfloat16" if device == "gpu" else "float32")
     params = workloads.random_like(workloads.parameter_structs(config))
     inputs = workloads.make_batch(config, batch, PEERS_FRAMES, PEERS_SIZE, TOKENS)
-    info = {"parameters": count(params), "trained": count(partition(params, is_temporal)[0])}
+    info = {
+        "parameters": count_parameters(params),
+        "trained": count_parameters(partition(params, is_temporal)[0]),
+    }
     if work == "forward":
         forward = jax.jit(workloads.forward(config))
         return lambda: forward(params, inputs).block_until_ready(), idle, info

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.sampling --out=sampling.json
 
-Times complete runs of `stunet.engine.generate` (text encoding, guidance, dynamic thresholding, the
+Times complete runs of `stunet.generate` (text encoding, guidance, dynamic thresholding, the
 sampler's arithmetic, progress calls) in turns with as many bare forward passes of the guided batch,
 in one process. The network is that of `peers`.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+import stunet
 from experiments.benchmarks.harness import workloads
 from experiments.common.networks import PEERS, PEERS_FRAMES, PEERS_SIZE
 from experiments.common.program_flags import read_flags
 from experiments.common.reports import print_table, write_json
 from stunet.compiling import prepare_compiler
-from stunet.engine import generate
 from stunet.errors import run_command
 
 FLAGS = flags.FlagValues()
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
     prompts = ["a red circle moves left"] * _BATCH.value
     runs = {"forward": lambda: forward(model.params["unet"], inputs).block_until_ready()}
     for sampler in ("ancestral", "ddim", "dpm2m"):
-        runs[sampler] = lambda s=sampler: generate(model, prompts, sampler=s, steps=steps)
+        sampling = stunet.Sampling(sampler=sampler, steps=steps)
+        runs[sampler] = lambda s=sampling: stunet.generate(model, prompts, sampling=s)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in tqdm(range(_REPEATS.value + 1), desc="turns"):
         for name, run in runs.items():

@@ -21,7 +21,7 @@ from stunet.diffusion import (
     run_steps,
     thresholded_denoiser,
 )
-from stunet.engine import network
+from stunet.engine.sampling import network
 from stunet.model import Model, parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.unet import UNet, UNetConfig, init_unet
