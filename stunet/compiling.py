@@ -1,4 +1,4 @@
-"""How programs compile: where, XLA's settings for CPUs, and JAX's persistent compile cache."""
+"""Compiler settings: XLA's flags for CPUs and JAX's persistent compilation cache."""
 
 import contextlib
 import os
@@ -6,51 +6,63 @@ from pathlib import Path
 
 import jax
 import jaxlib
+from jax._src import xla_bridge  # no public function reports whether JAX has started
 
-# From 0.10 on jaxlib's CPU compiler hands convolutions to the YNN library by default, which
-# runs some on one thread and takes up to 55 times as long for the gradient of a temporal kernel
+# Since 0.10 jaxlib's CPU compiler passes convolutions to the YNN library by default, which runs
+# some of them on one thread: the gradient of a temporal kernel takes up to 55 times as long
 # (docs/benchmarks.md). Matrix products and sums are faster in YNN and stay there.
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 _YNN_KINDS = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-# XLA ends the process over a flag that it does not know, so only where it has been tried.
+# XLA ends the process over an unknown flag, so set it only for versions that were tested.
 _YNN_VERSIONS = ((0, 10), (0, 12))
 
 
 def prepare_compiler() -> None:
-    """Sets the CPU compiler and the compile cache; for programs, before JAX's first work.
+    """Sets the CPU compiler's flags and the compilation cache; for programs, at their start."""
+    set_cpu_flags()
+    use_compilation_cache()
 
-    Both leave alone what the environment says: XLA_FLAGS that name the fusions, and the
-    folder in JAX_COMPILATION_CACHE_DIR.
+
+def set_cpu_flags() -> None:
+    """Keeps XLA's CPU compiler from slow convolutions, by a flag in XLA_FLAGS.
+
+    `stunet.model.load` calls this. XLA reads the flags once, when JAX starts its first backend (at
+    its first computation or `jax.devices()`); after that this function does nothing, so that the
+    environment keeps describing the running compiler (JAX's cache keys include it). A choice of
+    fusions that XLA_FLAGS already contains is kept.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     first, last = _YNN_VERSIONS
-    if first <= jaxlib.version.__version_info__[:2] <= last and _YNN not in flags:
+    known = first <= jaxlib.version.__version_info__[:2] <= last
+    if known and _YNN not in flags and not xla_bridge.backends_are_initialized():
         os.environ["XLA_FLAGS"] = f"{flags} {_YNN}={_YNN_KINDS}".strip()
-    _use_compile_cache()
 
 
-def on_cpu() -> contextlib.AbstractContextManager:
-    """Computes on the CPU meanwhile, also beside an accelerator; where JAX has no CPU, as before.
+def use_compilation_cache() -> None:
+    """Stores programs that took over a second to compile in the user's cache directory.
 
-    For what is computed once: a small network's hundreds of random arrays took 37 s to compile for
-    an H200, two other programs compiling beside it, and take 9 s on a slow CPU.
+    Keeps a directory that was configured before (JAX_COMPILATION_CACHE_DIR).
     """
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
-        return contextlib.nullcontext()
-    return jax.default_device(cpu)
-
-
-def _use_compile_cache() -> None:
-    """Keeps what takes over a second to compile in the user's cache folder, for later runs."""
     if jax.config.jax_compilation_cache_dir is not None:
         return
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "stunet" / "jax"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no place for it: go without
+    except (OSError, RuntimeError):  # no home directory, or not writable: compile without a cache
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def on_cpu() -> contextlib.AbstractContextManager:
+    """Returns a context in which JAX computes on the CPU; without a CPU backend it has no effect.
+
+    For programs that run once: drawing a small network's hundreds of random arrays took 37 s to
+    compile for an H200 (beside two other compilations) and takes 9 s on a slow CPU.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS excludes it
+        return contextlib.nullcontext()
+    return jax.default_device(cpu)

@@ -1,12 +1,13 @@
-"""A model, ready to sample from or to train on: what a model folder says, checked."""
+"""A model that is ready to sample from or to train, read from a model folder and checked."""
 
 import dataclasses
 from pathlib import Path
 
 import jax
 
+from stunet.compiling import set_cpu_flags
 from stunet.diffusion import Schedule, SuperResolution, Threshold
-from stunet.diffusion.prediction import KINDS
+from stunet.diffusion.prediction import PREDICTION_KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
@@ -19,21 +20,22 @@ from stunet.weights.trees import Tree, compare_shapes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A text-to-video (or text-to-image) model, ready to sample from.
+    """A text-to-video or text-to-image model.
 
     Attributes:
-      unet: the network's config; `unet.temporal` None is a text-to-image model.
-      text_encoder: T5's config, `d_model` is `unet.text_dim`; None for a model without one.
-      tokenizer: captions to T5's tokens, None likewise.
-      schedule: the noise schedule it was trained with.
-      prediction: what the network predicts, `eps`, `x0` or `v`.
-      variance: of the ancestral sampler: `fixed_small`, `fixed_large` or `learned_range`.
-      threshold: how samplers bound x0; None for not at all.
-      super_resolution: for a model that enlarges a clip; None for one that text is enough for.
-      resolution: height and width in pixels of what it makes.
-      num_frames: frames of a training clip, 1 for images.
-      fps: their rate in frames per second, None for images.
-      params: {"unet": tree}, and "text_encoder" where there is one.
+      unet: Config of the U-Net. A text-to-image model has `unet.temporal` None.
+      text_encoder: Config of the T5 encoder; its `d_model` is `unet.text_dim`. None if the model
+        has no text encoder.
+      tokenizer: Encodes captions for `text_encoder`. None if the model has no text encoder.
+      schedule: Noise schedule of the training.
+      prediction: Output of the U-Net: "eps", "x0" or "v".
+      variance: Variance of the ancestral sampler: "fixed_small", "fixed_large" or "learned_range".
+      threshold: Bound on x0 while sampling. None samples without a bound.
+      super_resolution: Settings of a super-resolution model. None for a base model.
+      resolution: Height and width of the output in pixels.
+      num_frames: Frames of a training clip, 1 for images.
+      fps: Frames per second of the training clips. None for images.
+      params: Parameter trees: "unet", and "text_encoder" if the model has one.
     """
 
     unet: UNetConfig
@@ -51,40 +53,48 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Reads a model from a model folder, or from a training workdir's `model/`.
+    """Loads a model, with its parameters on the default device.
+
+    Also sets XLA's CPU flags for fast convolutions (`stunet.compiling.set_cpu_flags`). They take
+    effect if JAX has not computed anything before.
+
+    Args:
+      path: Model folder, training workdir (its `model/` is loaded), or the name of a model that
+        comes with the package ("shapes").
 
     Raises:
-      UserError: there is no model (also: the workdir has no complete checkpoint yet), the
-        folder contradicts itself, or its parameters have another shape than its architecture
-        (the first differing names, both shapes).
+      UserError: There is no model (for example, the workdir has no complete checkpoint yet), its
+        config contradicts itself, or its parameters do not match its architecture (names the
+        first differing parameters with both shapes).
     """
+    set_cpu_flags()
     folder = find_model_folder(path)
-    return read(read_model_folder(folder), folder)
+    model = model_from_folder(read_model_folder(folder), folder)
+    return dataclasses.replace(model, params=jax.device_put(model.params))
 
 
-def read(content: ModelFolder, folder: Path) -> Model:
-    """The model that a model folder's content is; see `load`. `folder` is for messages."""
-    model = model_from_folder(content, folder)
-    return dataclasses.replace(model, params=jax.device_put(content.params))
+def model_from_folder(contents: ModelFolder, folder: Path) -> Model:
+    """Builds and checks the model of a folder's contents. Its parameters are not copied or read.
 
-
-def model_from_folder(content: ModelFolder, folder: Path) -> Model:
-    """The model that a model folder's content describes, checked; parameters stay where they are.
+    Args:
+      contents: Result of `read_model_folder` or `open_model_folder`.
+      folder: Path of the folder, for error messages.
 
     Raises:
-      UserError: as `load`.
+      UserError: See `load`.
     """
-    config, where = content.config, str(folder / "config.json")
-    if (config["text_encoder"] is None) != (content.tokenizer is None):
-        raise UserError(f"{folder}: has one of text encoder and tokenizer, but not the other")
+    config, where = contents.config, str(folder / "config.json")
+    if (config["text_encoder"] is None) != (contents.tokenizer is None):
+        present, absent = ("text_encoder", "tokenizer")[:: 1 if contents.tokenizer is None else -1]
+        raise UserError(f"{folder}: has a {present} but no {absent}, expected both or neither")
     unet = from_dict(UNetConfig, config["architecture"], f"{where}: architecture")
     text_encoder = tokenizer = None
     if config["text_encoder"] is not None:
         text = from_dict(TextEncoderConfig, config["text_encoder"], f"{where}: text_encoder")
         text_encoder = text.t5
-        where_words = str(folder / "tokenizer.json")
-        tokenizer = parse_tokenizer(content.tokenizer, text.max_tokens, where_words)
-    threshold = config.get("threshold", {})  # folders from before the field: the defaults
+        tokenizer_file = str(folder / "tokenizer.json")
+        tokenizer = parse_tokenizer(contents.tokenizer, text.max_tokens, tokenizer_file)
+    threshold = config.get("threshold", {})  # folders older than the field use the defaults
     if threshold is not None:
         threshold = from_dict(Threshold, threshold, f"{where}: threshold")
     super_resolution = config.get("super_resolution")
@@ -104,15 +114,15 @@ def model_from_folder(content: ModelFolder, folder: Path) -> Model:
         resolution=config["resolution"],
         num_frames=config["num_frames"],
         fps=config["fps"],
-        params=content.params,
+        params=contents.params,
     )
-    _check(model, where)
-    compare_shapes(parameter_shapes(unet, text_encoder), content.params, str(folder))
+    _check_model(model, where)
+    compare_shapes(parameter_shapes(unet, text_encoder), contents.params, str(folder))
     return model
 
 
 def parameter_shapes(unet: UNetConfig, text_encoder: T5Config | None) -> dict[str, Tree]:
-    """Shapes and dtypes of a model's `params`, without making any."""
+    """Returns the shapes and dtypes of a model's `params` without computing any."""
     key = jax.random.key(0)
     shapes = {"unet": jax.eval_shape(lambda: init_unet(unet, key))}
     if text_encoder is not None:
@@ -127,38 +137,42 @@ def check_networks(
     variance: str,
     where: str,
 ) -> None:
-    """Raises `UserError` where the two networks, and what they are for, do not fit."""
-    enlarges = super_resolution is not None
-    if unet.in_channels != (6 if enlarges else 3) or unet.noise_level_embedding != enlarges:
+    """Checks that the U-Net fits the text encoder, super-resolution and the sampler's variance.
+
+    Raises:
+      UserError: A field of the U-Net has another value than the others require; names `where`.
+    """
+    expected = (3, False) if super_resolution is None else (6, True)
+    found = unet.in_channels, unet.noise_level_embedding
+    if found != expected:
         raise UserError(
-            f"{where}: the U-Net's in_channels is {unet.in_channels} and noise_level_embedding "
-            f"{unet.noise_level_embedding}; "
-            f"{'with' if enlarges else 'without'} super_resolution they are "
-            f"{'6 and True' if enlarges else '3 and False'}"
+            f"{where}: the U-Net's in_channels is {found[0]} and noise_level_embedding {found[1]}, "
+            f"expected {expected[0]} and {expected[1]} "
+            f"{'without' if super_resolution is None else 'with'} super_resolution"
         )
     if unet.out_channels not in ((6,) if variance == "learned_range" else (3, 6)):
         raise UserError(
-            f"{where}: the U-Net's out_channels is {unet.out_channels}; "
-            f"variance '{variance}' needs {'6' if '_r' in variance else '3 or 6'}"
+            f"{where}: the U-Net's out_channels is {unet.out_channels}, "
+            f"expected {'6' if variance == 'learned_range' else '3 or 6'} for variance {variance!r}"
         )
     if text_encoder is not None and unet.text_dim != text_encoder.d_model:
         raise UserError(
             f"{where}: the U-Net's text_dim is {unet.text_dim}, "
-            f"but the text encoder's d_model is {text_encoder.d_model}"
+            f"expected the text encoder's d_model, {text_encoder.d_model}"
         )
 
 
-def _check(model: Model, where: str) -> None:
-    """Raises `UserError` where a model folder's fields contradict each other."""
-    for field, choices in (("prediction", KINDS), ("variance", VARIANCES)):
+def _check_model(model: Model, where: str) -> None:
+    """Checks that a model's fields agree with each other; names `where` in errors."""
+    for field, choices in (("prediction", PREDICTION_KINDS), ("variance", VARIANCES)):
         if (value := getattr(model, field)) not in choices:
-            raise UserError(f"{where}: {field} is {value!r}; choose one of {', '.join(choices)}")
+            raise UserError(f"{where}: {field} is {value!r}, expected one of {', '.join(choices)}")
     check_networks(model.unet, model.text_encoder, model.super_resolution, model.variance, where)
     text_encoder, tokenizer = model.text_encoder, model.tokenizer
     if text_encoder is not None and tokenizer.vocab_size > text_encoder.vocab_size:
         raise UserError(
             f"{where}: the text encoder's vocab_size is {text_encoder.vocab_size}, "
-            f"but tokenizer.json has {tokenizer.vocab_size} tokens"
+            f"expected at least the {tokenizer.vocab_size} tokens of tokenizer.json"
         )
     try:
         check_video_shape(model.unet, model.num_frames, model.resolution, model.resolution)

@@ -1,4 +1,4 @@
-"""Configuration as frozen dataclasses, to and from the plain values that JSON holds."""
+"""Conversion between frozen dataclasses and plain JSON values, with checks of every field."""
 
 import dataclasses
 import difflib
@@ -13,23 +13,23 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
-    """Builds the dataclass `cls` from plain values, checking every field.
+    """Builds a dataclass from plain values and checks every field.
 
-    Field types may be `bool`, `int`, `float`, `str`, `dict`, `Any`, a `Literal`,
-    another dataclass (from a mapping), a tuple (from a list), or a union of these
-    such as `X | None`. An integer is accepted where a float is meant.
+    Field types may be `bool`, `int`, `float`, `str`, `dict`, `Any`, a `Literal`, another dataclass
+    (from a mapping), a tuple (from a list), or a union of these such as `X | None`. A float field
+    accepts an integer.
 
     Args:
-      cls: a dataclass; fields with a default may be left out of `mapping`.
-      mapping: field name -> plain value.
-      where: what the values were read from ("DIR/config.json"), named in every error.
+      cls: Dataclass to build. Fields with a default may be missing from `mapping`.
+      mapping: Plain values by field name.
+      where: Source of the values ("DIR/config.json"), the prefix of every error.
 
     Raises:
-      UserError: a field is unknown, missing or of the wrong type, or the dataclass's
-        own `__post_init__` refused a value (with `ValueError` or `UserError`).
+      UserError: A field is unknown, missing or of the wrong type, or the dataclass's
+        `__post_init__` raised `ValueError` or `UserError`.
     """
     if not isinstance(mapping, Mapping):
-        raise UserError(f"{where}: expected {cls.__name__}'s fields, got {_show(mapping)}")
+        raise UserError(f"{where}: got {_show(mapping)}, expected the fields of {cls.__name__}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for name in mapping:
         if name not in fields:
@@ -47,7 +47,7 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain JSON values: the inverse of `from_dict`."""
+    """Converts the fields of a dataclass to plain JSON values; the inverse of `from_dict`."""
     return {
         field.name: _plain(getattr(config, field.name))
         for field in dataclasses.fields(config)
@@ -70,27 +70,27 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
-    """`value` as `kind`; `name` is the dotted field that an error names."""
+    """Converts `value` to the type `kind`. `name` is the field for error messages."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
         return _convert_union(args, value, where, name)
     if origin is Literal:
-        # By type too: True == 1, and a JSON true must not pass for the number.
+        # Compare types too: True == 1, but a JSON true is not the number.
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
         raise _mismatch(where, name, "one of " + ", ".join(map(repr, args)), value)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise _mismatch(where, name, f"{kind.__name__}'s fields", value)
+            raise _mismatch(where, name, f"the fields of {kind.__name__}", value)
         return from_dict(kind, value, f"{where}: {name}")
     if origin is tuple:
         return _convert_tuple(args, value, where, name)
     plain = origin or kind
     if plain is float and type(value) is int:
         return float(value)
-    # `type(...) is`: bool is a subclass of int, and must not pass for one.
+    # Compare exact types: bool is a subclass of int.
     if type(value) is plain or (plain is dict and isinstance(value, Mapping)):
         return value
     raise _mismatch(where, name, "null" if plain is types.NoneType else plain.__name__, value)
@@ -99,15 +99,15 @@ def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
 def _convert_union(kinds: tuple, value: Any, where: str, name: str) -> Any:
     if value is None and types.NoneType in kinds:
         return None
-    arms = [kind for kind in kinds if kind is not types.NoneType]
-    if len(arms) == 1:  # X | None: what is wrong inside X is the better message
-        return _convert(arms[0], value, where, name)
-    for arm in arms:
+    members = [kind for kind in kinds if kind is not types.NoneType]
+    if len(members) == 1:  # X | None: an error inside X is the more precise message
+        return _convert(members[0], value, where, name)
+    for member in members:
         try:
-            return _convert(arm, value, where, name)
+            return _convert(member, value, where, name)
         except UserError:
             continue
-    expected = " or ".join(getattr(arm, "__name__", str(arm)) for arm in kinds)
+    expected = " or ".join(getattr(member, "__name__", str(member)) for member in kinds)
     raise _mismatch(where, name, expected, value)
 
 
@@ -127,7 +127,7 @@ def _convert_tuple(kinds: tuple, value: Any, where: str, name: str) -> tuple:
 
 
 def _mismatch(where: str, name: str, expected: str, value: Any) -> UserError:
-    return UserError(f"{where}: field '{name}' must be {expected}, got {_show(value)}")
+    return UserError(f"{where}: {name} is {_show(value)}, expected {expected}")
 
 
 def _show(value: Any) -> str:
@@ -137,4 +137,4 @@ def _show(value: Any) -> str:
 
 def _suggest(name: Any, known: list[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+    return f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(known)}"

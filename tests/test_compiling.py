@@ -10,54 +10,91 @@ from stunet import compiling
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
+CONVOLUTION_HLO = """
+import jax
+x, w = jax.numpy.ones((2, 8, 8, 32)), jax.numpy.ones((3, 3, 32, 32))
+layout = ("NHWC", "HWIO", "NHWC")
+convolve = jax.jit(
+    lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
+)
+hlo = convolve.lower(x, w).compile().as_text()
+assert "convolution" in hlo and "ynn" not in hlo
+"""
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch):
-    monkeypatch.setattr(compiling, "_use_compile_cache", lambda: None)
-    jax.devices()  # reads the flags, once, and not those of the next line
+
+@pytest.fixture
+def before_start(monkeypatch):
+    """A process in which JAX has not started, with another flag set and no cache to configure."""
+    jax.devices()  # reads the real flags first
+    monkeypatch.setattr(compiling.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(compiling, "use_compilation_cache", lambda: None)
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
 
 
-def test_convolutions_are_kept_from_ynn_and_other_flags_stay():
-    compiling.prepare_compiler()
-    first, second = os.environ["XLA_FLAGS"].split()
-    assert first == "--xla_dump_to=x" and second.startswith(f"{FLAG}=")
-
-
-def test_the_users_own_choice_stays(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"{FLAG}=LIBRARY_FUSION_TYPE_DOT")
-    compiling.prepare_compiler()
-    assert os.environ["XLA_FLAGS"] == f"{FLAG}=LIBRARY_FUSION_TYPE_DOT"
-
-
-@pytest.mark.parametrize("version", [(0, 9, 2), (0, 13, 0)])
-def test_a_jaxlib_that_may_not_know_the_flag_gets_none(monkeypatch, version):
-    monkeypatch.setattr(jaxlib.version, "__version_info__", version)
-    compiling.prepare_compiler()
-    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
-
-
-def test_this_jaxlib_takes_the_flag(monkeypatch, tmp_path):
-    """XLA ends a process whose flags it does not know; convolutions must not come out as YNN."""
-    code = (
-        "from stunet.compiling import prepare_compiler; prepare_compiler(); import jax; "
-        "x = jax.numpy.ones((2, 8, 8, 32)); w = jax.numpy.ones((3, 3, 32, 32)); "
-        "f = jax.jit(lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', "
-        "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))); "
-        "assert 'ynn' not in f.lower(x, w).compile().as_text()"
-    )
+def run_python(code, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_what_is_made_on_the_cpu_lies_there():
+@pytest.mark.usefixtures("before_start")
+def test_flag_is_added_to_other_flags():
+    compiling.prepare_compiler()
+    first, second = os.environ["XLA_FLAGS"].split()
+    assert first == "--xla_dump_to=x" and second.startswith(f"{FLAG}=")
+
+
+@pytest.mark.usefixtures("before_start")
+def test_flag_set_by_the_user_is_kept(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{FLAG}=LIBRARY_FUSION_TYPE_DOT")
+    compiling.prepare_compiler()
+    assert os.environ["XLA_FLAGS"] == f"{FLAG}=LIBRARY_FUSION_TYPE_DOT"
+
+
+@pytest.mark.usefixtures("before_start")
+@pytest.mark.parametrize("version", [(0, 9, 2), (0, 13, 0)])
+def test_untested_jaxlib_versions_get_no_flag(monkeypatch, version):
+    monkeypatch.setattr(jaxlib.version, "__version_info__", version)
+    compiling.prepare_compiler()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+def test_flags_stay_once_jax_has_started(monkeypatch):
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    compiling.set_cpu_flags()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from stunet.compiling import prepare_compiler; prepare_compiler()",
+        "from stunet.model import load; load('shapes')",
+    ],
+    ids=["prepare_compiler", "load"],
+)
+def test_convolutions_are_not_compiled_for_ynn(tmp_path, code):
+    """Also checks that this jaxlib knows the flag: XLA ends a process over an unknown one."""
+    check_flag = f"import os; assert '{FLAG}=' in os.environ['XLA_FLAGS']"
+    run_python(f"{code}\n{check_flag}\n{CONVOLUTION_HLO}", tmp_path)
+
+
+def test_load_works_after_jax_has_started(tmp_path):
+    code = (
+        "import os, jax; jax.devices(); from stunet.model import load; load('shapes'); "
+        "assert 'XLA_FLAGS' not in os.environ"
+    )
+    run_python(code, tmp_path)
+
+
+def test_on_cpu_changes_the_default_device_inside_the_block():
     with compiling.on_cpu():
         assert jax.config.jax_default_device == jax.devices("cpu")[0]
     assert jax.config.jax_default_device is None
 
 
-def test_without_a_cpu_all_stays_as_it_was(monkeypatch):
+def test_on_cpu_has_no_effect_without_a_cpu_backend(monkeypatch):
     def absent(backend):
         raise RuntimeError(f"Unknown backend {backend}")
 

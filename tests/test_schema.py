@@ -52,7 +52,7 @@ def test_defaults_and_none():
     assert from_dict(Outer, {"name": "x", "widths": [], "inner": None}, "c") == Outer("x", ())
 
 
-def test_integer_becomes_the_float_that_was_meant():
+def test_integers_are_converted_for_float_fields():
     rate = from_dict(Inner, {"width": 1, "rate": 2}, "c").rate
     assert rate == 2.0 and isinstance(rate, float)
 
@@ -60,32 +60,32 @@ def test_integer_becomes_the_float_that_was_meant():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widht": 1}, "c.json: unknown field 'widht'; did you mean 'widths'?"),
-        ({"zzz": 1}, "c.json: unknown field 'zzz'; known are name, widths, pair"),
-        ({"name": 3}, "field 'name' must be str, got 3"),
-        ({"flag": 1}, "field 'flag' must be bool, got 1"),
-        ({"kind": "c"}, "field 'kind' must be one of 'a', 'b', got 'c'"),
-        ({"widths": 4}, "field 'widths' must be a list, got 4"),
-        ({"widths": [1, "2"]}, r"field 'widths\[1\]' must be int, got '2'"),
-        ({"widths": [True]}, r"field 'widths\[0\]' must be int, got True"),
-        ({"pair": [1]}, r"field 'pair' must be a list of 2, got \[1\]"),
-        ({"inner": 5}, "field 'inner' must be Inner's fields, got 5"),
-        ({"inner": {}}, "c.json: inner: missing field width"),
-        ({"inner": {"width": 0}}, "c.json: inner: width must be positive, got 0"),
-        ({"levels": [{"width": 1, "x": 2}]}, r"c.json: levels\[0\]: unknown field 'x'"),
-        ({"depth": "deep"}, "field 'depth' must be int or tuple"),
+        ({"widht": 1}, "c.json: .*'widht'.*'widths'"),
+        ({"zzz": 1}, "c.json: .*'zzz'.*name, widths, pair"),
+        ({"name": 3}, "c.json: name.* 3, .*str"),
+        ({"flag": 1}, "c.json: flag.* 1, .*bool"),
+        ({"kind": "c"}, "c.json: kind.* 'c', .*'a', 'b'"),
+        ({"widths": 4}, "c.json: widths.* 4, .*list"),
+        ({"widths": [1, "2"]}, r"c.json: widths\[1\].* '2', .*int"),
+        ({"widths": [True]}, r"c.json: widths\[0\].* True, .*int"),
+        ({"pair": [1]}, r"c.json: pair.* \[1\], .*list of 2"),
+        ({"inner": 5}, "c.json: inner.* 5, .*Inner"),
+        ({"inner": {}}, "c.json: inner: .*width"),
+        ({"inner": {"width": 0}}, "c.json: inner: width.* 0"),
+        ({"levels": [{"width": 1, "x": 2}]}, r"c.json: levels\[0\]: .*'x'"),
+        ({"depth": "deep"}, "c.json: depth.* 'deep', .*int or tuple"),
     ],
 )
-def test_errors_name_the_field(change, message):
+def test_errors_contain_field_value_and_expectation(change, message):
     with pytest.raises(UserError, match=message):
         from_dict(Outer, {"name": "x", "widths": [1], **change}, "c.json")
 
 
-def test_missing_fields_are_all_named():
-    with pytest.raises(UserError, match=r"c\.json: missing fields name, widths$"):
+def test_all_missing_fields_are_listed():
+    with pytest.raises(UserError, match=r"c\.json: .*name, widths$"):
         from_dict(Outer, {}, "c.json")
 
 
 def test_not_a_mapping():
-    with pytest.raises(UserError, match=r"c\.json: expected Outer's fields, got 3"):
+    with pytest.raises(UserError, match=r"c\.json: .*3, .*Outer"):
         from_dict(Outer, 3, "c.json")

@@ -21,7 +21,7 @@ def path(tmp_path_factory):
     return path
 
 
-def test_pads_and_closes_every_caption(path):
+def test_captions_are_padded_and_end_with_eos(path):
     tokenizer = load_tokenizer(path, max_tokens=12)
     ids, mask = tokenizer(["a red star", ""])
     assert ids.dtype == np.int32 and mask.dtype == bool and ids.shape == mask.shape == (2, 12)
@@ -32,11 +32,11 @@ def test_pads_and_closes_every_caption(path):
     assert ids[1].tolist() == [1] + [0] * 11 and mask[1].tolist() == [True] + [False] * 11
 
 
-def test_truncates_before_the_closing_token(path):
-    whole, _ = load_tokenizer(path)([CAPTIONS[0]])
+def test_truncation_keeps_eos(path):
+    full, _ = load_tokenizer(path)([CAPTIONS[0]])
     tokenizer = load_tokenizer(path, max_tokens=5)
     ids, mask = tokenizer([CAPTIONS[0]])
-    assert ids[0].tolist() == [*whole[0, :4], 1] and mask.all()
+    assert ids[0].tolist() == [*full[0, :4], 1] and mask.all()
 
 
 def test_counts_truncated_captions(path):
@@ -51,7 +51,7 @@ def test_default_length_is_that_of_deepfloyd_if(path):
 
 
 @pytest.mark.parametrize("text", [STRANGE, *CAPTIONS])
-def test_any_caption_can_be_decoded_again(path, text):
+def test_captions_survive_a_round_trip(path, text):
     tokenizer = load_tokenizer(path, max_tokens=200)
     ids, mask = tokenizer([text])
     tokens = ids[mask][:-1].tolist()
@@ -59,18 +59,18 @@ def test_any_caption_can_be_decoded_again(path, text):
     assert tokenizer.vocabulary.decode(tokens).strip() == text.lower()
 
 
-def test_bytes_that_are_not_utf8_become_question_marks(path):
+def test_invalid_utf8_is_replaced_by_question_marks(path):
     tokenizer = load_tokenizer(path)
     np.testing.assert_array_equal(tokenizer(["red \udcff"])[0], tokenizer(["red ?"])[0])
 
 
-def test_a_frequent_word_is_one_token_wherever_it_stands(path):
+def test_frequent_words_are_one_token_at_any_position(path):
     tokenizer = load_tokenizer(path)
     first, second = tokenizer(["red", "a Red"])[0]
     assert first[1] == 1 and second[2] == 1 and first[0] == second[1]
 
 
-def test_special_tokens_and_same_file_again(path, tmp_path):
+def test_special_tokens_and_determinism(path, tmp_path):
     vocabulary = json.loads(path.read_text())["model"]["vocab"]
     assert [vocabulary[token] for token in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
     again = tmp_path / "again.json"
@@ -78,7 +78,7 @@ def test_special_tokens_and_same_file_again(path, tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_settings_of_the_file_do_not_cut(path, tmp_path):
+def test_truncation_and_padding_settings_of_the_file_are_ignored(path, tmp_path):
     vocabulary = load_tokenizer(path).vocabulary
     vocabulary.enable_truncation(3)
     vocabulary.enable_padding(length=10)
@@ -88,19 +88,19 @@ def test_settings_of_the_file_do_not_cut(path, tmp_path):
 
 
 def test_errors(path, tmp_path):
-    with pytest.raises(UserError, match=r"missing\.json: cannot read"):
+    with pytest.raises(UserError, match=r"missing\.json: .*No such file"):
         load_tokenizer(tmp_path / "missing.json")
     broken = tmp_path / "broken.json"
     broken.write_text('{"model": 3}')
-    with pytest.raises(UserError, match=r"broken\.json: not a tokenizer\.json"):
+    with pytest.raises(UserError, match=r"broken\.json: .*tokenizer\.json \("):
         load_tokenizer(broken)
     foreign = tmp_path / "foreign.json"
     foreign.write_text(path.read_text().replace("<pad>", "[PAD]"))
-    with pytest.raises(UserError, match=r"foreign\.json: token <pad> must have T5's id 0"):
+    with pytest.raises(UserError, match=r"foreign\.json: .*<pad>.* None, .* 0"):
         load_tokenizer(foreign)
-    with pytest.raises(UserError, match="max_tokens must be at least 2"):
+    with pytest.raises(UserError, match=r"max_tokens.* 1, .* 2 "):
         load_tokenizer(path, max_tokens=1)
-    with pytest.raises(UserError, match="vocab_size must be at least 259"):
+    with pytest.raises(UserError, match=r"vocab_size.* 258, .* 259 "):
         train_tokenizer(CAPTIONS, 258, tmp_path / "small.json")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match=r"t\.json: .*No such file"):
         train_tokenizer(CAPTIONS, 300, tmp_path / "no_folder" / "t.json")

@@ -80,9 +80,11 @@ def _export_if(args: argparse.Namespace) -> None:
 
 
 def _described(params: dict) -> str:
-    from stunet.weights.trees import count
+    from stunet.weights.trees import count_parameters
 
-    return ", ".join(f"{part} of {count(tree):,} parameters" for part, tree in params.items())
+    return ", ".join(
+        f"{part} of {count_parameters(tree):,} parameters" for part, tree in params.items()
+    )
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""What enters and leaves as weights: model folders, inflation, parameter trees."""
+"""Model folders, safetensors files, parameter trees, and operations on a model's weights."""

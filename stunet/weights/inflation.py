@@ -1,6 +1,6 @@
-"""From a text-to-image model to a text-to-video model, from that to a conditional one, and back.
+"""Inflation of a text-to-image model to a text-to-video model, conditioning, and the inverse.
 
-The ways there are merges of trees: what was there stays as it is.
+Inflation and conditioning merge new parameters into the tree; existing ones are unchanged.
 """
 
 from dataclasses import replace
@@ -26,27 +26,27 @@ from stunet.weights.trees import (
 def inflate(
     t2i_params: Tree, config: UNetConfig, temporal: TemporalConfig, key: jax.Array
 ) -> tuple[UNetConfig, Tree]:
-    """Adds freshly initialised temporal parameters to a text-to-image network.
+    """Adds newly initialised temporal parameters to a text-to-image U-Net.
 
-    With `resampler_init="identity"` every N-th frame of the result's output, N the temporal
-    stride, equals the text-to-image network's on that frame (lumiere.md section 2).
+    With `resampler_init="identity"` and temporal stride N, every N-th frame of the output equals
+    the output of the text-to-image network for that frame (2401.12945 section 3.1).
 
     Args:
-      t2i_params: the text-to-image U-Net's parameters; used as they are, not copied.
-      config: the text-to-image U-Net's architecture.
-      temporal: what to add.
-      key: for the new parameters.
+      t2i_params: Parameters of the text-to-image U-Net. Not copied.
+      config: Architecture of the text-to-image U-Net.
+      temporal: Config of the temporal modules to add.
+      key: Random key of the new parameters.
 
     Returns:
-      The STUNet's config and its parameters, of which `t2i_params` is a strict subtree.
+      Config and parameters of the space-time U-Net; `t2i_params` is a strict subtree of them.
 
     Raises:
-      UserError: `t2i_params` do not belong to `config`.
+      UserError: The shapes of `t2i_params` do not match `config`.
     """
     inflated = replace(config, temporal=temporal)
     spatial = jax.eval_shape(lambda: init_unet(config, key))
     compare_shapes(spatial, t2i_params, "the text-to-image parameters")
-    # Inside the jit, so that the spatial parameters, which nobody needs, are never drawn.
+    # Partition inside jit, so that XLA eliminates the computation of the unused spatial parameters.
     new = jax.jit(lambda key: partition(init_unet(inflated, key), is_temporal)[0])(key)
     return inflated, merge(t2i_params, new)
 
@@ -54,30 +54,31 @@ def inflate(
 def add_conditioning(
     params: Tree, config: UNetConfig, cond_channels: int, cond_in_blocks: bool = False
 ) -> tuple[UNetConfig, Tree]:
-    """Adds what shows a text-to-video network what is given.
+    """Adds zero-initialised inputs for conditioning (known pixels and mask) to a U-Net.
 
-    It is zero, so that the result computes what the network did, whatever is given.
+    The new parameters are zero, so that the initial output equals that of the original network for
+    any conditioning (2401.12945 section 4.2).
 
     Args:
-      params: the text-to-video U-Net's parameters; used as they are, not copied.
-      config: its architecture.
-      cond_channels: of what is given.
-      cond_in_blocks: whether to show it to every temporal block and not to the first
-        convolution alone.
+      params: Parameters of the text-to-video U-Net. Not copied.
+      config: Its architecture.
+      cond_channels: Number of conditioning channels.
+      cond_in_blocks: Also adds the conditioning to every temporal block; False adds it to the
+        first convolution only.
 
     Returns:
-      The conditional network's config and its parameters.
+      Config and parameters of the conditional U-Net.
     """
     conditional = replace(config, cond_channels=cond_channels, cond_in_blocks=cond_in_blocks)
     shapes = jax.eval_shape(lambda: init_unet(conditional, jax.random.key(0)))
-    had = flatten(params)
-    added, _ = partition(shapes, lambda path: path not in had)
+    existing = flatten(params)
+    added, _ = partition(shapes, lambda path: path not in existing)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), added)
     return conditional, merge(params, zeros)
 
 
 def extract_text_to_image(model: ModelFolder) -> ModelFolder:
-    """The text-to-image model inside one that was inflated, or made conditional."""
+    """Returns the text-to-image model that a video model was inflated from."""
     architecture = from_dict(UNetConfig, model.config["architecture"], "architecture")
     image = {"architecture": to_dict(architecture.text_to_image()), "num_frames": 1, "fps": None}
     unet = partition(model.params["unet"], is_added)[1]

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, 2106.09685): a kernel's change as a product of two thin matrices.
+"""Low-rank adapters (LoRA, 2106.09685): the update of a kernel as a product of two thin matrices.
 
-A kernel of shape (..., c_in, c_out), its leading axes those of a convolution, is read as the
-matrix [... * c_in, c_out]. Its adapter is {"down": [... * c_in, r], "up": [r, c_out]}, at the
-kernel's path.
+A kernel of shape (..., c_in, c_out), where the leading axes are those of a convolution, is reshaped
+to the matrix [... * c_in, c_out]. Its adapter {"down": [... * c_in, r], "up": [r, c_out]} has the
+kernel's path in a tree of adapters.
 """
 
 import math
@@ -16,14 +16,20 @@ import numpy as np
 from stunet.weights.trees import Tree, flatten, unflatten
 
 
-def init_adapters(params: Tree, chosen: Callable[[str], bool], rank: int, key: jax.Array) -> Tree:
-    """Adapters of all chosen kernels that are matrices of more than `rank` rows and columns.
+def init_adapters(params: Tree, select: Callable[[str], bool], rank: int, key: jax.Array) -> Tree:
+    """Initialises adapters for the selected kernels with more than `rank` rows and columns.
 
-    `up` is zero, so that at first they change nothing.
+    `down` is normal with variance 1 / rows and `up` is zero, so that the initial update is zero.
+
+    Args:
+      params: Parameters to adapt.
+      select: Returns whether the parameter of a path gets an adapter.
+      rank: Rank of every adapter.
+      key: Random key.
     """
     adapters = {}
     for number, (path, leaf) in enumerate(sorted(flatten(params).items())):
-        if not chosen(path) or not _has_adapter(leaf, rank):
+        if not select(path) or not _has_adapter(leaf, rank):
             continue
         rows, columns = math.prod(leaf.shape[:-1]), leaf.shape[-1]
         down = jax.random.normal(jax.random.fold_in(key, number), (rows, rank)) / math.sqrt(rows)
@@ -32,9 +38,9 @@ def init_adapters(params: Tree, chosen: Callable[[str], bool], rank: int, key: j
 
 
 def add_adapters(params: Tree, adapters: Tree) -> Tree:
-    """The parameters with their adapters' products added, in the parameters' types."""
+    """Adds the product of every adapter to its kernel, in float32; kernels keep their dtype."""
     flat, added = dict(flatten(params)), flatten(adapters)
-    # Sorted: a set's order differs between processes, which have to trace one program.
+    # Sorted, because a set's order differs between processes and all must trace the same program.
     for path in sorted({path.rpartition("/")[0] for path in added}):
         down, up = (jnp.asarray(added[f"{path}/{part}"], jnp.float32) for part in ("down", "up"))
         change = down @ up
@@ -45,9 +51,15 @@ def add_adapters(params: Tree, adapters: Tree) -> Tree:
 
 
 def nearest_adapters(params: Tree, tuned: Tree, rank: int) -> Tree:
-    """Adapters of `params` that come as near to `tuned`, of the same shapes, as any of their rank.
+    """Returns the adapters that approximate the update from `params` to `tuned` best.
 
-    The singular vectors of each kernel's change; vectors, such as norms have, are left as they are.
+    Truncates the singular value decomposition of the update of every kernel with more than `rank`
+    rows and columns. Vectors (norms, biases) get no adapter.
+
+    Args:
+      params: Parameters before fine-tuning.
+      tuned: Parameters after it, of the same shapes.
+      rank: Rank of every adapter.
     """
     tuned, adapters = flatten(tuned), {}
     for path, leaf in flatten(params).items():

@@ -1,15 +1,17 @@
-"""A model folder: everything that a model is, in files that say so themselves.
+"""Model folders: the file format of a model.
 
-    config.json               what `ModelConfig` holds, and the list of the files below
-    unet_spatial.safetensors  the T2I parameters, named by path ("mid_block/conv/kernel")
-    unet_temporal.safetensors what inflation (and conditioning) added, where there is any
-    text_encoder.safetensors  where the text encoder travels with the model
-    tokenizer.json            likewise
+    config.json                `ModelConfig`, and the names of the files below
+    unet_spatial.safetensors   text-to-image parameters, named by path ("mid_block/conv/kernel")
+    unet_temporal.safetensors  temporal and conditioning parameters, if any
+    text_encoder.safetensors   text encoder, if any
+    tokenizer.json             tokenizer of the text encoder, if any
+    adapters.safetensors       low-rank adapters for parameters of `base`, if any
 
-Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`. A folder may name
-a `base` beside it: its text encoder and tokenizer are its own, too, and such of its U-Net's
-parameters as the folder has none for (what inflation added only if the folder's own is inflated),
-changed by low-rank adapters if there is `adapters.safetensors`.
+Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors`.
+
+A folder can inherit from a sibling folder `base`: the text encoder, the tokenizer and U-Net
+parameters that it does not store are read from there. Temporal parameters are inherited only if the
+folder's own architecture is inflated. Adapters are added to the inherited text-to-image parameters.
 """
 
 import dataclasses
@@ -47,7 +49,7 @@ from stunet.weights.trees import (
 FORMAT_VERSION = 1
 SHARD_BYTES = 2 * 10**9
 
-_OWN_FILE = re.compile(
+_MODEL_FILE = re.compile(
     r"config\.json|tokenizer\.json"
     r"|(unet_spatial|unet_temporal|text_encoder|adapters)(-\d{5}-of-\d{5})?\.safetensors"
 )
@@ -58,19 +60,18 @@ class ModelConfig:
     """The fields of `ModelFolder.config`.
 
     Attributes:
-      architecture: the U-Net's config, `to_dict` of its dataclass.
-      stage: what the network was trained as ("t2i", "style", "t2v", "conditional", "ssr").
-      resolution: height and width in pixels.
-      num_frames: frames of a training clip, 1 for images.
-      fps: their rate in frames per second, None for images.
-      schedule: the noise schedule's config.
-      prediction: what the network predicts ("eps", "x0", "v").
-      variance: how a sampler gets its variance ("fixed_small", "fixed_large", "learned_range").
-      text_encoder: the text encoder's config, None for a model fed with encoder states.
-      threshold: how a sampler bounds x0, `stunet.diffusion.Threshold`'s fields; None for not at
-        all. Its defaults where a folder has no such field.
-      super_resolution: what a model that enlarges makes of a clip,
-        `stunet.diffusion.SuperResolution`'s fields; None for a model that text is enough for.
+      architecture: Fields of `UNetConfig`.
+      stage: Training stage: "t2i", "style", "t2v", "conditional" or "ssr".
+      resolution: Height and width in pixels.
+      num_frames: Frames of a training clip, 1 for images.
+      fps: Frames per second of the training clips. None for images.
+      schedule: Fields of `stunet.diffusion.Schedule`.
+      prediction: Output of the network: "eps", "x0" or "v".
+      variance: Variance of the ancestral sampler: "fixed_small", "fixed_large" or "learned_range".
+      text_encoder: Fields of `TextEncoderConfig`. None for a model that receives encoder states.
+      threshold: Fields of `stunet.diffusion.Threshold`. None samples without a bound on x0. A
+        folder without this field uses the defaults.
+      super_resolution: Fields of `stunet.diffusion.SuperResolution`. None for a base model.
     """
 
     architecture: dict
@@ -88,14 +89,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """The content of a model folder.
+    """The contents of a model folder.
 
     Attributes:
-      config: plain JSON values under the names of `ModelConfig`.
-      params: parameter trees by component: "unet", and "text_encoder" where the model
-        has its own. Leaves of `read_model_folder` are numpy arrays, bfloat16 ones by `ml_dtypes`;
-        those of `open_model_folder` are `LazyTensor`.
-      tokenizer: the bytes of its `tokenizer.json`, or None.
+      config: JSON values by the field names of `ModelConfig`.
+      params: Parameter trees: "unet", and "text_encoder" if the model has one. Leaves are NumPy
+        arrays (bfloat16 from `ml_dtypes`) from `read_model_folder`, and `LazyTensor`s from
+        `open_model_folder`.
+      tokenizer: Contents of `tokenizer.json`. None if the model has no tokenizer.
     """
 
     config: dict[str, Any]
@@ -105,7 +106,7 @@ class ModelFolder:
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-    """File names of each part; a part without parameters has none."""
+    """File names of every part. Empty for a part without parameters."""
 
     unet_spatial: tuple[str, ...]
     unet_temporal: tuple[str, ...]
@@ -115,7 +116,7 @@ class _Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ConfigFile(ModelConfig):
-    """`config.json` as it is on disk."""
+    """The fields of `config.json`."""
 
     format_version: int
     weights: _Weights
@@ -130,81 +131,81 @@ def write_model_folder(
     base: str | None = None,
     adapters: Tree | None = None,
 ) -> None:
-    """Writes a model folder, replacing an older one.
+    """Writes a model folder, replacing an existing one.
 
-    The files are written into a hidden folder beside it, which is then renamed, so that
-    a model folder is always whole.
+    The files are written to a hidden sibling folder, which is then renamed, so that a model folder
+    is complete at any time.
 
     Args:
-      folder: where; missing parents are made.
-      model: what; leaves may be numpy or (fully addressable) jax arrays, or those of
-        `safetensors_io`, of which one at a time is held.
-      shard_bytes: size above which a part's weights are split over several files. A
-        single larger array has a file to itself.
-      base: the name of a model folder beside this one, whose text encoder and tokenizer are the
-        model's. They are left there, and so are parameters of the U-Net that are the same.
-      adapters: what the base's parameters are changed by before (`stunet.weights.low_rank`).
+      folder: Output folder. Missing parents are created.
+      model: Contents. Leaves may be NumPy arrays, fully addressable JAX arrays, or lazy tensors of
+        `safetensors_io`, which are read one at a time.
+      shard_bytes: Maximum size of a weight file. A larger array gets a file of its own.
+      base: Name of a sibling model folder to inherit from. Parameters that are equal there are not
+        stored; the text encoder and the tokenizer must be equal.
+      adapters: Low-rank adapters (`stunet.weights.low_rank`) to store. They are added to the base's
+        parameters before these are compared.
 
     Raises:
-      UserError: the config has missing, unknown or mistyped fields, or the folder holds
-        something that is no part of a model folder, or it cannot be written, or `base` has
-        parameters of other shapes, another text encoder or another tokenizer.
+      UserError: The config has missing, unknown or mistyped fields; the folder contains other
+        files, or cannot be written; or `base` has other shapes, another text encoder or another
+        tokenizer.
     """
-    folder = Path(folder).resolve()  # behind a link, the rename must meet the folder itself
+    folder = Path(folder).resolve()  # so that the rename replaces a link's target
     if not folder.name:
-        raise UserError(f"{folder}: no place for a model folder; name one inside it")
+        raise UserError(f"{folder}: not a valid model folder, expected a folder inside it")
     from_dict(ModelConfig, model.config, f"{folder}: config")
     if unknown := model.params.keys() - {"unet", "text_encoder"}:
-        raise ValueError(f"unknown components {sorted(unknown)}")
+        raise ValueError(f"params: unknown keys {sorted(unknown)}, expected unet and text_encoder")
     new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
-    own, stored_tokenizer = model.params, model.tokenizer
+    params, tokenizer = model.params, model.tokenizer
     if base is not None:
-        own, stored_tokenizer = _not_in_base(folder.parent / base, adapters or {}, model), None
-    temporal, spatial = partition(own["unet"], is_added)
+        params, tokenizer = _params_not_in_base(folder.parent / base, adapters or {}, model), None
+    temporal, spatial = partition(params["unet"], is_added)
     parts = {
         "unet_spatial": spatial,
         "unet_temporal": temporal,
-        "text_encoder": own.get("text_encoder", {}),
+        "text_encoder": params.get("text_encoder", {}),
         "adapters": adapters or {},
     }
     try:
-        _refuse_foreign(folder)
-        shutil.rmtree(new, ignore_errors=True)  # left behind by a process that was killed
+        _check_replaceable(folder)
+        shutil.rmtree(new, ignore_errors=True)  # from a killed process
         new.mkdir(parents=True)
         weights = _Weights(
             **{part: _save_part(new, part, tree, shard_bytes) for part, tree in parts.items()}
         )
-        if stored_tokenizer is not None:
-            (new / "tokenizer.json").write_bytes(stored_tokenizer)
+        if tokenizer is not None:
+            (new / "tokenizer.json").write_bytes(tokenizer)
         content = {
             "format_version": FORMAT_VERSION,
             **model.config,
             "weights": to_dict(weights),
-            "tokenizer": None if stored_tokenizer is None else "tokenizer.json",
+            "tokenizer": None if tokenizer is None else "tokenizer.json",
             **({} if base is None else {"base": base}),
         }
         config_file = new / "config.json"
         config_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _replace(folder, new, old)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the model folder: {error}") from error
+        raise UserError(f"{folder}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def read_model_folder(folder: str | Path) -> ModelFolder:
-    """Reads a model folder that `write_model_folder` wrote, with bit-equal parameters.
+    """Reads a model folder. Parameters are bit-identical to those that were written.
 
     Raises:
-      UserError: a file is missing, unreadable or incomplete, or `config.json` has
-        missing, unknown or mistyped fields, or is of a newer format.
+      UserError: A file is missing, unreadable or incomplete, or `config.json` has missing, unknown
+        or mistyped fields or a newer format version.
     """
     model = open_model_folder(folder)
     return dataclasses.replace(model, params=jax.tree.map(np.asarray, model.params))
 
 
 def open_model_folder(folder: str | Path) -> ModelFolder:
-    """`read_model_folder`, but the parameters stay in their files until they are asked for."""
+    """Opens a model folder: `read_model_folder` with lazy parameters, which stay on disk."""
     folder = Path(folder)
     path = folder / "config.json"
     content = _read_config(path)
@@ -216,11 +217,11 @@ def open_model_folder(folder: str | Path) -> ModelFolder:
     try:
         params = {"unet": merge(parts["unet_spatial"], parts["unet_temporal"])}
     except ValueError as error:
-        raise UserError(f"{folder}: its weights contradict each other: {error}") from error
+        raise UserError(f"{folder}: unet_spatial and unet_temporal overlap ({error})") from error
     if stored.base is not None:
         base = _open_base(folder, stored.base)
-        there = _unet_of_base(base, parts["adapters"], stored.architecture, folder)
-        params["unet"] = unflatten(flatten(there) | flatten(params["unet"]))
+        inherited = _inherited_unet(base, parts["adapters"], stored.architecture, folder)
+        params["unet"] = unflatten(flatten(inherited) | flatten(params["unet"]))
         parts["text_encoder"] = base.params.get("text_encoder", {})
         tokenizer = base.tokenizer
     if parts["text_encoder"]:
@@ -232,71 +233,74 @@ def open_model_folder(folder: str | Path) -> ModelFolder:
 
 def _open_base(folder: Path, name: str) -> ModelFolder:
     if Path(name).name != name or name == folder.name:
-        raise UserError(f"{folder / 'config.json'}: base is {name!r}; name a folder beside it")
+        raise UserError(
+            f"{folder / 'config.json'}: base is {name!r}, expected the name of a sibling folder"
+        )
     try:
         return open_model_folder(folder.parent / name)
     except UserError as error:
-        raise UserError(f"{folder}: its base: {error}") from error
+        raise UserError(f"{folder}: base: {error}") from error
 
 
-def _not_in_base(base: Path, adapters: Tree, model: ModelFolder) -> dict[str, Tree]:
-    """The parameters that the base has not or has otherwise, with adapters added to those.
+def _params_not_in_base(base: Path, adapters: Tree, model: ModelFolder) -> dict[str, Tree]:
+    """Returns the parameters that the base with adapters does not have or has with other values.
 
     Raises:
-      UserError: they differ in shape, or the text encoder or tokenizer differs.
+      UserError: Shapes differ, or the text encoder or the tokenizer differs.
     """
     found = open_model_folder(base)
-    unet = _unet_of_base(found, adapters, model.config["architecture"], base)
-    there = {"text_encoder": {}, **found.params, "unet": unet}
-    here, known = {"text_encoder": {}, **model.params}, flatten(there)
-    # Of what was added to a finished model the base may have nothing yet, or not all.
-    comparable = partition(here, lambda path: path in known or not is_added(path))[0]
-    compare_shapes(comparable, there, str(base))
+    unet = _inherited_unet(found, adapters, model.config["architecture"], base)
+    inherited = {"text_encoder": {}, **found.params, "unet": unet}
+    params, available = {"text_encoder": {}, **model.params}, flatten(inherited)
+    # The base may lack temporal and conditioning parameters that the model adds.
+    comparable = partition(params, lambda path: path in available or not is_added(path))[0]
+    compare_shapes(comparable, inherited, str(base))
     differing = {
         path
-        for path, leaf in flatten(here).items()
-        if path not in known or np.asarray(leaf).tobytes() != np.asarray(known[path]).tobytes()
+        for path, leaf in flatten(params).items()
+        if path not in available
+        or np.asarray(leaf).tobytes() != np.asarray(available[path]).tobytes()
     }
     for path in sorted(differing):
         if not path.startswith("unet/"):
-            raise UserError(f"{base}: {path} has other values than the model's")
+            raise UserError(f"{base}: values of {path} differ from the model's, expected equal")
     if found.tokenizer != model.tokenizer:
-        raise UserError(f"{base}: has another tokenizer than the model's")
-    return {"unet": {}, **partition(here, lambda path: path in differing)[0]}
+        raise UserError(f"{base}: tokenizer.json differs from the model's, expected equal")
+    return {"unet": {}, **partition(params, lambda path: path in differing)[0]}
 
 
-def _unet_of_base(base: ModelFolder, adapters: Tree, architecture: dict, where: Path) -> Tree:
-    """Of the base's U-Net what a model of this architecture can share, adapters added."""
-    added, images = partition(base.params["unet"], is_added)
-    images = _adapted(images, adapters, where)
-    return merge(images, added) if architecture.get("temporal") else images
+def _inherited_unet(base: ModelFolder, adapters: Tree, architecture: dict, where: Path) -> Tree:
+    """Returns the base's U-Net parameters that a model of this architecture inherits.
 
-
-def _adapted(images: Tree, adapters: Tree, where: Path) -> Tree:
-    """The base's parameters with a folder's adapters added."""
+    Adds the adapters to the text-to-image parameters; names `where` in errors.
+    """
+    temporal, spatial = partition(base.params["unet"], is_added)
     try:
-        return add_adapters(images, jax.tree.map(np.asarray, adapters))
+        spatial = add_adapters(spatial, jax.tree.map(np.asarray, adapters))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: adapters that do not fit the base: {error}") from error
+        raise UserError(f"{where}: adapters do not fit the base ({error})") from error
+    return merge(spatial, temporal) if architecture.get("temporal") else spatial
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path.parent}: not a model folder: it has no config.json")
+        raise UserError(f"{path.parent}: not a model folder (no config.json)")
     content = read_json(path)
     if type(content.get("format_version")) is not int:
-        raise UserError(f"{path}: not a model's config: it has no integer 'format_version'")
-    # Before the fields: those of a newer format would only be called unknown.
+        raise UserError(
+            f"{path}: format_version is {content.get('format_version')!r}, expected an integer"
+        )
+    # Check before the fields, which would be reported as unknown for a newer format.
     if content["format_version"] > FORMAT_VERSION:
         raise UserError(
-            f"{path}: format_version {content['format_version']} is newer than this stunet "
-            f"reads (up to {FORMAT_VERSION}); install a newer stunet"
+            f"{path}: format_version is {content['format_version']}, expected at most "
+            f"{FORMAT_VERSION}; install a newer stunet"
         )
     return content
 
 
 def _save_part(folder: Path, part: str, tree: Tree, shard_bytes: int) -> tuple[str, ...]:
-    """Writes one part's weights and returns the names of its files."""
+    """Writes the weights of one part and returns the names of its files."""
     shards = split_into_shards(flatten(tree), shard_bytes)
     names = shard_file_names(part, len(shards))
     for name, shard in zip(names, shards, strict=True):
@@ -308,28 +312,32 @@ def _load_part(folder: Path, part: str, names: tuple[str, ...]) -> Tree:
     flat = {}
     for name in names:
         path = folder / name
-        if not (_OWN_FILE.fullmatch(name) and name.startswith(part)):
-            raise UserError(f"{folder / 'config.json'}: weights.{part}: no file name: '{name}'")
+        if not (_MODEL_FILE.fullmatch(name) and name.startswith(part)):
+            raise UserError(
+                f"{folder / 'config.json'}: weights.{part}: invalid file name '{name}', "
+                f"expected {part}.safetensors or {part}-00001-of-0000N.safetensors"
+            )
         if not path.is_file():
-            raise UserError(f"{path}: missing, although config.json names it")
+            raise UserError(f"{path}: no such file, but config.json lists it")
         flat |= open_safetensors(path)
     return unflatten(flat)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """A mistaken path must not cost the user the files that are there."""
+def _check_replaceable(folder: Path) -> None:
+    """Checks that replacing a folder deletes nothing but a model, in case of a mistyped path."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file, where a model folder should be written")
+        raise UserError(f"{folder}: is a file, expected a model folder or a new path")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     for name in names:
-        if not _OWN_FILE.fullmatch(name):
+        if not _MODEL_FILE.fullmatch(name):
             raise UserError(
-                f"{folder}: holds '{name}', which is no part of a model folder and would be "
-                "lost; choose another folder or move it away"
+                f"{folder}: contains '{name}', which is not part of a model and would be deleted, "
+                "expected a model folder or a new path"
             )
 
 
 def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Renames `new` to `folder`; `old` holds the existing folder until that succeeds."""
     shutil.rmtree(old, ignore_errors=True)
     if not folder.exists():
         os.rename(new, folder)
@@ -344,11 +352,15 @@ def _replace(folder: Path, new: Path, old: Path) -> None:
 
 
 def find_model_folder(path: str | Path) -> Path:
-    """The model folder that `path` means: itself, the one in a training workdir, or, where nothing
-    lies there, the one of that name that comes with the package (`shipped.NAMES`).
+    """Resolves a model folder, a training workdir or the name of a model of the package.
+
+    A name (`shipped.NAMES`) applies only if no such path exists.
+
+    Returns:
+      The folder with the model's `config.json`: `path`, its `model/`, or the package's folder.
 
     Raises:
-      UserError: there is none, naming what is there instead.
+      UserError: There is no model.
     """
     if str(path) in shipped.NAMES and not Path(path).exists():
         return shipped.FOLDER / path
@@ -358,14 +370,14 @@ def find_model_folder(path: str | Path) -> Path:
             return folder
     if (path / "checkpoints").is_dir():
         raise UserError(
-            f"{path}: a training workdir without a model yet; it is written at the first "
-            "checkpoint, so train on (the same command resumes)"
+            f"{path}: training workdir without model/, which the first checkpoint writes; resume "
+            "with the same command"
         )
     if not path.exists():
         raise UserError(
-            f"{path}: no such folder; name a model folder, a training workdir or one of the "
-            f"models that come with stunet, {', '.join(shipped.NAMES)}"
+            f"{path}: no such folder, expected a model folder, a training workdir or one of "
+            f"{', '.join(shipped.NAMES)}"
         )
     raise UserError(
-        f"{path}: neither a model folder (no config.json) nor a training workdir (no model/)"
+        f"{path}: no model found, expected config.json (model folder) or model/ (training workdir)"
     )

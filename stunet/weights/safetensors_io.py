@@ -1,4 +1,4 @@
-"""safetensors files, a tensor at a time: neither reading nor writing one holds it whole."""
+"""Lazy access to safetensors files: reads and writes one tensor at a time."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -29,13 +29,13 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that stays in its file until `np.asarray` asks for it.
+    """A tensor in a file, which `np.asarray` reads.
 
     Attributes:
-      file: where.
-      name: in the file.
-      shape: as it is in the file.
-      dtype: numpy's, bfloat16 by `ml_dtypes`.
+      file: Path of the safetensors file.
+      name: Name of the tensor in the file.
+      shape: Shape of the tensor.
+      dtype: NumPy dtype; bfloat16 is that of `ml_dtypes`.
     """
 
     file: Path
@@ -45,11 +45,11 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size, without reading it."""
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        # Opened anew for each tensor: pages of a map that stays open count as memory in use.
+        # Open the file for each tensor: pages of an open memory map count as used memory.
         with safetensors.safe_open(self.file, framework="numpy") as file:
             array = file.get_tensor(self.name)
         return array if dtype is None else array.astype(dtype, copy=False)
@@ -57,57 +57,59 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class TransformedTensor:
-    """A tensor that is made from another when `np.asarray` asks for it.
+    """A function of another tensor, which `np.asarray` computes.
 
     Attributes:
-      source: anything with `dtype` and `nbytes` that `np.asarray` reads.
-      shape: of the result, which has as many elements as the source.
-      change: source array -> result.
+      source: Array or lazy tensor: has `dtype` and `nbytes`, and `np.asarray` accepts it.
+      shape: Shape of the result. It has as many elements as the source.
+      transform: Computes the result from the source's array.
     """
 
     source: Any
     shape: tuple[int, ...]
-    change: Callable[[np.ndarray], np.ndarray]
+    transform: Callable[[np.ndarray], np.ndarray]
 
     @property
     def dtype(self) -> np.dtype:
-        """The source's."""
+        """The source's dtype."""
         return self.source.dtype
 
     @property
     def nbytes(self) -> int:
-        """The source's."""
+        """The source's size in bytes."""
         return self.source.nbytes
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        array = self.change(np.asarray(self.source))
+        array = self.transform(np.asarray(self.source))
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """What a safetensors file holds, by name; only its header is read.
+    """Opens all tensors of a safetensors file, by name. Reads only its header.
 
     Raises:
-      UserError: it is missing, incomplete, no safetensors file, or has a tensor of a type that
-        no model's parameters have.
+      UserError: The file is missing, incomplete or not a safetensors file, or a tensor has an
+        unsupported dtype.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            described = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
-            described = [(name, s.get_shape(), s.get_dtype()) for name, s in described]
+            slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
+            entries = [(name, s.get_shape(), s.get_dtype()) for name, s in slices]
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: incomplete or no safetensors file: {error}") from error
-    for name, _, dtype in described:
+        raise UserError(f"{path}: not a complete safetensors file ({error})") from error
+    for name, _, dtype in entries:
         if dtype not in _DTYPES:
-            raise UserError(f"{path}: tensor {name} is {dtype}; known are {', '.join(_DTYPES)}")
+            raise UserError(
+                f"{path}: tensor {name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}"
+            )
     return {
         name: LazyTensor(path, name, tuple(shape), np.dtype(_DTYPES[dtype]))
-        for name, shape, dtype in described
+        for name, shape, dtype in entries
     }
 
 
 def split_into_shards(tensors: Mapping[str, Any], shard_bytes: int) -> list[dict[str, Any]]:
-    """Consecutive groups of tensors, each of at most `shard_bytes` (or a single tensor)."""
+    """Groups consecutive tensors into shards of at most `shard_bytes` (or a single tensor)."""
     shards, size = [], shard_bytes + 1
     for name, tensor in tensors.items():
         if size + tensor.nbytes > shard_bytes:
@@ -119,7 +121,7 @@ def split_into_shards(tensors: Mapping[str, Any], shard_bytes: int) -> list[dict
 
 
 def shard_file_names(stem: str, count: int) -> list[str]:
-    """File names of a component's weights in `count` files."""
+    """Returns the file names of weights in `count` shards."""
     if count == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
@@ -131,10 +133,10 @@ def write_safetensors(
     """Writes a safetensors file.
 
     Args:
-      path: where; an older file is replaced.
-      tensors: by name: anything with `shape`, `dtype` and `nbytes` that `np.asarray` reads. One
-        is read at a time, and let go of once it is written.
-      metadata: of the file, which other libraries may look at.
+      path: Output file. Replaces an existing one.
+      tensors: Arrays or lazy tensors by name (anything with `shape`, `dtype` and `nbytes` that
+        `np.asarray` accepts). Holds one array at a time.
+      metadata: Metadata of the file's header, for other libraries.
     """
     header = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
@@ -146,7 +148,7 @@ def write_safetensors(
             "data_offsets": [start, end],
         }
     content = json.dumps(header, separators=(",", ":")).encode()
-    content += b" " * (-len(content) % 8)  # the data is to start at a multiple of 8
+    content += b" " * (-len(content) % 8)  # the data starts at a multiple of 8
     with open(path, "wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
         for tensor in tensors.values():
@@ -154,6 +156,5 @@ def write_safetensors(
 
 
 def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    # Raw memory from the start: anything but C order would be garbled. As bytes, because
-    # numpy hands no buffer of bfloat16 out.
+    # The format is C order. View as bytes, because NumPy exports no buffer of bfloat16.
     file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -1,16 +1,14 @@
-"""The trained models that come with the package, known by name: what a newcomer begins with.
+"""Names of the trained models that come with the package, in `stunet/shipped` (at most 24 MB).
 
-All of one small world, `moving_shapes`: 16x16 pixels, enlarged to 64x64. `experiments.ship` made
-them; `stunet/shipped` may hold 24 MB.
+All are trained on the synthetic data set `moving_shapes` at 16x16 pixels, or 64x64 after
+super-resolution, by `experiments.ship`.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "shipped"
-VIDEO_MODEL = "shapes"
-CONDITIONAL_MODEL = (
-    "shapes-fill"  # the same image model inside, tuned to fill in around given pixels
-)
-UPSCALER = "shapes-ssr"
-STYLE_MODEL = "shapes-duotone"  # the image model, tuned to pictures in two inks
+VIDEO_MODEL = "shapes"  # text-to-video
+CONDITIONAL_MODEL = "shapes-fill"  # completes known pixels; based on the same image model
+UPSCALER = "shapes-ssr"  # spatial super-resolution
+STYLE_MODEL = "shapes-duotone"  # the image model, fine-tuned to images in two inks
 NAMES = (VIDEO_MODEL, CONDITIONAL_MODEL, UPSCALER, STYLE_MODEL)

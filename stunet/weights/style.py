@@ -1,4 +1,4 @@
-"""Stylised generation: the text-to-image weights inside a video model, swapped by degrees."""
+"""Stylized generation: interpolates the text-to-image weights inside a video model."""
 
 import jax
 import jax.numpy as jnp
@@ -8,36 +8,38 @@ from stunet.weights.trees import Tree, compare_shapes, is_added, merge, partitio
 
 MAX_STRENGTH = 1.5
 DEFAULT_STRENGTH = 0.7
-RECOMMENDED_STRENGTH = (0.5, 1.0)  # the paper's range; at 1 motion often suffers (section 4.1)
+RECOMMENDED_STRENGTH = (0.5, 1.0)  # 2401.12945 section 4.1: at 1 motion often suffers
 
 
 def strength_warning(strength: float) -> str | None:
-    """What to tell of a strength that is not usual; None of one that is."""
+    """Returns a warning if a strength is outside the recommended range, else None."""
     low, high = RECOMMENDED_STRENGTH
     if low <= strength <= high:
         return None
     return (
-        f"style strength {strength:g} is outside {low:g} to {high:g}, where styles and motion go "
-        "together best"
+        f"style strength {strength:g} is outside the recommended range {low:g} to {high:g}: style "
+        "or motion may suffer"
     )
 
 
 def interpolate_style(params: Tree, style: Tree, strength: float, where: str) -> Tree:
-    """W = strength * W_style + (1 - strength) * W over the text-to-image parameters of a U-Net.
+    """Interpolates the text-to-image parameters of a U-Net towards those of a style.
 
-    What inflation added stays as it is (Lumiere, 2401.12945, section 4.1).
+    W = strength * W_style + (1 - strength) * W. Temporal and conditioning parameters are unchanged
+    (Lumiere, 2401.12945, section 4.1).
 
     Args:
-      params: the video model's U-Net.
-      style: the U-Net of a text-to-image model, or of a video model, tuned to a style.
-      strength: 0 to `MAX_STRENGTH`; 0 gives `params` back.
-      where: what `style` was read from, for errors.
+      params: U-Net parameters of the video model.
+      style: U-Net parameters of a model that was fine-tuned to a style (text-to-image, or a video
+        model, whose temporal parameters are ignored).
+      strength: 0 to `MAX_STRENGTH`. 0 returns `params`.
+      where: Source of `style`, for error messages.
 
     Raises:
-      UserError: the strength is none, or `style` has parameters of another shape.
+      UserError: The strength is out of range, or shapes of `style` differ from those of `params`.
     """
     if not 0 <= strength <= MAX_STRENGTH:
-        raise UserError(f"style strength is {strength}; it must be within 0..{MAX_STRENGTH}")
+        raise UserError(f"style strength is {strength}, expected 0 to {MAX_STRENGTH}")
     added, spatial = partition(params, is_added)
     style = partition(style, is_added)[1]
     compare_shapes(spatial, style, where)

@@ -1,6 +1,6 @@
-"""Pure helpers on parameter trees: nested dicts whose leaves are arrays (or their shapes).
+"""Operations on parameter trees: nested dicts whose leaves are arrays or shape structs.
 
-A leaf's path is its keys joined by '/': `mid_block/attn_0/to_q/kernel`.
+The path of a leaf is its keys joined by '/': `mid_block/attn_0/to_q/kernel`.
 """
 
 import math
@@ -11,19 +11,19 @@ from stunet.errors import UserError
 
 Tree = dict[str, Any]
 
-_SHOWN = 10  # names of each kind that an error lists
+_MAX_LISTED = 10  # names of each kind in an error message
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a": {"b": leaf}}` -> `{"a/b": leaf}`; empty branches vanish.
+    """Converts `{"a": {"b": leaf}}` to `{"a/b": leaf}`. Empty branches are dropped.
 
     Raises:
-      ValueError: a key is no string or contains '/', so paths would not be unique.
+      ValueError: A key is not a string or contains '/', so paths would not be unique.
     """
     flat = {}
     for key, value in tree.items():
         if not isinstance(key, str) or "/" in key:
-            raise ValueError(f"a parameter tree's keys are strings without '/', got {key!r}")
+            raise ValueError(f"parameter tree: invalid key {key!r}, expected a string without '/'")
         if isinstance(value, Mapping):
             flat.update({f"{key}/{path}": leaf for path, leaf in flatten(value).items()})
         else:
@@ -32,10 +32,10 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """`{"a/b": leaf}` -> `{"a": {"b": leaf}}`: the inverse of `flatten`.
+    """Converts `{"a/b": leaf}` to `{"a": {"b": leaf}}`; the inverse of `flatten`.
 
     Raises:
-      ValueError: one path goes through the leaf of another.
+      ValueError: One path passes through the leaf of another.
     """
     tree: Tree = {}
     for path, leaf in flat.items():
@@ -44,7 +44,7 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
         for branch in branches:
             node = node.setdefault(branch, {})
             if not isinstance(node, dict):
-                raise ValueError(f"'{path}' goes through another leaf")
+                raise ValueError(f"'{path}' passes through another leaf")
         if name in node:
             raise ValueError(f"'{path}' is both a leaf and a branch")
         node[name] = leaf
@@ -52,7 +52,7 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
 
 
 def partition(tree: Mapping[str, Any], predicate: Callable[[str], bool]) -> tuple[Tree, Tree]:
-    """Splits a tree by path into (selected, rest); `merge` puts it together again."""
+    """Splits a tree by path into (selected, rest); `merge` is the inverse."""
     flat = flatten(tree)
     selected = {path: leaf for path, leaf in flat.items() if predicate(path)}
     rest = {path: leaf for path, leaf in flat.items() if path not in selected}
@@ -60,72 +60,74 @@ def partition(tree: Mapping[str, Any], predicate: Callable[[str], bool]) -> tupl
 
 
 def is_temporal(path: str) -> bool:
-    """Whether a U-Net's parameter belongs to the inflation, for `partition`."""
+    """Returns whether a U-Net parameter belongs to a temporal block (was added by inflation)."""
     return any(name.startswith("temporal_") for name in path.split("/"))
 
 
 def is_added(path: str) -> bool:
-    """Whether a parameter of a U-Net is none of the text-to-image network inside it."""
+    """Returns whether a U-Net parameter was added to the text-to-image network.
+
+    These are temporal blocks and the convolution of the conditioning channels.
+    """
     return is_temporal(path) or "cond_conv_in" in path.split("/")
 
 
 def merge(a: Mapping[str, Any], b: Mapping[str, Any]) -> Tree:
-    """The tree with the leaves of both.
+    """Returns a tree with the leaves of both trees.
 
     Raises:
-      ValueError: the trees overlap.
+      ValueError: The trees have a path in common.
     """
     flat_a, flat_b = flatten(a), flatten(b)
     if overlap := sorted(flat_a.keys() & flat_b.keys()):
-        raise ValueError(f"both trees have {_listed(overlap)}")
+        raise ValueError(f"both trees contain {_join_names(overlap)}")
     return unflatten(flat_a | flat_b)
 
 
 def compare_shapes(
     expected: Mapping[str, Any],
-    got: Mapping[str, Any],
+    actual: Mapping[str, Any],
     where: str,
-    families: Mapping[str, str] | None = None,
+    origin_hints: Mapping[str, str] | None = None,
 ) -> None:
-    """Checks that two trees have the same names and shapes (dtypes may differ).
+    """Checks that two trees have the same paths and shapes. Dtypes may differ.
 
     Args:
-      expected: what the network has; leaves with a `.shape` (`jax.eval_shape`'s will do).
-      got: the parameters on offer.
-      where: what `got` was read from, named in the error.
-      families: a part of a name that no parameter here has -> where such ones are from, for the
-        error to name the likely cause.
+      expected: Parameters of the network; leaves have a `.shape` (arrays or shape structs).
+      actual: Parameters to check.
+      where: Source of `actual`, for the error message.
+      origin_hints: Substring of an unexpected path -> likely origin of such parameters, for the
+        error message.
 
     Raises:
-      UserError: one line with the first ten missing, unexpected and misshapen
-        parameters, and their shapes.
+      UserError: The trees differ. One line names the first ten parameters of a wrong shape, missing
+        and unexpected, with their shapes.
     """
-    flat_expected, flat_got = flatten(expected), flatten(got)
-    missing = [path for path in flat_expected if path not in flat_got]
-    unexpected = [path for path in flat_got if path not in flat_expected]
-    misshapen = [
-        f"{path} (expected {_shape(leaf)}, got {_shape(flat_got[path])})"
-        for path, leaf in flat_expected.items()
-        if path in flat_got and _shape(leaf) != _shape(flat_got[path])
-    ]
-    kinds = {
-        "another shape": misshapen,
+    flat_expected, flat_actual = flatten(expected), flatten(actual)
+    missing = [path for path in flat_expected if path not in flat_actual]
+    unexpected = [path for path in flat_actual if path not in flat_expected]
+    differences = {
+        "wrong shape": [
+            f"{path} (expected {_shape(leaf)}, got {_shape(flat_actual[path])})"
+            for path, leaf in flat_expected.items()
+            if path in flat_actual and _shape(leaf) != _shape(flat_actual[path])
+        ],
         "missing": [f"{path} {_shape(flat_expected[path])}" for path in missing],
-        "unexpected": [f"{path} {_shape(flat_got[path])}" for path in unexpected],
+        "unexpected": [f"{path} {_shape(flat_actual[path])}" for path in unexpected],
     }
-    problems = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
-    causes = [
-        cause
-        for part, cause in (families or {}).items()
+    problems = [f"{kind}: {_join_names(names)}" for kind, names in differences.items() if names]
+    hints = [
+        hint
+        for part, hint in (origin_hints or {}).items()
         if any(part in path for path in unexpected)
     ]
-    problems = causes[:1] + problems
+    problems = hints[:1] + problems
     if problems:
         raise UserError(f"{where}: parameters do not fit the network; " + "; ".join(problems))
 
 
-def count(tree: Mapping[str, Any]) -> int:
-    """Number of scalars in a tree."""
+def count_parameters(tree: Mapping[str, Any]) -> int:
+    """Returns the number of scalars in a tree."""
     return sum(math.prod(_shape(leaf)) for leaf in flatten(tree).values())
 
 
@@ -133,6 +135,6 @@ def _shape(leaf: Any) -> tuple[int, ...]:
     return tuple(leaf.shape)
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _join_names(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

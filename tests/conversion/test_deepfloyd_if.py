@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from data.pipeline import parse_config
 from experiments.configs import inflate_if, inflate_if_ii
 from stunet.conversion.deepfloyd_if import (
     hub_parameters,
@@ -13,9 +14,8 @@ from stunet.conversion.deepfloyd_if import (
 )
 from stunet.errors import UserError
 from stunet.models.unet import UNetConfig, check_video_shape, init_unet
-from stunet.schema import from_dict
-from stunet.training.config import TrainConfig
-from stunet.weights.trees import count
+from stunet.training.config import parse_train_config
+from stunet.weights.trees import count_parameters
 from tests.parity import cases
 
 STAGE_ONE = cases.full_size(
@@ -40,7 +40,7 @@ def test_stage_one():
         attention_levels=(False, True, True, True),
     )
     shapes = jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
-    assert count(shapes) == 371_605_830
+    assert count_parameters(shapes) == 371_605_830
 
 
 def test_stage_two():
@@ -56,10 +56,12 @@ def test_stage_two():
     ("experiment", "fields"), [(inflate_if, STAGE_ONE), (inflate_if_ii, STAGE_TWO)]
 )
 def test_the_experiments_inflate_networks_of_that_many_levels(experiment, fields):
-    config = from_dict(TrainConfig, experiment.get_config().to_dict(), "config")
-    unet = dataclasses.replace(unet_config_from_diffusers(fields, "c"), temporal=config.temporal)
-    size = config.data["resolution"]
-    check_video_shape(unet, config.data["num_frames"], size, size)
+    config = parse_train_config(experiment.get_config().to_dict(), parse_config)
+    unet = dataclasses.replace(
+        unet_config_from_diffusers(fields, "c"), temporal=config.stage.temporal
+    )
+    size = config.data.resolution
+    check_video_shape(unet, config.data.num_frames, size, size)
 
 
 @pytest.mark.parametrize("fields", [STAGE_ONE, STAGE_TWO])

@@ -174,7 +174,7 @@ def test_training_in_a_checkout(tmp_path, fails):
 
 
 BAD = [
-    ({"launcher": "slurm"}, "field 'launcher' must be one of 'xpk', 'queued_resources'"),
+    ({"launcher": "slurm"}, "launcher is 'slurm', expected one of 'xpk', 'queued_resources'"),
     ({"zones": "z"}, "unknown field 'zones'; did you mean 'zone'?"),
     ({"project": ""}, "launcher 'queued_resources' needs the field 'project'"),
     ({"runtime_version": ""}, "launcher 'queued_resources' needs the field 'runtime_version'"),

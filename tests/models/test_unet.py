@@ -22,7 +22,7 @@ from stunet.models.layers import (
 )
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, UNetConfig, check_video_shape, init_unet
-from stunet.weights.trees import count, is_temporal, partition
+from stunet.weights.trees import count_parameters, is_temporal, partition
 from tests.tiny import UNET, fast_compiles, random_params
 
 
@@ -49,7 +49,7 @@ def shapes(config):
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, channels, published, capsys):
-    total = count(shapes(stage_one(*channels)))
+    total = count_parameters(shapes(stage_one(*channels)))
     with capsys.disabled():
         print(f"\n{name}: {total:,} parameters")
     assert f"{total / 1e6:.1f}" == published
@@ -60,7 +60,7 @@ def test_parameter_counts_are_the_published_ones(name, channels, published, caps
 def test_inflation_adds_what_the_paper_s_size_implies(layers, billions):
     temporal = TemporalConfig((True, True, True), attention_layers=layers)
     inflated = shapes(stage_one(704, 1408, 2112, 2816, temporal=temporal))
-    assert round(count(partition(inflated, is_temporal)[0]) / 1e9, 2) == billions
+    assert round(count_parameters(partition(inflated, is_temporal)[0]) / 1e9, 2) == billions
 
 
 def test_stage_two_runs_and_its_noise_level_matters():
@@ -234,7 +234,9 @@ def test_rematerialised_gradients_are_the_same_and_keep_less():
         with fast_compiles():
             gradients[remat] = jax.jit(jax.grad(loss))(params)
         backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
-        kept[remat] = sum(array.size for array in jax.tree.leaves(backward)) - count(params)
+        kept[remat] = sum(array.size for array in jax.tree.leaves(backward)) - count_parameters(
+            params
+        )
     for remat in ("elementwise", "blocks"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),

@@ -19,7 +19,7 @@ def adapters():
     return init_adapters(PARAMS, lambda path: path.startswith("unet/"), 2, jax.random.key(0))
 
 
-def test_adapters_are_of_the_chosen_kernels_and_change_nothing_at_first():
+def test_selected_kernels_get_adapters_with_zero_initial_update():
     shapes = {path: leaf.shape for path, leaf in flatten(adapters()).items()}
     assert shapes == {
         "unet/conv/kernel/down": (36, 2),
@@ -34,7 +34,7 @@ def test_adapters_are_of_the_chosen_kernels_and_change_nothing_at_first():
         assert leaf.dtype == before[path].dtype
 
 
-def test_a_change_is_the_product_and_of_the_rank():
+def test_the_update_is_the_product_and_has_the_rank():
     trained = jax.tree.map(lambda a: RNG.normal(size=a.shape).astype(np.float32), adapters())
     after = add_adapters(PARAMS, trained)["unet"]
     change = (after["conv"]["kernel"] - PARAMS["unet"]["conv"]["kernel"]).reshape(36, 6)
@@ -44,7 +44,7 @@ def test_a_change_is_the_product_and_of_the_rank():
     np.testing.assert_array_equal(after["thin"]["kernel"], PARAMS["unet"]["thin"]["kernel"])
 
 
-def test_the_nearest_adapters_of_a_change_are_its_largest_singular_vectors():
+def test_nearest_adapters_are_the_truncated_singular_value_decomposition():
     other = {
         path: leaf + RNG.normal(size=leaf.shape).astype(np.float32)
         for path, leaf in flatten(PARAMS["unet"]).items()
@@ -55,9 +55,9 @@ def test_the_nearest_adapters_of_a_change_are_its_largest_singular_vectors():
     for path in ("conv/kernel", "dense/kernel"):
         columns = before[path].shape[-1]
         change = (other[path] - before[path]).reshape(-1, columns)
-        left = (other[path] - np.asarray(after[path])).reshape(-1, columns)
+        error = (other[path] - np.asarray(after[path])).reshape(-1, columns)
         singular = np.linalg.svd(change, compute_uv=False)
-        # Eckart, Young: what no matrix of rank two takes away.
-        np.testing.assert_allclose(np.sum(left**2), np.sum(singular[2:] ** 2), rtol=1e-4)
+        # Eckart and Young: the smallest error of any matrix of rank two.
+        np.testing.assert_allclose(np.sum(error**2), np.sum(singular[2:] ** 2), rtol=1e-4)
     for path in ("conv/bias", "thin/kernel"):
         np.testing.assert_array_equal(after[path], before[path])

@@ -28,7 +28,7 @@ CONFIG = {
 
 
 def noise(shape, dtype, seed=0):
-    """Arbitrary bit patterns, NaN and infinities among them."""
+    """Arbitrary bit patterns, including NaN and infinities."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(np.random.default_rng(seed).bytes(size), dtype).reshape(shape)
 
@@ -71,10 +71,10 @@ def test_round_trip_is_bit_exact(folder):
     loaded = read_model_folder(folder)
     assert loaded.config == CONFIG and loaded.tokenizer == MODEL.tokenizer
     assert_bit_equal(loaded.params, PARAMS)
-    jax.tree.map(jnp.asarray, loaded.params)  # jax takes them as they are
+    jax.tree.map(jnp.asarray, loaded.params)  # all dtypes are known to JAX
 
 
-def test_files_keep_spatial_and_temporal_apart(folder):
+def test_spatial_and_temporal_weights_are_separate_files(folder):
     assert sorted(os.listdir(folder)) == [
         "config.json",
         "text_encoder.safetensors",
@@ -89,14 +89,14 @@ def test_files_keep_spatial_and_temporal_apart(folder):
     assert b"down_0/temporal_0/proj/kernel" in content and b"down_0/conv" not in content
 
 
-def test_all_files_may_be_read_by_the_same_people(folder):
+def test_all_files_have_the_same_permissions(folder):
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
-def test_the_same_parameter_in_both_trees(folder):
+def test_overlapping_weight_files(folder):
     spatial = folder / "unet_spatial.safetensors"
     (folder / "unet_temporal.safetensors").write_bytes(spatial.read_bytes())
-    with pytest.raises(UserError, match="contradict each other: both trees have conv_in/bias"):
+    with pytest.raises(UserError, match=r"unet_spatial.*unet_temporal.*conv_in/bias"):
         read_model_folder(folder)
 
 
@@ -118,20 +118,24 @@ def test_shards(tmp_path):
     assert [file.name for file in files] == names
     assert_bit_equal(read_model_folder(tmp_path / "m").params["unet"], unet)
     files[1].unlink()
-    with pytest.raises(UserError, match=r"unet_spatial-00002-of-00004\.safetensors: missing"):
+    with pytest.raises(
+        UserError, match=r"unet_spatial-00002-of-00004\.safetensors: .*config\.json"
+    ):
         read_model_folder(tmp_path / "m")
 
 
-def test_a_base_keeps_what_two_models_share(tmp_path):
-    write_model_folder(tmp_path / "one", MODEL)
+def test_a_base_stores_shared_parameters(tmp_path):
+    write_model_folder(tmp_path / "base", MODEL)
     temporal = {"temporal_mid": {"scale": noise((), np.float32, 1)}}
     new = {"cond_conv_in": {"kernel": noise((3, 3, 4, 8), np.float32)}}
     params = {**PARAMS, "unet": {**PARAMS["unet"], **temporal, **new}}
-    write_model_folder(tmp_path / "other", ModelFolder(CONFIG, params, MODEL.tokenizer), base="one")
+    write_model_folder(
+        tmp_path / "other", ModelFolder(CONFIG, params, MODEL.tokenizer), base="base"
+    )
     names = sorted(path.name for path in (tmp_path / "other").iterdir())
     assert names == ["config.json", "unet_temporal.safetensors"]
-    kept = open_safetensors(tmp_path / "other" / "unet_temporal.safetensors")
-    assert sorted(kept) == ["cond_conv_in/kernel", "temporal_mid/scale"]
+    stored = open_safetensors(tmp_path / "other" / "unet_temporal.safetensors")
+    assert sorted(stored) == ["cond_conv_in/kernel", "temporal_mid/scale"]
     again = read_model_folder(tmp_path / "other")
     assert_bit_equal(again.params, params)
     assert (again.config, again.tokenizer) == (CONFIG, MODEL.tokenizer)
@@ -139,31 +143,31 @@ def test_a_base_keeps_what_two_models_share(tmp_path):
     images = partition(PARAMS["unet"], is_added)[1]
     config = CONFIG | {"architecture": {"temporal": None}}
     model = ModelFolder(config, {**PARAMS, "unet": images}, MODEL.tokenizer)
-    write_model_folder(tmp_path / "images", model, base="one")
+    write_model_folder(tmp_path / "images", model, base="base")
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["config.json"]
     assert_bit_equal(read_model_folder(tmp_path / "images").params, model.params)
 
     changed = {**params, "text_encoder": {"shared": {"embedding": noise((50, 16), np.float32, 2)}}}
     for wrong, message in (
-        (ModelFolder(CONFIG, changed, MODEL.tokenizer), "shared/embedding has other values"),
+        (ModelFolder(CONFIG, changed, MODEL.tokenizer), "text_encoder/shared/embedding.*differ"),
         (ModelFolder(CONFIG, {"unet": params["unet"]}, MODEL.tokenizer), "unexpected: text_enc"),
-        (ModelFolder(CONFIG, params, b"{}"), "one: has another tokenizer"),
+        (ModelFolder(CONFIG, params, b"{}"), "base: tokenizer"),
         (ModelFolder(CONFIG, model.params, MODEL.tokenizer), "unexpected: unet/down_0/temporal_0"),
     ):
         with pytest.raises(UserError, match=message):
-            write_model_folder(tmp_path / "other", wrong, base="one")
+            write_model_folder(tmp_path / "other", wrong, base="base")
     assert_bit_equal(read_model_folder(tmp_path / "other").params, params)
-    (tmp_path / "one").rename(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"other: its base: .*one: not a model folder"):
+    (tmp_path / "base").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"other: base: .*base: .*config\.json"):
         read_model_folder(tmp_path / "other")
     path = tmp_path / "other" / "config.json"
     for base in ("../gone", "other"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "base": base}))
-        with pytest.raises(UserError, match=f"base is '{base}'; name a folder beside it"):
+        with pytest.raises(UserError, match=f"base is '{base}'"):
             read_model_folder(tmp_path / "other")
 
 
-def test_what_differs_from_a_base_is_kept_as_adapters_or_whole(tmp_path):
+def test_differences_from_a_base_are_stored_as_adapters_or_in_full(tmp_path):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -171,13 +175,13 @@ def test_what_differs_from_a_base_is_kept_as_adapters_or_whole(tmp_path):
 
     kernel, bias = normal(3, 3, 3, 8), normal(8)
     base = ModelFolder(CONFIG, {"unet": {"conv_in": {"kernel": kernel, "bias": bias}}})
-    write_model_folder(tmp_path / "one", base)
+    write_model_folder(tmp_path / "base", base)
     down, up = normal(27, 2), normal(2, 8).astype(ml_dtypes.bfloat16)
     adapters = {"conv_in": {"kernel": {"down": down, "up": up}}}
     unet = add_adapters(base.params["unet"], adapters)
     unet["conv_in"]["bias"] = 2 * bias
     style = ModelFolder(CONFIG, {"unet": unet})
-    write_model_folder(tmp_path / "style", style, base="one", adapters=adapters)
+    write_model_folder(tmp_path / "style", style, base="base", adapters=adapters)
     assert list(open_safetensors(tmp_path / "style" / "unet_spatial.safetensors")) == [
         "conv_in/bias"
     ]
@@ -187,14 +191,14 @@ def test_what_differs_from_a_base_is_kept_as_adapters_or_whole(tmp_path):
     np.testing.assert_allclose(change, down @ up.astype(np.float32), atol=1e-5)
 
     wide = {"conv_in": {"kernel": {"down": down, "up": normal(2, 9)}}}
-    with pytest.raises(UserError, match="one: adapters that do not fit the base"):
-        write_model_folder(tmp_path / "other", style, base="one", adapters=wide)
+    with pytest.raises(UserError, match="base: adapters"):
+        write_model_folder(tmp_path / "other", style, base="base", adapters=wide)
     write_safetensors(tmp_path / "style" / "adapters.safetensors", {"gone/kernel/down": down})
-    with pytest.raises(UserError, match="style: adapters that do not fit the base"):
+    with pytest.raises(UserError, match="style: adapters"):
         read_model_folder(tmp_path / "style")
 
 
-def test_replaces_an_older_model_whole(folder):
+def test_an_older_model_is_replaced_completely(folder):
     extract_text_to_image = ModelFolder(CONFIG | {"stage": "t2i"}, {"unet": {"a": np.ones(3)}})
     write_model_folder(folder, extract_text_to_image)
     assert sorted(os.listdir(folder)) == ["config.json", "unet_spatial.safetensors"]
@@ -202,7 +206,7 @@ def test_replaces_an_older_model_whole(folder):
     assert os.listdir(folder.parent) == ["model"]
 
 
-def test_a_failure_leaves_the_older_model(folder):
+def test_a_failed_write_keeps_the_older_model(folder):
     class Broken:
         shape, dtype, nbytes = (1,), np.float32, 4
 
@@ -210,29 +214,29 @@ def test_a_failure_leaves_the_older_model(folder):
             raise OSError("No space left on device")
 
     broken = dataclasses.replace(MODEL, params={"unet": {"a": np.ones(3), "b": Broken()}})
-    with pytest.raises(UserError, match="model: cannot write the model folder: No space left"):
+    with pytest.raises(UserError, match=r"model: .*\(No space left"):
         write_model_folder(folder, broken)
     assert_bit_equal(read_model_folder(folder).params, PARAMS)
     assert os.listdir(folder.parent) == ["model"]
 
 
-def test_refuses_to_replace_what_is_no_model(folder):
+def test_other_folders_are_not_replaced(folder):
     (folder / "holiday.mp4").touch()
-    with pytest.raises(UserError, match=r"holds 'holiday\.mp4', which is no part"):
+    with pytest.raises(UserError, match=r"model: .*'holiday\.mp4'"):
         write_model_folder(folder, MODEL)
     assert (folder / "holiday.mp4").exists()
-    with pytest.raises(UserError, match="a file, where a model folder"):
+    with pytest.raises(UserError, match=r"config\.json: is a file"):
         write_model_folder(folder / "config.json", MODEL)
 
 
 def test_unwritable_place(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write the model folder"):
+    with pytest.raises(UserError, match=r"file.model: .*Not a directory"):
         write_model_folder(tmp_path / "file" / "model", MODEL)
 
 
 def test_config_is_checked_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match="config: unknown field 'fsp'; did you mean 'fps'"):
+    with pytest.raises(UserError, match=r"config: .*'fsp'.*'fps'"):
         write_model_folder(tmp_path / "m", dataclasses.replace(MODEL, config=CONFIG | {"fsp": 1}))
     assert not os.listdir(tmp_path)
 
@@ -240,16 +244,16 @@ def test_config_is_checked_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage": ...}, r"config\.json: missing field stage"),
-        ({"num_frame": 3}, r"config\.json: unknown field 'num_frame'; did you mean 'num_frames'"),
-        ({"resolution": "32"}, r"config\.json: field 'resolution' must be int, got '32'"),
-        ({"format_version": 2}, r"config\.json: format_version 2 is newer .* \(up to 1\)"),
-        ({"format_version": ...}, r"config\.json: not a model's config"),
-        ({"weights": {"unet_spatial": []}}, "weights: missing fields unet_temporal, text_encoder"),
-        ({"tokenizer": "../t.json"}, "field 'tokenizer' must be one of 'tokenizer.json'"),
+        ({"stage": ...}, r"config\.json: .*missing.* stage"),
+        ({"num_frame": 3}, r"config\.json: .*'num_frame'.*'num_frames'"),
+        ({"resolution": "32"}, r"config\.json: resolution.*'32'.* int"),
+        ({"format_version": 2}, r"config\.json: format_version.* 2, .* 1;"),
+        ({"format_version": ...}, r"config\.json: format_version.* None, .*integer"),
+        ({"weights": {"unet_spatial": []}}, "weights: .*unet_temporal, text_encoder"),
+        ({"tokenizer": "../t.json"}, "tokenizer.*'../t.json'.*'tokenizer.json'"),
         (
             {"weights": {"unet_spatial": ["../x"], "unet_temporal": [], "text_encoder": []}},
-            r"config\.json: weights\.unet_spatial: no file name: '\.\./x'",
+            r"config\.json: weights\.unet_spatial: .*'\.\./x'.*unet_spatial\.safetensors",
         ),
     ],
 )
@@ -259,9 +263,9 @@ def test_bad_config(folder, changes, message):
         read_model_folder(folder)
 
 
-def test_config_that_is_no_json(folder):
+def test_config_with_invalid_json(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json: .*JSON"):
         read_model_folder(folder)
 
 
@@ -269,18 +273,18 @@ def test_config_that_is_no_json(folder):
 def test_damaged_weights(folder, name):
     path = folder / f"{name}.safetensors"
     content = path.read_bytes()
-    for kept in (0, 20, len(content) - 1):
-        path.write_bytes(content[:kept])
-        with pytest.raises(UserError, match=rf"{name}\.safetensors: incomplete or no safetensors"):
+    for size in (0, 20, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=rf"{name}\.safetensors: .*safetensors file \("):
             read_model_folder(folder)
     path.unlink()
-    with pytest.raises(UserError, match=rf"{name}\.safetensors: missing"):
+    with pytest.raises(UserError, match=rf"{name}\.safetensors: .*config\.json"):
         read_model_folder(folder)
 
 
 def test_missing_files(folder, tmp_path):
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json: cannot read"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: .*No such file"):
         read_model_folder(folder)
-    with pytest.raises(UserError, match=r"nowhere: not a model folder: it has no config\.json"):
+    with pytest.raises(UserError, match=r"nowhere: .*config\.json"):
         read_model_folder(tmp_path / "nowhere")

@@ -25,8 +25,8 @@ TENSORS = {
 }
 
 
-def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
-    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+def test_files_are_compatible_with_the_safetensors_library(tmp_path):
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "library.safetensors"
     write_safetensors(ours, TENSORS, metadata={"format": "pt"})
     contiguous = {name: np.asarray(array, order="C") for name, array in TENSORS.items()}
     safetensors.numpy.save_file(contiguous, theirs)
@@ -44,20 +44,20 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
             assert np.asarray(read[name]).tobytes() == array.tobytes()
 
 
-def test_one_tensor_at_a_time(tmp_path):
+def test_tensors_are_read_one_at_a_time(tmp_path):
     events = []
 
     def watched(name):
-        def change(array):
+        def transpose(array):
             events.append(name)
             return array.T
 
-        return TransformedTensor(TENSORS[name], TENSORS[name].shape[::-1], change)
+        return TransformedTensor(TENSORS[name], TENSORS[name].shape[::-1], transpose)
 
     write_safetensors(tmp_path / "t", {name: watched(name) for name in ("a/kernel", "turned")})
-    assert events == ["a/kernel", "turned"]  # the header took none of them
-    got = open_safetensors(tmp_path / "t")["a/kernel"]
-    np.testing.assert_array_equal(np.asarray(got), TENSORS["a/kernel"].T)
+    assert events == ["a/kernel", "turned"]  # none were read for the header
+    opened = open_safetensors(tmp_path / "t")["a/kernel"]
+    np.testing.assert_array_equal(np.asarray(opened), TENSORS["a/kernel"].T)
 
 
 def test_split_by_size():
@@ -72,9 +72,9 @@ def test_split_by_size():
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "t.safetensors"
-    with pytest.raises(UserError, match=r"t\.safetensors: incomplete or no safetensors file"):
+    with pytest.raises(UserError, match=r"t\.safetensors: .*safetensors file \("):
         open_safetensors(path)
     write_safetensors(path, TENSORS)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"t\.safetensors: incomplete or no safetensors file"):
+    with pytest.raises(UserError, match=r"t\.safetensors: .*safetensors file \("):
         open_safetensors(path)

@@ -6,7 +6,7 @@ import pytest
 from stunet.errors import UserError
 from stunet.weights.trees import (
     compare_shapes,
-    count,
+    count_parameters,
     flatten,
     is_temporal,
     merge,
@@ -35,14 +35,14 @@ def test_flatten_and_back():
 
 
 @pytest.mark.parametrize("flat", [{"a": 1, "a/b": 2}, {"a/b": 1, "a": 2}])
-def test_a_leaf_cannot_be_a_branch_too(flat):
+def test_a_path_cannot_be_both_leaf_and_branch(flat):
     with pytest.raises(ValueError, match="'a"):
         unflatten(flat)
 
 
 @pytest.mark.parametrize("key", ["a/b", 3])
-def test_keys_that_would_be_ambiguous(key):
-    with pytest.raises(ValueError, match="keys are strings without"):
+def test_ambiguous_keys(key):
+    with pytest.raises(ValueError, match=f"{key!r}"):
         flatten({key: 1})
 
 
@@ -62,37 +62,40 @@ def test_temporal_names(path):
 
 def test_merge_joins_branches_and_refuses_overlap():
     assert merge({"a": {"x": 1}}, {"a": {"y": 2}}) == {"a": {"x": 1, "y": 2}}
-    with pytest.raises(ValueError, match=r"both trees have a/x$"):
+    with pytest.raises(ValueError, match=r"a/x$"):
         merge({"a": {"x": 1}}, {"a": {"x": 1, "y": 2}})
     with pytest.raises(ValueError, match="'a/x"):
         merge({"a": {"x": 1}}, {"a": {"x": {"y": 2}}})
 
 
 def test_count():
-    assert count(TREE) == 6 + 2 + 4 + 1
-    assert count(jax.eval_shape(lambda: {"a": jnp.zeros((7, 11))})) == 77
+    assert count_parameters(TREE) == 6 + 2 + 4 + 1
+    assert count_parameters(jax.eval_shape(lambda: {"a": jnp.zeros((7, 11))})) == 77
 
 
-def test_equal_shapes_pass_whatever_the_dtype():
+def test_equal_shapes_pass_with_any_dtype():
     compare_shapes(jax.eval_shape(lambda: TREE), TREE, "m")
     compare_shapes(TREE, jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), TREE), "m")
 
 
-def test_differences_are_named_with_both_shapes():
-    got = {
+def test_differences_list_both_shapes():
+    actual = {
         "down_0": {"conv": {"kernel": np.ones((3, 4)), "extra": np.ones(1)}},
         "temporal_0": TREE["temporal_0"],
         "scale": np.float32(3),
     }
     with pytest.raises(UserError) as error:
-        compare_shapes(TREE, got, "models/m")
-    assert str(error.value) == (
-        "models/m: parameters do not fit the network; "
-        "another shape: down_0/conv/kernel (expected (3, 2), got (3, 4)); "
-        "missing: down_0/conv/bias (2,); unexpected: down_0/conv/extra (1,)"
-    )
+        compare_shapes(TREE, actual, "models/m")
+    message = str(error.value)
+    assert message.startswith("models/m: ") and "\n" not in message
+    for part in (
+        "wrong shape: down_0/conv/kernel (expected (3, 2), got (3, 4))",
+        "missing: down_0/conv/bias (2,)",
+        "unexpected: down_0/conv/extra (1,)",
+    ):
+        assert part in message
 
 
-def test_only_the_first_ten_names_are_listed():
+def test_at_most_ten_names_are_listed():
     with pytest.raises(UserError, match=r"missing: p0 \(1,\), .*p9 \(1,\) and 3 more$"):
         compare_shapes({f"p{i}": np.ones(1) for i in range(13)}, {}, "m")
