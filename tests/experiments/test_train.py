@@ -21,7 +21,7 @@ from stunet.training.initial_model import make_initial_model
 from stunet.training.metrics import read_metrics
 from stunet.training.stages import Stage
 from stunet.weights.model_folder import read_model_folder
-from stunet.weights.trees import count, flatten, is_temporal, partition
+from stunet.weights.trees import count_parameters, flatten, is_temporal, partition
 from tests.experiments.runs import changed, start, train_here, write_config
 
 # ml_collections reads a config file by a call that Python means to remove.
@@ -164,7 +164,7 @@ def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
         paths = jax.tree_util.tree_leaves_with_path(state["opt_state"])
         moments = {jax.tree_util.keystr(path): leaf for path, leaf in paths if leaf.ndim}
         assert len(moments) == 2 * len(shapes)
-        assert sum(leaf.size for leaf in moments.values()) == 2 * count(trained)
+        assert sum(leaf.size for leaf in moments.values()) == 2 * count_parameters(trained)
         still = [path for path, leaf in moments.items() if not np.any(leaf)]
         # Softmax does not see what is added to all of its logits.
         assert [path for path in still if "k']['bias" not in path] == []
@@ -242,7 +242,7 @@ def test_unknown_fields(command, config):
 
 
 def test_values_that_cannot_be(command, config):
-    assert "field 'batch_size' must be int, got 'many'" in command({**config, "batch_size": "many"})
+    assert "batch_size is 'many', expected int" in command({**config, "batch_size": "many"})
     assert "total_steps is 0; it must be at least 1" in command({**config, "total_steps": 0})
     split = {**config, "gradient_accumulation": 3}
     assert "batch_size is 4; gradient_accumulation 3 does not divide it" in command(split)
@@ -259,9 +259,9 @@ def test_values_that_cannot_be(command, config):
     assert "batch_size" in command(config, "--config.batch_size=many")
     assert "mesh.fsdp 2 x mesh.frames 1 does not divide" in command({**config, "mesh": {"fsdp": 2}})
     error = command(changed(config, unet__text_dim=16))
-    assert "the U-Net's text_dim is 16, but the text encoder's d_model is 8" in error
+    assert re.search("text_dim.* 16.* d_model.* 8", error)
     error = command(changed(config, diffusion__variance="learned_range"))
-    assert "out_channels is 3; variance 'learned_range' needs 6" in error
+    assert re.search("out_channels.* 3.* 6.*'learned_range'", error)
     assert "frames are 7x7; both must be" in command(changed(config, data__resolution=7))
 
 
@@ -274,7 +274,7 @@ def test_init_from(command, t2v, tmp_path, whole):
     assert f"{tmp_path}/no: no such folder" in command({**config, "init_from": f"{tmp_path}/no"})
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     error = command({**config, "init_from": str(tmp_path / "young")})
-    assert "young: a training workdir without a model yet" in error
+    assert "young: " in error and "model/" in error and "checkpoint" in error
     another = changed(config, init_from=str(t2v[1]), temporal__block="conv1d")
     error = command(another)
     assert (
@@ -320,7 +320,7 @@ def test_resuming_with_another_config(command, config, whole, tmp_path):
     contents = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     wider = changed(config, unet__channels=(8, 24))
     error = command(wider, workdir=workdir)
-    assert "parameters do not fit the network; another shape: unet/" in error
+    assert "wrong shape: unet/" in error
     assert "unet/down_1_attn_0/text_k/kernel (expected (8, 24), got (8, 16))" in error
     error = command(changed(config, diffusion__prediction="eps"), workdir=workdir)
     assert "the run was started with prediction 'v', but the config says 'eps'" in error
