@@ -1,15 +1,14 @@
-"""The zero-shot comparison on UCF-101: generates by class, measures, prints the paper's table.
+"""Zero-shot text-to-video on UCF-101 (2401.12945, Table 1): FVD and Inception Score.
 
     python -m experiments.ucf101 --config=experiments/configs/ucf101_zero_shot.py \\
         --config.model=MODEL --workdir=runs/ucf101
 
-The clips have UCF-101's distribution of classes and one prompt a class. They are written to
-WORKDIR/clips as H.264, WORKDIR/prompts.tsv says what each was asked for, and WORKDIR/report.json is
-what `stunet evaluate WORKDIR/clips --reference UCF-101` reports. The same command again goes on
-where it was stopped.
+Generates clips with UCF-101's distribution of classes and one prompt per class. Writes them to
+WORKDIR/clips (H.264) with WORKDIR/prompts.tsv, and WORKDIR/report.json, which equals the report of
+`stunet evaluate WORKDIR/clips --reference UCF-101`. Running the command again resumes it.
 
-FVD is over I3D's logits and the Inception Score over C3D's softmax, as the paper's; weights other
-than those that its authors used, and the writing as H.264, move both a little.
+As in the paper, FVD uses I3D's logits and the Inception Score C3D's softmax. Both scores depend
+slightly on the weights, which may differ from the authors', and on H.264 compression.
 """
 
 import json
@@ -18,7 +17,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from absl import flags
@@ -28,12 +26,14 @@ from tqdm import tqdm
 from data.ucf101.ucf101_builder import find_class_videos, read_class_prompts
 from experiments.common.program_flags import read_flags
 from stunet.compiling import prepare_compiler
+from stunet.diffusion.samplers import resolve_sampler
 from stunet.engine.cascade import Models, load_models
 from stunet.engine.request import Request, Sampling
 from stunet.engine.run import run
 from stunet.errors import UserError, run_command
-from stunet.evaluation.clip_folders import open_folder
-from stunet.evaluation.evaluate import evaluate, load_metrics, table
+from stunet.evaluation.clip_folders import open_clip_folder
+from stunet.evaluation.evaluate import evaluate, format_report
+from stunet.evaluation.metrics import Comparison, load_metrics
 from stunet.files import read_json
 from stunet.schema import from_dict, to_dict
 from stunet.video_io import check_writable, write_video
@@ -43,11 +43,11 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment's config file", flag_values=FLAGS
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where clips and the report are kept", flag_values=FLAGS
+    "workdir", None, "folder of the clips and the report", flag_values=FLAGS
 )
 
-# FVD and Inception Score, as the paper's table has them.
-PAPER = {
+# FVD and Inception Score (2401.12945, Table 1).
+PAPER_SCORES = {
     "MagicVideo": (655.00, None),
     "Emu Video": (606.20, 42.70),
     "Video LDM": (550.61, 33.45),
@@ -58,27 +58,33 @@ PAPER = {
     "Lumiere": (332.49, 37.54),
 }
 
-# What does not change the clips.
-_MEASURING = ("i3d", "c3d", "frames", "fps", "splits")
-_MADE_BY = "config.json"  # in the workdir; the rest
+# Fields of the config that do not affect the clips. All others are stored in the workdir, so that
+# clips of different configs are not mixed.
+_MEASUREMENT_FIELDS = ("i3d", "c3d", "frames", "fps", "splits")
+_CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
 class ZeroShotConfig:
-    """The fields of a config.
+    """Config of the comparison.
 
     Attributes:
-      model: a model folder, or a training workdir.
-      upscale: super-resolution models that enlarge what it makes, in turn.
+      model: Model folder or training workdir of a text-to-video model.
       reference: UCF-101's folder of class folders.
-      prompts: a TSV of class and prompt.
-      i3d, c3d: weights, for FVD and the Inception Score; None leaves the score out.
-      num_videos: that are generated.
-      frames: of each clip that are compared, the first ones.
-      fps: that generated and real clips are re-timed to; None for frames as they are.
-      splits: of the Inception Score.
-      sampler, steps, guidance_scale, seed, batch_size: as `stunet.engine.Sampling`'s; upscalers
-        that say their own number of steps keep to it.
+      prompts: TSV file of class and prompt.
+      upscale: Super-resolution models, applied one after the other.
+      i3d: I3D weights, for FVD. None omits the score.
+      c3d: C3D weights, for the Inception Score. None omits the score.
+      num_videos: Number of generated clips.
+      frames: Number of frames to measure, from the start of each clip.
+      fps: Frame rate that generated and real clips are re-timed to. None keeps each clip's rate.
+      splits: Number of splits of the Inception Score.
+      sampler: Key of `stunet.diffusion.samplers.SAMPLERS`, or "package.module:name".
+      steps: Sampling steps. None uses the sampler's default. Upscalers with their own number of
+        steps keep it.
+      guidance_scale: Scale of classifier-free guidance.
+      seed: Seed of the noise and of the order of classes.
+      batch_size: Clips per batch.
     """
 
     model: str
@@ -91,7 +97,7 @@ class ZeroShotConfig:
     frames: int = 16
     fps: float | None = None
     splits: int = 10
-    sampler: Literal["dpm2m", "ddim", "ancestral"] = "dpm2m"
+    sampler: str = "dpm2m"
     steps: int | None = None
     guidance_scale: float = 4.0
     seed: int = 0
@@ -100,11 +106,12 @@ class ZeroShotConfig:
     def __post_init__(self):
         for name in ("num_videos", "frames", "batch_size", "splits"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name}: {getattr(self, name)}, expected 1 or more")
+        resolve_sampler(self.sampler)
 
 
-def apportioned(counts: Mapping[str, int], total: int) -> dict[str, int]:
-    """`total` shared out in proportion to `counts`: by whole shares, then largest remainders."""
+def apportion(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """Divides `total` in proportion to `counts`, by the largest remainder method."""
     exact = {name: total * count / sum(counts.values()) for name, count in counts.items()}
     shares = {name: int(share) for name, share in exact.items()}
     by_remainder = sorted(exact, key=lambda name: shares[name] - exact[name])
@@ -113,35 +120,37 @@ def apportioned(counts: Mapping[str, int], total: int) -> dict[str, int]:
     return shares
 
 
-def asked(config: ZeroShotConfig) -> list[tuple[str, str]]:
-    """Class and prompt of each clip, in a random order that the seed decides.
+def classes_and_prompts(config: ZeroShotConfig) -> list[tuple[str, str]]:
+    """Returns class and prompt of each clip to generate, in a random order.
 
     Raises:
       UserError: there are no real clips, or a class has no prompt.
     """
     prompts = read_class_prompts(Path(config.prompts))
-    clips = find_class_videos(Path(config.reference))
-    counts = Counter(clip.name.split("/")[-2] for clip in clips)
+    videos = find_class_videos(Path(config.reference))
+    counts = Counter(video.name.split("/")[-2] for video in videos)
     if missing := [label for label in sorted(counts) if label.lower() not in prompts]:
-        raise UserError(f"{config.prompts}: has no prompt for {', '.join(missing)}")
-    shares = apportioned(counts, config.num_videos)
+        raise UserError(
+            f"{config.prompts}: no prompt for {', '.join(missing)}, expected one per class"
+        )
+    shares = apportion(counts, config.num_videos)
     labels = [label for label in sorted(shares) for _ in range(shares[label])]
     order = np.random.default_rng(config.seed).permutation(len(labels))
     return [(labels[i], prompts[labels[i].lower()]) for i in order]
 
 
-def make_clips(config: ZeroShotConfig, workdir: Path) -> None:
-    """Writes WORKDIR/clips and prompts.tsv; clips that are there stay.
+def generate_clips(config: ZeroShotConfig, workdir: Path) -> None:
+    """Writes WORKDIR/prompts.tsv and all clips that WORKDIR/clips lacks.
 
     Raises:
-      UserError: as `asked`; the models do not make such clips, or those there are of another
-        config.
+      UserError: there are no real clips, a class has no prompt, the models do not generate
+        suitable clips, or existing clips are of another config.
     """
-    clips = asked(config)
+    clips = classes_and_prompts(config)
     names = [f"{number:05d}_{label}.mp4" for number, (label, _) in enumerate(clips)]
     paths = [workdir / "clips" / name for name in names]
-    made_by = {k: v for k, v in to_dict(config).items() if k not in _MEASURING}
-    _check_made_by(made_by, workdir)
+    settings = {k: v for k, v in to_dict(config).items() if k not in _MEASUREMENT_FIELDS}
+    _check_settings(settings, workdir)
     missing = sum(not path.exists() for path in paths)
     if not missing:
         return
@@ -149,31 +158,33 @@ def make_clips(config: ZeroShotConfig, workdir: Path) -> None:
     _check_models(config, models)
     check_writable(paths[0])
     (workdir / "clips").mkdir(parents=True, exist_ok=True)
-    (workdir / _MADE_BY).write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
+    (workdir / _CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     rows = [f"{name}\t{prompt}\n" for name, (_, prompt) in zip(names, clips, strict=True)]
     (workdir / "prompts.tsv").write_text("".join(rows), encoding="utf-8")
-    with tqdm(total=len(paths), initial=len(paths) - missing, desc="making", unit="clip") as bar:
+    with tqdm(
+        total=len(paths), initial=len(paths) - missing, desc="generating", unit="clip"
+    ) as bar:
         for start in range(0, len(paths), config.batch_size):
             batch = paths[start : start + config.batch_size]
-            wanted = [path for path in batch if not path.exists()]
-            if not wanted:
+            absent = [path for path in batch if not path.exists()]
+            if not absent:
                 continue
-            # All of the batch: where the making was stopped must not change a clip.
+            # The whole batch, so that resuming within a batch does not change a clip.
             prompts = [prompt for _, prompt in clips[start : start + config.batch_size]]
             videos = _generate(config, models, prompts, config.seed * len(paths) + start)
             for path, video in zip(batch, videos, strict=True):
-                if path in wanted:
+                if path in absent:
                     write_video(path, video, models.base.fps)
-            bar.update(len(wanted))
+            bar.update(len(absent))
 
 
-def _check_made_by(made_by: Mapping, workdir: Path) -> None:
-    if not (workdir / _MADE_BY).exists():
+def _check_settings(settings: Mapping, workdir: Path) -> None:
+    if not (workdir / _CONFIG_FILE).exists():
         return
-    before = read_json(workdir / _MADE_BY)
-    if changed := [name for name in made_by if before.get(name) != made_by[name]]:
+    before = read_json(workdir / _CONFIG_FILE)
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise UserError(
-            f"{workdir}: its clips were made with another {', '.join(changed)}; name a new workdir"
+            f"{workdir}: contains clips of another {', '.join(changed)}, expected an empty workdir"
         )
 
 
@@ -192,52 +203,56 @@ def _generate(config: ZeroShotConfig, models: Models, prompts: list[str], seed: 
 def _check_models(config: ZeroShotConfig, models: Models) -> None:
     base = models.base
     if base.fps is None:
-        raise UserError(f"{config.model}: makes images; name a model of videos")
-    made = int(base.num_frames * (config.fps or base.fps) / base.fps)
-    if made < config.frames:
+        raise UserError(f"{config.model}: generates images, expected a model of videos")
+    num_frames = int(base.num_frames * (config.fps or base.fps) / base.fps)
+    if num_frames < config.frames:
         raise UserError(
-            f"{config.model}: makes {base.num_frames} frames at {base.fps:g} a second; "
-            f"compared are {config.frames} at {config.fps or base.fps:g}"
+            f"{config.model}: generates {base.num_frames} frames at {base.fps:g} fps, expected "
+            f"enough for {config.frames} frames at {config.fps or base.fps:g} fps"
         )
 
 
-def comparison(report: Mapping) -> list[str]:
-    """The paper's table with the report's scores below it."""
+def comparison_table(report: Mapping) -> list[str]:
+    """Formats the paper's table, with the report's scores in the last row."""
     scores = report["metrics"]
     ours = tuple(
         scores[name]["value"] if name in scores else None for name in ("fvd", "inception_score")
     )
     count, frames = report["clips"]["num_clips"], report["clips"]["frames"]
     lines = [f"{'zero-shot on UCF-101':24}{'FVD':>10}{'IS':>10}"]
-    for name, row in {**PAPER, f"here, {count} clips of {frames}": ours}.items():
+    for name, row in {**PAPER_SCORES, f"here, {count} clips of {frames}": ours}.items():
         values = ("-" if value is None else f"{value:.2f}" for value in row)
         lines.append(f"{name:24}" + "".join(f"{value:>10}" for value in values))
     return lines
 
 
 def compare(config: ZeroShotConfig, workdir: Path) -> None:
-    """Generates, measures, prints and writes."""
-    # Before hours of sampling: what is wrong with the measuring is wrong at once.
-    metrics = load_metrics(
-        config.i3d, config.c3d, None, splits=config.splits, batch_size=config.batch_size
+    """Generates the clips, measures them, and writes the report."""
+    # Loads and checks metrics first, so that errors are raised before hours of sampling.
+    metrics = load_metrics({"i3d": config.i3d, "c3d": config.c3d, "splits": config.splits})
+    reference = open_clip_folder(config.reference, config.frames, config.fps)
+    sizes = Comparison(
+        frames=config.frames, num_clips=config.num_videos, num_reference=len(reference.names)
     )
-    reference = open_folder(config.reference, config.frames, config.fps)
-    metrics.check(config.frames, config.num_videos, len(reference.names))
-    make_clips(config, workdir)
-    clips = open_folder(workdir / "clips", config.frames, config.fps)
+    for metric in metrics:
+        metric.check(sizes)
+    generate_clips(config, workdir)
+    clips = open_clip_folder(workdir / "clips", config.frames, config.fps)
     total = len(clips.names) + len(reference.names)
     with tqdm(total=total, desc="measuring", unit="clip") as bar:
-        report = evaluate(clips, metrics, reference, on_clips=bar.update)
+        report = evaluate(
+            clips, metrics, reference, batch_size=config.batch_size, on_clips=bar.update
+        )
     path = workdir / "report.json"
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(*table(report), "", *comparison(report), path, sep="\n")
+    print(*format_report(report), "", *comparison_table(report), path, sep="\n")
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and compares."""
+    """Parses the flags and runs the comparison."""
     values = read_flags(FLAGS, argv, __doc__, _CONFIG)
     if values is None or not _WORKDIR.value:
-        raise UserError("both --config=FILE and --workdir=DIR are needed")
+        raise UserError("--config, --workdir: missing, expected both")
     config = from_dict(ZeroShotConfig, values, "config")
     prepare_compiler()
     compare(config, Path(_WORKDIR.value))

@@ -27,7 +27,7 @@ from stunet.diffusion import downsample, upsample
 from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.engine.sampling import windows_for
 from stunet.errors import UserError, run_command
-from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_ratio, seams
+from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_mask, seam_ratio
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 DESCRIBED = {
@@ -111,8 +111,8 @@ def main(argv: list[str]) -> None:
         results[name] = videos
         report[name] = {
             "windows": len(windows.starts),
-            "seam_ratio": seam_ratio(frame_differences(videos), seams(windows)),
-            "truth_seam_ratio": seam_ratio(frame_differences(truth), seams(windows)),
+            "seam_ratio": seam_ratio(frame_differences(videos), seam_mask(windows)),
+            "truth_seam_ratio": seam_ratio(frame_differences(truth), seam_mask(windows)),
             "psnr": float(psnr(videos, truth).mean()),
             "bicubic_psnr": float(psnr(bicubic, truth).mean()),
             "colour_shift_mean": np.abs(shift.mean(0)).max().item(),
@@ -148,7 +148,7 @@ def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) 
     lines = {DESCRIBED[name]: videos for name, videos in results.items()}
     for name, videos in {**lines, "true clip": truth}.items():
         axes.plot(np.arange(1, truth.shape[1]), frame_differences(videos).mean(0), label=name)
-    joints = seams(windows_for(model, truth.shape[1], stunet.Sampling(overlap=0)))
+    joints = seam_mask(windows_for(model, truth.shape[1], stunet.Sampling(overlap=0)))
     for joint in np.flatnonzero(joints):
         axes.axvline(joint + 1, color="grey", linestyle=":", linewidth=0.8)
     axes.set(xlabel="frame", ylabel="difference to the frame before / (1/255)", ylim=(0, None))

@@ -1,4 +1,4 @@
-"""`stunet evaluate` on folders of moving shapes, with random weights of narrow networks."""
+"""`stunet evaluate` on folders of moving shapes, with narrow networks of random weights."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from stunet.evaluation.c3d import C3D
 from stunet.evaluation.clip import init_clip
 from stunet.evaluation.clip_network import clip_config
 from stunet.evaluation.i3d import I3D
-from stunet.evaluation.torch_weights import renamed
+from stunet.evaluation.torch_weights import torch_parameters
 from stunet.video_io import write_video
 from tests.parity import metric_cases as cases
 from tests.tiny import fast_compiles
@@ -31,27 +31,26 @@ def _fast_compiles():
 
 
 @pytest.fixture(autouse=True)
-def _compiler_as_before(monkeypatch):
-    monkeypatch.setattr(
-        "stunet.compiling.prepare_compiler", lambda: None
-    )  # it is the process's for good
+def _keep_compiler_settings(monkeypatch):
+    # Its settings would outlast the test.
+    monkeypatch.setattr("stunet.compiling.prepare_compiler", lambda: None)
 
 
 def table_of(init):
-    return renamed(jax.eval_shape(init))
+    return torch_parameters(jax.eval_shape(init))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Folders `made` and `real`, their prompts, and the weights of all networks."""
+    """Folders `generated` and `real`, prompts, and the weights of all networks."""
     root = tmp_path_factory.mktemp("evaluate")
     rng, rows = np.random.default_rng(0), []
-    for folder, split in (("made", "train"), ("real", "heldout")):
+    for folder, split in (("generated", "train"), ("real", "heldout")):
         for seed in range(CLIPS):
             attributes = draw_attributes(split, rng)
             video = render(attributes, seed, FRAMES, 32, 8.0)
             write_video(root / folder / f"{seed}.mp4", video, 8.0)
-            if folder == "made":
+            if folder == "generated":
                 rows.append(f"{seed}.mp4\t{caption(attributes, seed)}\n")
     (root / "prompts.tsv").write_text("".join(rows))
     (root / "fewer.tsv").write_text(rows[0])
@@ -69,7 +68,9 @@ def root(tmp_path_factory):
         root / "clip", "quick_gelu", table_of(lambda: init_clip(config, jax.random.key(0)))
     )
     tensors = load_file(root / "i3d.safetensors")
-    counted = {"logits.bn.num_batches_tracked": np.zeros((), np.int64)}  # in newer files
+    counted = {
+        "logits.bn.num_batches_tracked": np.zeros((), np.int64)
+    }  # in files of newer PyTorch versions
     save_file(tensors | counted, root / "i3d.safetensors")
     tensors["Mixed_5c.b0.conv3d.weight"] = tensors["Mixed_5c.b0.conv3d.weight"][:-1]
     save_file(tensors, root / "other.safetensors")
@@ -94,7 +95,7 @@ def test_every_metric(root, tmp_path, capsys):
         "--out": str(tmp_path / "report"),
     }
     pairs = [word for pair in options.items() for word in pair]
-    assert run(root, "{}/made", *pairs) == 0
+    assert run(root, "{}/generated", *pairs) == 0
     printed = capsys.readouterr()
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     scores = report["metrics"]
@@ -115,47 +116,60 @@ def test_every_metric(root, tmp_path, capsys):
             len(scores[name]["weights_sha256"]) == 64 and scores[name].get("features") == features
         )
     for part in ("clips", "reference"):
-        said = report[part]
-        assert (said["num_clips"], said["frames"], said["fps"]) == (CLIPS, FRAMES, [8.0, 8.0])
-    assert "4/4" in printed.err and "an FVD of 2 clips is too high" in printed.err
+        folder = report[part]
+        assert (folder["num_clips"], folder["frames"], folder["fps"]) == (CLIPS, FRAMES, [8.0, 8.0])
+    assert "4/4" in printed.err and re.search(r"^stunet: fvd: .* 2 clips", printed.err, re.M)
     assert (tmp_path / "report" / "xt_slices.png").is_file()
 
 
 def test_without_weights(root, capsys):
-    assert run(root, "{}/made", "--frames", "8") == 0
+    assert run(root, "{}/generated", "--frames", "8") == 0
     printed = capsys.readouterr().out
     assert re.findall(r"^  (\w+)", printed, re.MULTILINE) == ["flicker", "motion_energy"]
     assert f"clips: {CLIPS} of 8 frames at 8 fps, 256x256" in printed
 
 
+def test_metric_from_outside_the_package(root, capsys):
+    metric = "tests.evaluation.test_evaluate:BRIGHTNESS"
+    options = ["--frames", "8", "--reference", "{}/real", "--metric", metric]
+    assert run(root, "{}/generated", *options) == 0
+    printed = capsys.readouterr()
+    names = re.findall(r"^  (\w+)", printed.out, re.MULTILINE)
+    assert names == ["flicker", "motion_energy", "brightness"]
+    assert f"stunet: brightness: {CLIPS}" in printed.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["{}/empty"], "empty: holds no video"),
+        (["{}/empty"], r"empty: no videos, .*\.mp4"),
         (["{}/nowhere"], "nowhere: no such folder"),
-        (["{}/made", "--frames", "17"], r"0\.mp4: has 16 frames, but 17 of each clip"),
-        (["{}/made", "--i3d", "{}/i3d.safetensors"], "--i3d needs --reference"),
-        (["{}/made", "--clip", "{}/clip"], "--clip needs --prompts"),
-        (["{}/made", "--prompts", "{}/prompts.tsv"], "--prompts needs --clip"),
+        (["{}/generated", "--frames", "17"], r"0\.mp4: 16 frames, .* 17"),
+        (["{}/generated", "--i3d", "{}/i3d.safetensors"], "--i3d.*--reference"),
+        (["{}/generated", "--clip", "{}/clip"], "--clip.*--prompts"),
+        (["{}/generated", "--prompts", "{}/prompts.tsv"], "--prompts.*--clip"),
         (
-            ["{}/made", "--clip", "{}/clip", "--prompts", "{}/fewer.tsv"],
-            r"fewer\.tsv: has no text for 1\.mp4$",
+            ["{}/generated", "--clip", "{}/clip", "--prompts", "{}/fewer.tsv"],
+            r"fewer\.tsv: .* 1\.mp4,",
         ),
-        (["{}/made", "--c3d", "{}/c3d.safetensors"], "in 10 parts takes as many clips, got 2"),
+        (["{}/generated", "--c3d", "{}/c3d.safetensors"], "inception_score: 2 clips in 10 splits"),
         (
-            ["{}/made", "--c3d", "{}/c3d.safetensors", "--splits", "1", "--frames", "8"],
-            "C3D takes clips of 16 frames, not of 8",
+            ["{}/generated", "--c3d", "{}/c3d.safetensors", "--splits", "1", "--frames", "8"],
+            "C3D: clips of 8 frames, expected 16",
         ),
-        (["{}/made", "--c3d", "{}/i3d.safetensors"], "these weights are I3D's"),
+        (["{}/generated", "--c3d", "{}/i3d.safetensors"], "I3D weights"),
         (
-            ["{}/made", "--reference", "{}/real", "--i3d", "{}/other.safetensors"],
+            ["{}/generated", "--reference", "{}/real", "--i3d", "{}/other.safetensors"],
             r"Mixed_5c\.b0\.conv3d\.weight \(expected \(48, 104, 1, 1, 1\), got \(47, 104",
         ),
-        (["{}/made", "--reference", "{}/real", "--i3d", "{}/i3d.pt"], r"i3d\.pt: a pickle"),
-        (["{}/made", "--windows", "8"], "'8' is not two whole numbers of frames"),
-        (["{}/made", "--windows", "8,8"], "window overlap is 8"),
-        (["{}/made", "--windows", "16,2"], "windows of 16 frames have no seams"),
-        (["{}/made", "--out", "{}/prompts.tsv"], "cannot be written"),
+        (["{}/generated", "--reference", "{}/real", "--i3d", "{}/i3d.pt"], r"i3d\.pt: .*pickle"),
+        (["{}/generated", "--windows", "8"], "--windows.*'8'.*LENGTH,OVERLAP"),
+        (["{}/generated", "--windows", "8,8"], "overlap.* 8"),
+        (["{}/generated", "--windows", "16,2"], "windows: length 16, overlap 2, .* 16 frames"),
+        (["{}/generated", "--metric", "blur"], "'blur'.*flicker, "),
+        (["{}/generated", "--metric", "fvd"], "'fvd'.*i3d"),
+        (["{}/generated", "--metric", "json:loads"], "'json:loads'.*MetricEntry"),
+        (["{}/generated", "--out", "{}/prompts.tsv"], r"prompts\.tsv"),
     ],
 )
 def test_mistakes_are_one_line(root, capsys, options, message):

@@ -1,17 +1,17 @@
-"""UCF-101, zero-shot: the paper's comparison of text-to-video models.
+"""Zero-shot text-to-video on UCF-101, the comparison of 2401.12945.
 
     python -m experiments.ucf101 --config=experiments/configs/ucf101_zero_shot.py \\
         --config.model=MODEL --config.upscale=MODEL --workdir=runs/ucf101
 
-Weights are made from published ones as docs/evaluation.md says; the TSV has a class and a prompt in
-each row. At the paper's size this is work for accelerators: 10,235 clips, sampled in 256 steps.
+docs/evaluation.md describes how to convert published weights. Rows of the TSV file are class, tab,
+prompt. At the paper's size (10,235 clips, 256 sampling steps) this needs accelerators.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The paper's counts; what it leaves open (sampling, rate) is ours."""
+    """Number of clips and frames as in the paper, which does not state sampler and frame rate."""
     return ConfigDict(
         {
             "model": "runs/t2v",
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
             "c3d": "weights/c3d.safetensors",
             "num_videos": 10235,
             "frames": 16,
-            # Real clips have 25 a second, Lumiere's 16; compared are 16 frames of equal rate.
+            # Real clips have 25 fps, Lumiere's 16; both are compared at the same rate.
             "fps": 16.0,
             "splits": 10,
             "sampler": "ancestral",

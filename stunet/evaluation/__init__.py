@@ -1,1 +1,1 @@
-"""Measures of what a model made; nothing here knows how it was made."""
+"""Scores of generated clips, from their pixels alone."""

@@ -1,19 +1,19 @@
-"""C3D (Tran et al., 1412.0767), trained on Sports-1M and tuned to UCF-101, in Flax Linen.
+"""C3D (Tran et al., 1412.0767) in Flax Linen, trained on Sports-1M and fine-tuned on UCF-101.
 
-Its softmax over 101 classes is what the Inception Score of video is taken over since TGAN
-(1611.06624). Parameters are named
+The Inception Score of videos uses its softmax over 101 classes (TGAN, 1611.06624). Parameters have
+the names
 
     conv1, conv2, conv3a, conv3b, conv4a, conv4b, conv5a, conv5b, fc6, fc7, fc8  .weight and .bias
 
-in PyTorch's axes, fc6 by (channels, rows, columns). The file also holds `mean`, [3, 16, 112, 112]:
-the middle of the mean clip of Sports-1M that comes with the weights, blue first and in 0..255, as
-TGAN cuts it:
+with axes in PyTorch's order; the inputs of fc6 are ordered by (channels, rows, columns). The file
+also contains `mean`, [3, 16, 112, 112]: the centre crop of the mean clip of Sports-1M that comes
+with the weights, in BGR and 0..255, as TGAN crops it:
 
     mean = numpy.load("mean2.npz")["mean"].reshape(3, 16, 128, 171)[:, :, 8:120, 29:141].copy()
     safetensors.torch.save_file({**state, "mean": torch.tensor(mean).float()}, "c3d.safetensors")
 
-The last pooling takes a row and a column more than there are at the end, as Caffe's does, for which
-the weights were trained; PyTorch ports that pad by one on both sides shift its windows.
+The last pooling pads a row and a column at the end, as Caffe does, for which the weights were
+trained. PyTorch ports that pad both sides shift the pooling windows.
 """
 
 import functools
@@ -24,13 +24,18 @@ import jax
 import jax.numpy as jnp
 
 from stunet.evaluation.features import Extractor, Resize
-from stunet.evaluation.torch_weights import leading, parameters, read_file, sha256
+from stunet.evaluation.torch_weights import (
+    leading_size,
+    load_parameters,
+    open_torch_weights,
+    sha256,
+)
 
 FRAMES, CROP = 16, 112
-RESIZED = 128  # before the middle is cut out
+RESIZED = 128  # size before the centre crop
 WIDTH, CLASSES = 64, 101
 
-# A layer's width in those of the first, and the windows of pooling after it.
+# Width relative to the first layer, and the window of the pooling that follows (or None).
 _LAYERS = {
     "conv1": (1, (1, 2, 2)),
     "conv2": (2, (2, 2, 2)),
@@ -42,25 +47,30 @@ _LAYERS = {
     "conv5b": (8, (2, 2, 2)),
 }
 
-_FAMILIES = {
-    "conv3d.": "these weights are I3D's",
-    "conv1a.": "the layers are named as in Caffe; conv1a and conv2a are conv1 and conv2 here",
-    "text_model.": "these weights are CLIP's",
+_ORIGIN_HINTS = {
+    "conv3d.": "these are I3D weights",
+    "conv1a.": "these are C3D weights with Caffe's names, expected conv1 for conv1a",
+    "text_model.": "these are CLIP weights",
 }
 
 
 class C3D(nn.Module):
-    """The network; `width` is that of its first layer, of which all others are multiples."""
+    """The network.
+
+    Attributes:
+      width: Width of the first layer; all others are multiples of it.
+      classes: Number of classes.
+    """
 
     width: int = WIDTH
     classes: int = CLASSES
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, 16, 128, 128, 3]` in [-1, 1] -> logits `[B, classes]`."""
+        """Maps clips `[B, 16, 128, 128, 3]` in [-1, 1] to logits `[B, classes]`."""
         mean = self.param("mean", nn.initializers.zeros, (3, FRAMES, CROP, CROP))
         edge = (RESIZED - CROP) // 2
-        x = 127.5 * (x[:, :, edge:-edge, edge:-edge, ::-1] + 1)  # blue first, 0..255
+        x = 127.5 * (x[:, :, edge:-edge, edge:-edge, ::-1] + 1)  # BGR, 0..255
         x = x - mean.transpose(1, 2, 3, 0)
         for name, (multiple, window) in _LAYERS.items():
             x = nn.relu(nn.Conv(multiple * self.width, (3, 3, 3), name=name)(x))
@@ -73,19 +83,21 @@ class C3D(nn.Module):
 
 
 def load_c3d(path: str | Path) -> Extractor:
-    """The extractor whose features are the probabilities of the classes, `[B, classes]`.
+    """Loads an extractor of class probabilities `[B, classes]`.
 
-    The widths and the number of classes are those of its first and last layers.
+    The width and the number of classes are inferred from the first and last layer.
 
     Raises:
-      UserError: the file is missing, no safetensors file, or another network's.
+      UserError: the file is missing, not safetensors, or of another network.
     """
     path = Path(path)
-    tensors = read_file(path)
-    network = C3D(leading(tensors, "conv1.weight", WIDTH), leading(tensors, "fc8.weight", CLASSES))
+    tensors = open_torch_weights(path)
+    network = C3D(
+        leading_size(tensors, "conv1.weight", WIDTH), leading_size(tensors, "fc8.weight", CLASSES)
+    )
     video = jnp.zeros((1, FRAMES, RESIZED, RESIZED, 3))
-    params = parameters(
-        lambda: network.init(jax.random.key(0), video)["params"], tensors, path, _FAMILIES
+    params = load_parameters(
+        lambda: network.init(jax.random.key(0), video)["params"], tensors, path, _ORIGIN_HINTS
     )
     return Extractor(
         name="C3D",

@@ -1,7 +1,7 @@
-"""CLIP similarity: how well the frames of a clip show what a text says.
+"""Loads CLIP models, and embeds frames and texts.
 
-Reads a folder as transformers writes it: `config.json`, `model.safetensors` (or shards) and
-`tokenizer.json`; ViT-B/32, ViT-L/14 and any other size that its config states.
+Reads folders in the format of transformers: `config.json`, `model.safetensors` (or shards) and
+`tokenizer.json`, of any size such as ViT-B/32 and ViT-L/14.
 """
 
 import functools
@@ -18,45 +18,45 @@ from stunet.conversion.hub_layout import find_weight_files, open_weight_files
 from stunet.errors import UserError
 from stunet.evaluation.clip_network import ClipConfig, ImageEncoder, TextEncoder, clip_config
 from stunet.evaluation.features import Extractor, Resize
-from stunet.evaluation.torch_weights import parameters, sha256
+from stunet.evaluation.torch_weights import load_parameters, sha256
 from stunet.files import read_bytes, read_json
 from stunet.weights.trees import Tree
 
-# Of images in 0..1, by CLIP's own training.
+# Mean and standard deviation of CLIP's training images, for values in 0..1.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-TEXTS_AT_ONCE = 64
+TEXT_BATCH = 64
 FIRST_TOKEN, LAST_TOKEN = "<|startoftext|>", "<|endoftext|>"
 
-_NOT_OURS = ("logit_scale", "position_ids")  # the training's temperature, and a constant
-_FAMILIES = {
-    "encoder.block.": "these weights are T5's",
-    "conv3d.": "these weights are I3D's",
-    "visual.transformer.": "these are CLIP's weights by OpenAI's own names; take transformers'",
+_IGNORED = ("logit_scale", "position_ids")  # training temperature, and a constant
+_ORIGIN_HINTS = {
+    "encoder.block.": "these are T5 weights",
+    "conv3d.": "these are I3D weights",
+    "visual.transformer.": "these are CLIP weights by OpenAI, expected those of transformers",
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
-    """Both halves of a CLIP model.
+class ClipModel:
+    """A CLIP model: image encoder and text encoder.
 
     Attributes:
-      images: features are the frames' embeddings, `[B, T, D]`, of length 1.
-      config: sizes.
-      params: of both halves.
-      vocabulary: of the text.
+      images: Extracts embeddings of frames `[B, T, D]`, normalised to length 1.
+      config: Sizes of the network.
+      params: Parameters of both encoders.
+      tokenizer: Tokenizer of the text encoder.
     """
 
     images: Extractor
     config: ClipConfig
     params: Tree
-    vocabulary: tokenizers.Tokenizer
+    tokenizer: tokenizers.Tokenizer
 
-    def texts(self, prompts: Sequence[str]) -> np.ndarray:
-        """Embeddings `[N, D]` of length 1; a text of too many tokens is cut."""
+    def embed_texts(self, prompts: Sequence[str]) -> np.ndarray:
+        """Returns embeddings `[N, D]` of length 1. Long texts are truncated."""
         unique = list(dict.fromkeys(prompts))
-        tokens, ends = self.tokens(unique)
-        size = min(len(unique), TEXTS_AT_ONCE)
+        tokens, ends = self.tokenize(unique)
+        size = min(len(unique), TEXT_BATCH)
         parts = []
         for start in range(0, len(unique), size):
             rows = np.minimum(np.arange(start, start + size), len(unique) - 1)
@@ -64,39 +64,47 @@ class Clip:
                 parts.append(_embed_texts(self.config, self.params, tokens[rows], ends[rows]))
         return np.concatenate(parts)[[unique.index(prompt) for prompt in prompts]]
 
-    def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids `[N, L]` int32, from the first token to the last, and the last's places `[N]`.
+    def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns token ids `[N, L]` int32, and the position `[N]` of each end token.
 
-        What follows the last is filled up with it; nothing before it sees that.
+        Ids are padded with the end token. Attention is causal, so padding does not affect the
+        embedding.
         """
-        first, last = map(self.vocabulary.token_to_id, (FIRST_TOKEN, LAST_TOKEN))
+        first, last = map(self.tokenizer.token_to_id, (FIRST_TOKEN, LAST_TOKEN))
         ids = np.full((len(prompts), self.config.max_tokens), last, np.int32)
         ends = np.zeros(len(prompts), np.int32)
         for row, prompt in enumerate(prompts):
-            words = self.vocabulary.encode(prompt, add_special_tokens=False).ids
+            words = self.tokenizer.encode(prompt, add_special_tokens=False).ids
             words = words[: self.config.max_tokens - 2]
             ids[row, : len(words) + 1] = [first, *words]
             ends[row] = len(words) + 1
         return ids, ends
 
 
-def similarity(frames: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Mean cosine `[N]` of frames `[N, T, D]` and their text `[N, D]`, all of length 1."""
-    return np.einsum("ntd,nd->n", frames, text) / frames.shape[1]
+def mean_cosine(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Returns the mean cosine similarity `[N]` of the frames of each clip with its text.
+
+    Args:
+      frames: Embeddings `[N, T, D]` of length 1.
+      texts: Embeddings `[N, D]` of length 1.
+    """
+    return np.einsum("ntd,nd->n", frames, texts) / frames.shape[1]
 
 
-def load_clip(folder: str | Path) -> Clip:
-    """Reads the folder of a CLIP model.
+def load_clip(folder: str | Path) -> ClipModel:
+    """Loads the folder of a CLIP model.
 
     Raises:
-      UserError: a file is missing, another model's, or a pickle (with what converts it).
+      UserError: a file is missing, of another model, or a pickle (with a command to convert it).
     """
     folder = Path(folder)
     path = folder / "config.json"
     config = clip_config(read_json(path), str(path))
     files = find_weight_files(folder, None)
-    tensors = {k: v for k, v in open_weight_files(files).items() if not k.endswith(_NOT_OURS)}
-    params = parameters(lambda: init_clip(config, jax.random.key(0)), tensors, folder, _FAMILIES)
+    tensors = {k: v for k, v in open_weight_files(files).items() if not k.endswith(_IGNORED)}
+    params = load_parameters(
+        lambda: init_clip(config, jax.random.key(0)), tensors, folder, _ORIGIN_HINTS
+    )
     images = Extractor(
         name=f"CLIP ViT, {config.vision.num_hidden_layers} layers of "
         f"{config.vision.hidden_size}, patches of {config.patch_size}",
@@ -106,11 +114,11 @@ def load_clip(folder: str | Path) -> Clip:
         max_frames=None,
         weights_sha256=sha256(files),
     )
-    return Clip(images, config, params, _read_vocabulary(folder / "tokenizer.json", config))
+    return ClipModel(images, config, params, _read_tokenizer(folder / "tokenizer.json", config))
 
 
 def init_clip(config: ClipConfig, key: jax.Array) -> Tree:
-    """Initial parameters of both halves."""
+    """Returns initial parameters of both encoders."""
     tokens = jnp.zeros((1, config.max_tokens), jnp.int32)
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
     text = TextEncoder(config).init(key, tokens, tokens[:, 0])["params"]
@@ -119,36 +127,36 @@ def init_clip(config: ClipConfig, key: jax.Array) -> Tree:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_frames(config: ClipConfig, params: Tree, videos: jax.Array) -> jax.Array:
-    """`[B, T, S, S, 3]` in [-1, 1] -> `[B, T, D]`."""
+    """Maps videos `[B, T, S, S, 3]` in [-1, 1] to embeddings `[B, T, D]`."""
     images = ((videos + 1) / 2 - jnp.array(MEAN)) / jnp.array(STD)
     images = images.reshape(-1, *videos.shape[2:])
     embedded = ImageEncoder(config).apply({"params": params}, images)
-    return _unit(embedded).reshape(*videos.shape[:2], -1)
+    return _normalise(embedded).reshape(*videos.shape[:2], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_texts(config: ClipConfig, params: Tree, tokens: jax.Array, ends: jax.Array) -> jax.Array:
-    """`[N, L]`, `[N]` -> `[N, D]`."""
-    return _unit(TextEncoder(config).apply({"params": params}, tokens, ends))
+    """Maps tokens `[N, L]` with end positions `[N]` to embeddings `[N, D]`."""
+    return _normalise(TextEncoder(config).apply({"params": params}, tokens, ends))
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _normalise(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _read_vocabulary(path: Path, config: ClipConfig) -> tokenizers.Tokenizer:
+def _read_tokenizer(path: Path, config: ClipConfig) -> tokenizers.Tokenizer:
     content = read_bytes(path)
     try:
-        vocabulary = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path}: not a tokenizer.json: {error}") from error
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises no narrower type
+        raise UserError(f"{path}: invalid ({error}), expected a tokenizer.json") from error
     for token in (FIRST_TOKEN, LAST_TOKEN):
-        if vocabulary.token_to_id(token) is None:
-            raise UserError(f"{path}: has no token {token}, as CLIP's has")
-    if (size := vocabulary.get_vocab_size()) > config.vocab_size:
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"{path}: no token {token}, expected CLIP's tokenizer")
+    if (size := tokenizer.get_vocab_size()) > config.vocab_size:
         raise UserError(
-            f"{path}: has {size} tokens, but the model {config.vocab_size}; it is another model's"
+            f"{path}: {size} tokens, expected at most {config.vocab_size} as in the model's config"
         )
-    vocabulary.no_truncation()
-    vocabulary.no_padding()
-    return vocabulary
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

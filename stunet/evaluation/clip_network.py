@@ -1,6 +1,6 @@
-"""CLIP (Radford et al., 2103.00020) in Flax Linen: a transformer of text, one of images.
+"""CLIP (Radford et al., 2103.00020) in Flax Linen: a text and an image transformer.
 
-Modules have the names of transformers' `CLIPModel`; its misspelt `pre_layrnorm` too.
+Modules have the names of transformers' `CLIPModel`, including its misspelt `pre_layrnorm`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """One of the two transformers, by transformers' names."""
+    """Config of one of the two transformers, with the field names of transformers."""
 
     hidden_size: int
     intermediate_size: int
@@ -34,22 +34,23 @@ class TowerConfig:
     def __post_init__(self):
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size is {self.hidden_size}; it must be a multiple of the "
-                f"{self.num_attention_heads} heads"
+                f"hidden_size: {self.hidden_size}, expected a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
             )
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of both.
+    """Config of a CLIP model.
 
     Attributes:
-      text, vision: the transformers.
-      vocab_size: of the text.
-      max_tokens: `max_position_embeddings` there.
-      image_size: height and width in pixels.
-      patch_size: likewise, of what is one token.
-      projection_dim: of the space that both lead to.
+      text: Text transformer.
+      vision: Image transformer.
+      vocab_size: Number of tokens in the vocabulary.
+      max_tokens: Length of token sequences (`max_position_embeddings` in transformers).
+      image_size: Height and width of images in pixels.
+      patch_size: Height and width of patches in pixels.
+      projection_dim: Dimension of the common embedding space.
     """
 
     text: TowerConfig
@@ -61,7 +62,7 @@ class ClipConfig:
     projection_dim: int
 
 
-# What transformers leaves out of a config.json: ViT-B/32's sizes.
+# Defaults of transformers, which its config.json files omit: the sizes of ViT-B/32.
 _TOWER = {
     "num_hidden_layers": 12,
     "hidden_act": "quick_gelu",
@@ -72,14 +73,18 @@ _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads":
 
 
 def clip_config(config: Mapping[str, Any], where: str) -> ClipConfig:
-    """Our config of the model that a transformers `config.json` describes.
+    """Converts the content of a transformers `config.json`.
+
+    Args:
+      config: Content of the file.
+      where: Path of the file, for errors.
 
     Raises:
-      UserError: it describes another network than CLIP's.
+      UserError: the config is not of a CLIP model, or a field is invalid.
     """
     if (kind := config.get("model_type")) != "clip":
-        raise UserError(f"{where}: model_type is {kind!r}, not 'clip'")
-    # Some files state a part twice; where they do, transformers believes `..._config_dict` alone.
+        raise UserError(f"{where}: model_type {kind!r}, expected 'clip'")
+    # Some files contain a part twice; transformers then uses `..._config_dict`.
     text, vision = (
         config.get(f"{part}_config_dict") or config.get(f"{part}_config") or {}
         for part in ("text", "vision")
@@ -97,26 +102,26 @@ def clip_config(config: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 class TextEncoder(nn.Module):
-    """Tokens to the common space."""
+    """Embeds token sequences."""
 
     config: ClipConfig
 
     @nn.compact
     def __call__(self, tokens: jax.Array, ends: jax.Array) -> jax.Array:
-        """`[N, L]` int32 and the places `[N]` of their last tokens -> `[N, projection_dim]`."""
+        """Maps tokens `[N, L]` int32 with end positions `[N]` to `[N, projection_dim]`."""
         states = _TextModel(self.config, name="text_model")(tokens)
         pooled = jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
         return nn.Dense(self.config.projection_dim, use_bias=False, name="text_projection")(pooled)
 
 
 class ImageEncoder(nn.Module):
-    """Images to the common space."""
+    """Embeds images."""
 
     config: ClipConfig
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """`[N, S, S, 3]`, normalised -> `[N, projection_dim]`."""
+        """Maps normalised images `[N, S, S, 3]` to `[N, projection_dim]`."""
         pooled = _VisionModel(self.config, name="vision_model")(images)
         return nn.Dense(self.config.projection_dim, use_bias=False, name="visual_projection")(
             pooled
@@ -151,7 +156,7 @@ class _VisionModel(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The state of the class token, `[N, hidden_size]`."""
+        """Returns the state of the class token, `[N, hidden_size]`."""
         eps = self.config.vision.layer_norm_eps
         x = _VisionEmbeddings(self.config, name="embeddings")(images)
         x = nn.LayerNorm(epsilon=eps, name="pre_layrnorm")(x)

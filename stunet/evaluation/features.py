@@ -1,6 +1,6 @@
-"""Feature extractors: what turns clips into numbers that a metric compares.
+"""Feature extractors: networks that map clips to features, for metrics to compare.
 
-Any network becomes one as a value of `Extractor`; I3D, C3D and CLIP are in the modules beside.
+Any network can be wrapped in an `Extractor`; `i3d`, `c3d` and `clip` define theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,28 +17,30 @@ from stunet.video_io import to_float, to_uint8
 
 @dataclass(frozen=True)
 class Resize:
-    """How frames become squares.
+    """Resizes frames to squares.
 
     Attributes:
-      size: their height and width in pixels.
-      method: "bilinear", of the middle square and without anti-aliasing, as code for FVD has
-        resized since the first (`tf.image.resize_bilinear`); or "bicubic", of 8-bit frames and
-        anti-aliased, the shorter side to `size`, then the middle, as CLIP's own.
+      size: Height and width in pixels.
+      method: "bilinear" crops the central square and resizes it without anti-aliasing, as the
+        original code of FVD (`tf.image.resize_bilinear`). "bicubic" resizes the shorter side to
+        `size` with anti-aliasing in 8 bits, then crops the centre, as the preprocessing of CLIP.
     """
 
     size: int
     method: Literal["bilinear", "bicubic"]
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
-        """`[T, H, W, 3]` in [-1, 1] -> `[T, size, size, 3]`."""
+        """Maps a clip `[T, H, W, 3]` in [-1, 1] to `[T, size, size, 3]`."""
         height, width = clip.shape[1:3]
         if self.method == "bicubic":
             short, long = self.size, int(self.size * max(height, width) / min(height, width))
             wide, high = (short, long) if width <= height else (long, short)
             images = (Image.fromarray(frame) for frame in to_uint8(clip))
             resized = [image.resize((wide, high), Image.Resampling.BICUBIC) for image in images]
-            return to_float(np.stack([_middle(np.asarray(image), self.size) for image in resized]))
-        square = np.stack([_middle(frame, min(height, width)) for frame in clip])
+            return to_float(
+                np.stack([_centre_crop(np.asarray(image), self.size) for image in resized])
+            )
+        square = np.stack([_centre_crop(frame, min(height, width)) for frame in clip])
         shape = (len(clip), self.size, self.size, 3)
         return np.asarray(jax.image.resize(square, shape, "linear", antialias=False))
 
@@ -48,15 +50,15 @@ class Resize:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A network as a metric sees it.
+    """A network that extracts features of clips.
 
     Attributes:
-      name: for reports.
-      features: `[B, T, size, size, 3]` in [-1, 1] -> `[B, ...]`.
-      resize: from the clips' size to the network's.
-      min_frames: that a clip must have.
-      max_frames: that a clip may have; None for any number.
-      weights_sha256: of the file that the weights are from.
+      name: Name in reports.
+      features: Maps clips `[B, T, size, size, 3]` in [-1, 1] to features `[B, ...]`.
+      resize: Resizes clips to the network's resolution.
+      min_frames: Smallest number of frames of a clip.
+      max_frames: Largest number of frames of a clip. None for any number.
+      weights_sha256: SHA-256 of the files of the weights.
     """
 
     name: str
@@ -67,26 +69,28 @@ class Extractor:
     weights_sha256: str
 
     def check_frames(self, frames: int) -> None:
-        """Raises a UserError where clips of so many frames do not suit."""
+        """Raises `UserError` if the network does not take clips of this many frames."""
         if not self.min_frames <= frames <= (self.max_frames or frames):
-            wanted = f"{self.min_frames}"
+            expected = f"{self.min_frames}"
             if self.max_frames is None:
-                wanted += " or more"
-            raise UserError(f"{self.name} takes clips of {wanted} frames, not of {frames}")
+                expected += " or more"
+            elif self.max_frames > self.min_frames:
+                expected += f" to {self.max_frames}"
+            raise UserError(f"{self.name}: clips of {frames} frames, expected {expected}")
 
     def __call__(self, clips: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-        """Features `[B, ...]` of up to `batch_size` clips `[T, H, W, 3]` in [-1, 1].
+        """Returns features `[B, ...]` of up to `batch_size` clips `[T, H, W, 3]` in [-1, 1].
 
-        What is missing to a whole batch is filled up, so that one program is compiled for all.
+        Smaller batches are padded to `batch_size`, so that only one program is compiled.
         """
         resized = np.stack([self.resize(clip) for clip in clips])
         rows = np.minimum(np.arange(batch_size), len(clips) - 1)
-        # Accelerators else multiply in bfloat16 or TF32, which moves a score.
+        # By default accelerators multiply in bfloat16 or TF32, which changes scores.
         with jax.default_matmul_precision("highest"):
             return np.asarray(self.features(resized[rows]))[: len(clips)]
 
-    def described(self) -> dict[str, Any]:
-        """What a report says of it."""
+    def describe(self) -> dict[str, Any]:
+        """Returns the entries of a report that identify the network."""
         return {
             "network": self.name,
             "weights_sha256": self.weights_sha256,
@@ -94,7 +98,7 @@ class Extractor:
         }
 
 
-def _middle(frame: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of `[H, W, 3]`, the upper left one where two are."""
+def _centre_crop(frame: np.ndarray, size: int) -> np.ndarray:
+    """Returns the central square of a frame `[H, W, 3]`, rounded to the upper left."""
     top, left = (frame.shape[0] - size) // 2, (frame.shape[1] - size) // 2
     return frame[top : top + size, left : left + size]

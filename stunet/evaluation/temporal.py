@@ -1,54 +1,56 @@
-"""How a clip changes over time, from its pixels alone.
-
-Motion energy is the mean of `seams.frame_differences`: what consecutive frames differ by.
-"""
+"""Temporal statistics of clips: flicker and periodicity."""
 
 import numpy as np
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+MIN_FLICKER_FRAMES = 3
+MIN_PERIODIC_FRAMES = 8
+HARMONICS = 2  # of a period; a bounce is not a sine wave
 
 
 def flicker(videos: np.ndarray) -> np.ndarray:
-    """How far a frame's brightness is from the mean of its neighbours', `[N]`, in steps of 1/255.
+    """Returns the mean deviation of a frame's brightness from that of its neighbours, in 1/255.
 
-    Of the whole frame, so that what moves within it, and what grows steadily brighter, counts for
-    nothing.
+    Brightness is the mean over the frame, so that neither motion within the frame nor a steady
+    change of brightness counts.
 
     Args:
-      videos: `[N, T, H, W, 3]` in [-1, 1], T from 3 on.
+      videos: `[N, T, H, W, 3]` in [-1, 1], T >= 3.
+
+    Returns:
+      One value per clip, `[N]`.
 
     Raises:
       ValueError: there are fewer than 3 frames.
     """
-    if videos.shape[1] < 3:
-        raise ValueError(f"flicker takes 3 frames, got {videos.shape[1]}")
+    if videos.shape[1] < MIN_FLICKER_FRAMES:
+        raise ValueError(f"videos: {videos.shape[1]} frames, expected {MIN_FLICKER_FRAMES} or more")
     brightness = 127.5 * (videos.mean((2, 3)) @ np.array(LUMA))
     neighbours = (brightness[:, :-2] + brightness[:, 2:]) / 2
     return np.abs(brightness[:, 1:-1] - neighbours).mean(1)
 
 
-HARMONICS = 2  # of a period; a bounce is no sine
-
-
 def periodicity(videos: np.ndarray) -> np.ndarray:
-    """How far a clip repeats itself, `[N]`: the share of what changes in it that its best period
-    explains, with as many harmonics as `HARMONICS`.
+    """Returns the share of a clip's temporal variance that its best period explains.
 
-    Periods are those that fit at least 1.5 times into the clip and last at least 4 frames. Noise
-    alone reaches a few times HARMONICS * 2 / T.
+    A period is fitted with `HARMONICS` harmonics. It lasts at least 4 frames, and fits at least
+    1.5 times into the clip. Pure noise scores a few times HARMONICS * 2 / T.
 
     Args:
-      videos: `[N, T, H, W, 3]`, T from 8 on.
+      videos: `[N, T, H, W, 3]`, T >= 8.
+
+    Returns:
+      One value in [0, 1] per clip, `[N]`.
 
     Raises:
       ValueError: there are fewer than 8 frames.
     """
     count, frames = videos.shape[:2]
-    if frames < 8:
-        raise ValueError(f"periodicity takes 8 frames, got {frames}")
+    if frames < MIN_PERIODIC_FRAMES:
+        raise ValueError(f"videos: {frames} frames, expected {MIN_PERIODIC_FRAMES} or more")
     series = videos.reshape(count, frames, -1).astype(np.float64)
     series = series - series.mean(1, keepdims=True)
-    products = series @ series.swapaxes(1, 2)  # what two frames have in common
+    products = series @ series.swapaxes(1, 2)  # inner products of frames
     total = np.maximum(np.trace(products, axis1=1, axis2=2), 1e-12)
     shares = []
     for cycles in np.arange(1.5, frames / 4 + 1e-9, 0.125):

@@ -1,7 +1,7 @@
-"""Weights of PyTorch modules, from safetensors, for networks whose modules have the same names.
+"""Loads safetensors of PyTorch modules into Flax modules whose submodules have the same names.
 
-A parameter's name there is its path here: `layers_0/fc1/kernel` is `layers.0.fc1.weight`, its axes
-in PyTorch's order.
+The parameter `layers_0/fc1/kernel` is called `layers.0.fc1.weight` in PyTorch, with axes in
+PyTorch's order.
 """
 
 import hashlib
@@ -26,52 +26,61 @@ from stunet.weights.trees import Tree, compare_shapes, flatten, unflatten
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The tensors of one safetensors file, by name; they stay on disk.
+def open_torch_weights(path: Path) -> dict[str, Any]:
+    """Opens a safetensors file without reading its tensors; returns them by name.
 
     Raises:
-      UserError: it is missing, no safetensors file, or a pickle (with what converts it).
+      UserError: the file is missing, not safetensors, or a pickle (with a command to convert it).
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; docs/evaluation.md says how to make one")
+        raise UserError(f"{path}: no such file, expected safetensors (see docs/evaluation.md)")
     if path.suffix in PICKLE_SUFFIXES:
         raise pickle_error(path)
     return open_weight_files([path])
 
 
-def renamed(shapes: Mapping[str, Any]) -> dict[str, HubParameter]:
-    """Our path -> its place in PyTorch's state dict, by a tree of leaves with a `.shape`."""
-    return {path: _renamed(path, leaf.shape) for path, leaf in flatten(shapes).items()}
-
-
-def parameters(
-    init: Callable[[], Any], tensors: Mapping[str, Any], where: Path, families: Mapping[str, str]
-) -> Tree:
-    """A network's parameters in float32, on the device.
+def torch_parameters(shapes: Mapping[str, Any]) -> dict[str, HubParameter]:
+    """Returns the name, shape and axes in PyTorch of each parameter, by path.
 
     Args:
-      init: makes parameters; only their shapes are asked for.
-      tensors: a state dict.
-      where: it is from, for errors.
-      families: see `compare_shapes`.
+      shapes: Tree of leaves with a `shape`.
+    """
+    return {path: _torch_parameter(path, leaf.shape) for path, leaf in flatten(shapes).items()}
+
+
+def load_parameters(
+    init: Callable[[], Any],
+    tensors: Mapping[str, Any],
+    where: Path,
+    origin_hints: Mapping[str, str],
+) -> Tree:
+    """Returns a network's parameters in float32, on the device.
+
+    Args:
+      init: Returns initial parameters; only their shapes are used.
+      tensors: PyTorch state dict.
+      where: Path of the state dict, for errors.
+      origin_hints: See `compare_shapes`.
 
     Raises:
       UserError: names or shapes differ; one line lists them.
     """
-    table = renamed(jax.eval_shape(init))
-    compare_shapes({place.name: place for place in table.values()}, tensors, str(where), families)
+    table = torch_parameters(jax.eval_shape(init))
+    compare_shapes(
+        {entry.name: entry for entry in table.values()}, tensors, str(where), origin_hints
+    )
     arrays = (np.asarray(leaf, np.float32) for leaf in flatten(from_hub(table, tensors)).values())
     return unflatten(dict(zip(table, map(jax.device_put, arrays), strict=True)))
 
 
-def leading(tensors: Mapping[str, Any], name: str, default: int) -> int:
-    """The first axis of a tensor, such as a layer's width; `default` where there is none."""
+def leading_size(tensors: Mapping[str, Any], name: str, default: int) -> int:
+    """Returns the size of a tensor's first axis, or `default` if there is no such tensor."""
     shape = getattr(tensors.get(name), "shape", ())
     return shape[0] if shape else default
 
 
 def sha256(files: Sequence[Path]) -> str:
-    """Of what the files hold, one after the other."""
+    """Returns the SHA-256 of the concatenated content of files."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:
@@ -80,11 +89,11 @@ def sha256(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _renamed(path: str, shape: tuple[int, ...]) -> HubParameter:
+def _torch_parameter(path: str, shape: tuple[int, ...]) -> HubParameter:
     module, _, leaf = path.rpartition("/")
     name = re.sub(r"_(\d+)(?=/|$)", r".\1", module).replace("/", ".")
     name = f"{name}.{_LEAVES.get(leaf, leaf)}".lstrip(".")
-    if leaf == "kernel":  # (window, in, out) here, (out, in, window) there
+    if leaf == "kernel":  # (window, in, out) in Flax, (out, in, window) in PyTorch
         window = len(shape) - 2
         theirs = (shape[-1], shape[-2], *shape[:-2])
         return HubParameter(name, theirs, (*range(2, 2 + window), 1, 0))

@@ -1,17 +1,17 @@
-"""X-T slices: one row of every frame, stacked over time (paper, the comparison of motion).
+"""X-T slices: one row of pixels of every frame, stacked over time, as in 2401.12945.
 
-Regular motion draws regular stripes; seams, jumps and repeated frames show as breaks.
+Regular motion appears as regular stripes; seams, jumps and repeated frames as discontinuities.
 """
 
 import numpy as np
 
 
 def xt_slice(video: np.ndarray, row: int | None = None) -> np.ndarray:
-    """Row `row` of every frame, time running down.
+    """Returns one row of pixels of every frame, with time as the vertical axis.
 
     Args:
       video: `[T, H, W, 3]`.
-      row: 0 to H - 1; by default the middle one.
+      row: 0 to H - 1. None uses the middle row.
 
     Returns:
       `[T, W, 3]`.
@@ -22,5 +22,5 @@ def xt_slice(video: np.ndarray, row: int | None = None) -> np.ndarray:
     height = video.shape[1]
     row = height // 2 if row is None else row
     if not 0 <= row < height:
-        raise ValueError(f"row {row} is outside of 0..{height - 1}")
+        raise ValueError(f"row: {row}, expected 0 to {height - 1}")
     return video[:, row]

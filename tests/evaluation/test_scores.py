@@ -21,7 +21,7 @@ def by_definition(a, b):
 
 
 def test_gaussians_of_a_closed_form():
-    """Independent axes: the squared differences of means and of standard deviations, summed."""
+    """Independent axes: sum of the squared differences of means and of standard deviations."""
     stds, others = np.array([1.0, 2.0, 0.5]), np.array([3.0, 2.0, 0.0])
     a, b = whitened(40, 3, 0) * stds, whitened(70, 3, 1) * others + np.array([1.0, -2.0, 0.0])
     expected = 5.0 + ((stds - others) ** 2).sum()
@@ -30,7 +30,7 @@ def test_gaussians_of_a_closed_form():
 
 
 def test_two_lines_in_many_dimensions():
-    """Covariances 2 u u^T and 2 v v^T, of rank 1, whose product has the root's trace 2 |u v|."""
+    """Covariances 2 u u^T and 2 v v^T; the root of their product has the trace 2 |u v|."""
     u, v = np.random.default_rng(2).standard_normal((2, 400))
     expected = 2 * (u @ u + v @ v) - 4 * abs(u @ v)
     assert frechet_distance(np.stack([u, -u]), np.stack([v, -v])) == pytest.approx(expected)
@@ -38,7 +38,7 @@ def test_two_lines_in_many_dimensions():
 
 @pytest.mark.parametrize(("count", "other"), [(60, 90), (8, 90), (8, 5)])
 def test_definition(count, other):
-    """Also with fewer clips than the 12 features, where the definition's root is of a singular."""
+    """Also for fewer clips than the 12 features, when covariances are singular."""
     rng = np.random.default_rng(3)
     a = rng.standard_normal((count, 12)) @ rng.standard_normal((12, 12)) + 1
     b = rng.standard_normal((other, 12)) @ rng.standard_normal((12, 12))
@@ -48,7 +48,7 @@ def test_definition(count, other):
 def test_equal_sets_and_too_few():
     a = np.random.default_rng(4).standard_normal((30, 400)).astype(np.float32)
     assert 0 <= frechet_distance(a, a) < 1e-9
-    with pytest.raises(UserError, match="takes 2 clips of each set, got 30 and 1"):
+    with pytest.raises(UserError, match=r"30 and 1 clips, expected 2"):
         frechet_distance(a, a[:1])
 
 
@@ -56,15 +56,15 @@ def test_inception_score_of_closed_forms():
     uniform, certain = np.full((40, 8), 1 / 8), np.repeat(np.eye(8), 5, axis=0)
     assert inception_score(uniform, 4) == pytest.approx((1, 0))
     assert inception_score(certain, 1) == pytest.approx((8, 0))
-    # half of the mass on one's own class of two: a KL of 3/4 ln 3/2 + 1/4 ln 1/2
+    # 3/4 of the mass on one of two classes: a KL divergence of 3/4 ln 3/2 + 1/4 ln 1/2
     halves = np.repeat([[0.75, 0.25], [0.25, 0.75]], 10, axis=0)
     expected = np.exp(0.75 * np.log(1.5) + 0.25 * np.log(0.5))
     assert inception_score(halves, 1)[0] == pytest.approx(expected)
 
 
-def test_clips_sorted_by_class_are_shuffled_before_they_are_split():
+def test_clips_are_shuffled_before_the_split():
     certain = np.repeat(np.eye(8), 500, axis=0)
     mean, std = inception_score(certain, 10)
-    assert 7.8 < mean <= 8 and std < 0.1  # of parts of one class each: 1
-    with pytest.raises(UserError, match="in 10 parts takes as many clips, got 3"):
+    assert 7.8 < mean <= 8 and std < 0.1  # 1 if each part has one class
+    with pytest.raises(UserError, match=r"3 clips in 10 splits"):
         inception_score(certain[:3], 10)

@@ -1,4 +1,4 @@
-"""The zero-shot protocol, run on stand-ins: moving shapes by class, random weights."""
+"""The zero-shot comparison on moving shapes, with networks of random weights."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from experiments import ucf101
 from stunet.errors import UserError
 from stunet.evaluation.c3d import C3D
 from stunet.evaluation.i3d import I3D
-from stunet.evaluation.torch_weights import renamed
+from stunet.evaluation.torch_weights import torch_parameters
 from stunet.video_io import read_video, to_uint8
 from tests.parity import metric_cases as cases
 from tests.tiny import save_tiny_model
@@ -54,7 +54,7 @@ def config(tmp_path_factory):
         ours = jax.eval_shape(
             lambda n=network, s=shape: n.init(jax.random.key(0), jnp.zeros(s))["params"]
         )
-        cases.write_weights(root / f"{name}.safetensors", renamed(ours))
+        cases.write_weights(root / f"{name}.safetensors", torch_parameters(ours))
     return ucf101.ZeroShotConfig(
         model=str(save_tiny_model(root / "model", num_frames=16)),
         reference=str(root / "UCF-101"),
@@ -68,7 +68,7 @@ def config(tmp_path_factory):
     )
 
 
-def test_whole(config, tmp_path, capsys, monkeypatch):
+def test_generates_measures_and_resumes(config, tmp_path, capsys, monkeypatch):
     ucf101.compare(config, tmp_path)
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
@@ -82,43 +82,43 @@ def test_whole(config, tmp_path, capsys, monkeypatch):
     assert Counter(prompt for _, prompt in rows) == {"a red circle": 2, "a blue star": 2}
     assert all(("red" in prompt) == name.endswith("_RedCircle.mp4") for name, prompt in rows)
 
-    # Stopped, and started again: what is made anew is what it was, and no more is made.
+    # Resuming regenerates the missing clip, equal to the first, and no other batch.
     paths = sorted((tmp_path / "clips").iterdir())
     before = [read_video(path)[0] for path in paths]
     assert np.abs(before[0] - before[1]).mean() > 0.01
     paths[3].unlink()
-    made, whole = [], ucf101.generate
+    requests, run = [], ucf101.run
 
-    def counted(model, prompts, **sampling):
-        made.append(prompts)
-        return whole(model, prompts, **sampling)
+    def recording_run(models, request):
+        requests.append(request)
+        return run(models, request)
 
-    monkeypatch.setattr(ucf101, "generate", counted)
-    ucf101.make_clips(config, tmp_path)
-    assert [len(prompts) for prompts in made] == [2]
+    monkeypatch.setattr(ucf101, "run", recording_run)
+    ucf101.generate_clips(config, tmp_path)
+    assert [len(request.prompts) for request in requests] == [2]
     np.testing.assert_array_equal(read_video(paths[3])[0], before[3])
-    with pytest.raises(UserError, match="were made with another steps; name a new workdir"):
-        ucf101.make_clips(dataclasses.replace(config, steps=3), tmp_path)
+    with pytest.raises(UserError, match="another steps,"):
+        ucf101.generate_clips(dataclasses.replace(config, steps=3), tmp_path)
 
 
-def test_shares_are_those_of_the_classes():
+def test_apportion():
     counts = {"a": 100, "b": 145, "c": 31}
-    shares = ucf101.apportioned(counts, 50)
+    shares = ucf101.apportion(counts, 50)
     assert sum(shares.values()) == 50
     assert all(abs(shares[name] - 50 * counts[name] / 276) < 1 for name in counts)
-    assert ucf101.apportioned(counts, 276) == counts
-    assert ucf101.apportioned(counts, 1) == {"a": 0, "b": 1, "c": 0}
+    assert ucf101.apportion(counts, 276) == counts
+    assert ucf101.apportion(counts, 1) == {"a": 0, "b": 1, "c": 0}
 
 
-def test_what_would_fail_late_fails_at_once(config, tmp_path):
+def test_errors_are_raised_before_sampling(config, tmp_path):
     (tmp_path / "one.tsv").write_text("RedCircle\ta red circle\n")
     for changes, message in (
-        ({"frames": 12}, "C3D takes clips of 16 frames, not of 12"),
-        ({"splits": 7}, "in 7 parts takes as many clips, got 4"),
+        ({"frames": 12}, "C3D: clips of 12 frames, expected 16"),
+        ({"splits": 7}, "inception_score: 4 clips in 7 splits"),
         ({"reference": str(tmp_path / "UCF.zip")}, "UCF.zip: no such folder"),
-        ({"prompts": str(tmp_path / "one.tsv")}, "has no prompt for BlueStar"),
-        ({"fps": 4.0}, "makes 16 frames at 8 a second; compared are 16 at 4"),
-        ({"c3d": config.i3d}, "these weights are I3D's"),
+        ({"prompts": str(tmp_path / "one.tsv")}, r"one\.tsv: no prompt for BlueStar"),
+        ({"fps": 4.0}, "16 frames at 8 fps, .* 16 frames at 4 fps"),
+        ({"c3d": config.i3d}, "I3D weights"),
     ):
         with pytest.raises(UserError, match=message):
             changed = dataclasses.replace(config, **{"i3d": None, **changes})
@@ -126,7 +126,7 @@ def test_what_would_fail_late_fails_at_once(config, tmp_path):
         assert not (tmp_path / "work" / "clips").exists()
 
 
-@pytest.mark.skipif(not REAL_PROMPTS.is_file(), reason="no shared/ucf101_prompts.tsv beside")
-def test_the_real_prompts_are_one_a_class():
+@pytest.mark.skipif(not REAL_PROMPTS.is_file(), reason="no shared/ucf101_prompts.tsv")
+def test_real_prompts_are_one_per_class():
     prompts = read_class_prompts(REAL_PROMPTS)
     assert len(prompts) == 101 and len(set(prompts.values())) == 101 and all(prompts.values())

@@ -13,7 +13,7 @@ from stunet.evaluation.c3d import C3D
 from stunet.evaluation.clip import init_clip
 from stunet.evaluation.clip_network import clip_config
 from stunet.evaluation.i3d import I3D
-from stunet.evaluation.torch_weights import renamed
+from stunet.evaluation.torch_weights import torch_parameters
 from tests.parity import cases
 
 torch = pytest.importorskip("torch", reason="needs torch, diffusers, transformers, sentencepiece")
@@ -153,6 +153,6 @@ def assert_same_names(ours, module):
     ignored = ("num_batches_tracked", "logit_scale", "position_ids")
     theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     theirs = {key: shape for key, shape in theirs.items() if not key.endswith(ignored)}
-    table = renamed(ours)
+    table = torch_parameters(ours)
     assert {place.name: place.shape for place in table.values()} == theirs
     assert len(table) == len(theirs)
