@@ -1,4 +1,12 @@
+import jaxtyping
 import pytest
+
+# Checks argument types and array shapes of these packages against their annotations. As in static
+# checkers, an int is accepted for a float. Modules imported earlier would not be checked.
+CHECKED_PACKAGES = ["stunet.diffusion"]
+jaxtyping.install_import_hook(
+    CHECKED_PACKAGES, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 # The fixture that trains once for several files (tests/experiments/conftest.py).
 SHARED_RUN = "whole"

@@ -20,17 +20,21 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Integer
 
 from stunet import plugins
-from stunet.diffusion.prediction import Denoiser, Prediction
+from stunet.diffusion.prediction import Denoiser, Prediction, Video
 from stunet.diffusion.schedule import Schedule, respace_betas
 from stunet.diffusion.time_grid import TimeGrid
 from stunet.errors import UserError
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+StepIndex = Integer[Array, ""] | int
+# Coefficients of one step: a row of `SingleCallSampler.coefficients`.
+Coefficients = Float[Array, " coefficients"]
 
 
 class Carry(NamedTuple):
@@ -43,11 +47,12 @@ class Carry(NamedTuple):
       taken: Number of steps taken, an int32 scalar.
     """
 
-    x: jax.Array
-    x0: jax.Array
-    taken: jax.Array
+    x: Video
+    x0: Video
+    taken: Integer[Array, ""]
 
 
+@runtime_checkable
 class BoundSampler(Protocol):
     """A sampler on a grid of noise levels, as `run_steps` runs it.
 
@@ -57,12 +62,10 @@ class BoundSampler(Protocol):
 
     grid: TimeGrid
 
-    def init(self, x_start: jax.Array) -> Carry:
+    def init(self, x_start: Video) -> Carry:
         """Returns the carry before the first step, given x at the level of that step."""
 
-    def step(
-        self, denoiser: Denoiser, carry: Carry, index: jax.Array | int, noise: jax.Array
-    ) -> Carry:
+    def step(self, denoiser: Denoiser, carry: Carry, index: StepIndex, noise: Video) -> Carry:
         """Moves x from level `index` to the next; `noise` is standard normal, shaped as x."""
 
 
@@ -93,7 +96,7 @@ class Sampler(Protocol):
 
 
 # (coefficients of the step [K], prediction at x, carry, noise) -> x at the next level
-Update = Callable[[jax.Array, Prediction, Carry, jax.Array], jax.Array]
+Update = Callable[[Coefficients, Prediction, Carry, Video], Video]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,16 +110,14 @@ class SingleCallSampler:
     """
 
     grid: TimeGrid
-    coefficients: np.ndarray
+    coefficients: Float[np.ndarray, "steps coefficients"]
     update: Update
 
-    def init(self, x_start: jax.Array) -> Carry:
+    def init(self, x_start: Video) -> Carry:
         """See `BoundSampler.init`."""
         return Carry(x_start, jnp.zeros_like(x_start), jnp.zeros((), jnp.int32))
 
-    def step(
-        self, denoiser: Denoiser, carry: Carry, index: jax.Array | int, noise: jax.Array
-    ) -> Carry:
+    def step(self, denoiser: Denoiser, carry: Carry, index: StepIndex, noise: Video) -> Carry:
         """See `BoundSampler.step`."""
         coefficients = jnp.asarray(self.coefficients, jnp.float32)[index]
         timestep = jnp.asarray(self.grid.timesteps, jnp.float32)[index]
@@ -154,8 +155,8 @@ class DPMSolver2M:
 
 
 def _dpm_solver_update(
-    coefficients: jax.Array, prediction: Prediction, carry: Carry, noise: jax.Array
-) -> jax.Array:
+    coefficients: Coefficients, prediction: Prediction, carry: Carry, noise: Video
+) -> Video:
     del noise
     c_x, c_x0, extrapolation = coefficients
     x0 = prediction.x0
@@ -189,8 +190,8 @@ class DDIM:
 
 
 def _ddim_update(
-    coefficients: jax.Array, prediction: Prediction, carry: Carry, noise: jax.Array
-) -> jax.Array:
+    coefficients: Coefficients, prediction: Prediction, carry: Carry, noise: Video
+) -> Video:
     c_x0, c_eps, std = coefficients
     return c_x0 * prediction.x0 + c_eps * prediction.eps + std * noise
 
@@ -238,11 +239,11 @@ class Ancestral:
 
 def _ancestral_update(
     variance: str,
-    coefficients: jax.Array,
+    coefficients: Coefficients,
     prediction: Prediction,
     carry: Carry,
-    noise: jax.Array,
-) -> jax.Array:
+    noise: Video,
+) -> Video:
     c_x0, c_x, log_small, log_large, noisy = coefficients
     if variance == "learned_range":
         if prediction.variance is None:

@@ -1,68 +1,72 @@
-"""Which noise levels a sampler visits."""
+"""Grids of the noise levels that samplers visit."""
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 from stunet.diffusion.schedule import Schedule
 from stunet.errors import UserError
 
-# A few-step solver's first level. Below, x0 is a quotient of epsilon by alpha < 0.006; starting
-# from N(0, 1) here is off by that alpha times the data's mean, and by 4e-5 of its variance.
+# First level of a few-step solver. At lower log-SNR, x0 is a quotient of epsilon by alpha < 0.006.
+# Starting from N(0, 1) here is off by alpha times the mean of the data, and by 4e-5 of its
+# variance.
 SOLVER_MIN_LOG_SNR = -10.2
-# Its last level where levels are evenly spaced in log-SNR: noise of 3 % of unit scale.
+# Last level of a grid that is evenly spaced in log-SNR: noise of 3 % of unit scale.
 SOLVER_MAX_LOG_SNR = 7.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """The levels of a sampler, noisiest first; clean data (log-SNR infinite) follows the last.
+    """Noise levels of a sampler, noisiest first. Clean data (log-SNR infinity) follows the last.
 
     Attributes:
-      timesteps: [N] IF timesteps fed to the network, float64, descending.
+      timesteps: [N] IF timesteps that the network receives, float64, descending.
       log_snr: [N] float64, ascending.
     """
 
-    timesteps: np.ndarray
-    log_snr: np.ndarray
+    timesteps: Float[np.ndarray, " steps"]
+    log_snr: Float[np.ndarray, " steps"]
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     @property
-    def alpha_bars(self) -> np.ndarray:
+    def alpha_bars(self) -> Float[np.ndarray, " steps"]:
         """alpha^2 [N] at the levels, float64."""
         return 1 / (1 + np.exp(-self.log_snr))
 
     @classmethod
     def leading(cls, schedule: Schedule, num_steps: int) -> "TimeGrid":
-        """Nominal times floor(i * num_timesteps / num_steps), so 0 is always visited.
+        """Returns the nominal times floor(i num_timesteps / num_steps), which always include 0.
 
-        Where num_steps divides num_timesteps these are the timesteps of diffusers'
-        `DDPMScheduler` (spacing "leading") and `DDIMScheduler`; where it does not, diffusers
-        rounds the stride down and starts far from pure noise (765 of 1000 at 256 steps), and
-        this grid does not.
+        If num_steps divides num_timesteps, these are the timesteps of diffusers' `DDPMScheduler`
+        (spacing "leading") and `DDIMScheduler`. Otherwise diffusers rounds the stride down and
+        starts far from pure noise (at 765 of 1000 for 256 steps); this grid does not.
 
-        Raises `UserError` unless 1 <= num_steps <= num_timesteps.
+        Raises:
+          UserError: num_steps is not within 1 to num_timesteps.
         """
         _check_num_steps(num_steps, schedule.num_timesteps)
         nominal = np.arange(num_steps)[::-1] * schedule.num_timesteps // num_steps
-        return cls(*schedule.course(nominal, np))
+        return cls(*schedule.level_at(nominal, np))
 
     @classmethod
     def solver(cls, schedule: Schedule, num_steps: int) -> "TimeGrid":
-        """What a multistep solver visits, from nearly pure noise to nearly clean data.
+        """Returns the grid of a multistep solver, from nearly pure noise to nearly clean data.
 
-        The discrete schedule: evenly spaced timesteps from log-SNR `SOLVER_MIN_LOG_SNR` to 0,
-        without 0 itself, rounded to the whole ones that its network knows. Time 0 is left out as
-        the log-SNR climbs steeply towards it: a multistep solver would extrapolate over a step
-        many times the one before (variance of Gaussian data 21 % off at 20 steps, against 1 %).
+        For the discrete schedule: evenly spaced timesteps from log-SNR `SOLVER_MIN_LOG_SNR` to 0,
+        rounded to the integers that the network was trained on. Time 0 is left out: log-SNR rises
+        steeply towards it, and a multistep solver would extrapolate over a step many times the
+        previous one (at 20 steps the variance of Gaussian data is 21 % off with it, 1 % without).
 
-        The continuous one: evenly spaced log-SNR (2206.00927 section 3.3) from there to
-        `SOLVER_MAX_LOG_SNR`. Evenly spaced times of a shifted course would end in noise: at a
-        shift of -3, 25 steps lose a quarter of unit-scale data's variance 0.25, these 1 %.
+        For the continuous schedule: evenly spaced log-SNR (2206.00927 section 3.3) from
+        `SOLVER_MIN_LOG_SNR` to `SOLVER_MAX_LOG_SNR`. Evenly spaced times of a shifted schedule
+        would end in noise: at a shift of -3, 25 steps lose a quarter of the variance 0.25 of
+        unit-scale data, this grid 1 %.
 
-        Raises `UserError` unless 1 <= num_steps <= half of num_timesteps.
+        Raises:
+          UserError: num_steps is not within 1 to half of num_timesteps.
         """
         _check_num_steps(num_steps, schedule.num_timesteps // 2)
         if schedule.kind == "continuous_cosine":
@@ -71,9 +75,9 @@ class TimeGrid:
             return cls(schedule.timestep(log_snr, np), log_snr)
         times = np.arange(schedule.num_timesteps)
         start = times[schedule.log_snr(times, np) >= SOLVER_MIN_LOG_SNR][-1]
-        return cls(*schedule.course(np.linspace(start, 0, num_steps + 1)[:-1].round(), np))
+        return cls(*schedule.level_at(np.linspace(start, 0, num_steps + 1)[:-1].round(), np))
 
 
-def _check_num_steps(num_steps: int, most: int) -> None:
-    if not 1 <= num_steps <= most:
-        raise UserError(f"num_steps is {num_steps}; this sampler takes 1 to {most}")
+def _check_num_steps(num_steps: int, largest: int) -> None:
+    if not 1 <= num_steps <= largest:
+        raise UserError(f"num_steps: invalid value {num_steps}, expected 1 to {largest}")

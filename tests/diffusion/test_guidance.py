@@ -11,7 +11,7 @@ UNCOND = (jnp.array([[0.5]]), jnp.array([[False]]))
 
 
 class Network:
-    """Outputs its text state, and in the variance channels twice that; counts its calls."""
+    """Returns its text state, and twice that as variance channels. Records batch sizes."""
 
     def __init__(self, learned_variance=False):
         self.batches = []
@@ -46,7 +46,7 @@ def test_extrapolates_in_one_call_of_twice_the_batch(scale):
     assert network.batches == [4]
 
 
-def test_each_place_may_have_a_scale_of_its_own():
+def test_guidance_scale_per_pixel():
     scale = jnp.array([[1.0], [3.0]]).reshape(1, 1, 1, 2, 1)
     eps = np.asarray(guide(Network(), scale)(X, jnp.float32(500)).eps)
     expected = np.array([[1.0, 2.0], [3.0, 8.0]]).reshape(2, 1, 1, 2, 1)
@@ -63,13 +63,13 @@ def test_scale_one_skips_the_unconditional_half(scale):
     assert network.batches == [2]
 
 
-def test_outside_the_interval_only_the_conditional_output_counts():
+def test_no_guidance_outside_the_interval():
     denoiser = guide(Network(), 3.0, interval=(200, 600))
     assert per_example(denoiser(X, jnp.array([600.0, 601.0])).eps) == [2.0, 3.0]
     assert per_example(denoiser(X, jnp.array([199.0, 200.0])).eps) == [1.0, 8.0]
 
 
-def test_variance_is_the_conditional_halfs():
+def test_variance_is_taken_from_the_conditional_half():
     prediction = guide(Network(learned_variance=True), 7.0)(X, jnp.float32(500))
     assert per_example(prediction.variance) == [2.0, 6.0]
     assert per_example(prediction.eps) == [4.0, 18.0]

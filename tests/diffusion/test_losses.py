@@ -42,7 +42,7 @@ def test_min_snr_weights_by_hand(kind, expected):
     assert jnp.isfinite(ends).all()
 
 
-def test_min_snr_weighs_the_x0_error_alike_in_every_kind():
+def test_min_snr_weight_of_the_x0_error_is_the_same_for_all_kinds():
     shape = (5, 1, 2, 2, 3)
     x0, eps, error = normal(0, shape), normal(1, shape), normal(2, shape)
     log_snr = jnp.array([-6.0, -2.0, 0.0, 2.0, 6.0])
@@ -62,7 +62,7 @@ def test_min_snr_weighs_the_x0_error_alike_in_every_kind():
 
 
 def scalar_variational(t, x0, x_t, guess, variance):
-    """The term for one pixel, the KL by quadrature instead of in closed form."""
+    """Returns the term for one pixel, with the KL by quadrature."""
     alpha_bar, beta = SCHEDULE.alpha_bars[t], SCHEDULE.betas[t]
     previous = SCHEDULE.alpha_bars[t - 1] if t else 1.0
 
@@ -92,15 +92,15 @@ def scalar_variational(t, x0, x_t, guess, variance):
 
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_variational_term_against_quadrature(t):
-    # the guess is off by about a standard deviation of the step
+    # the guess is off by about one standard deviation of the step
     values = {"x0": 0.1, "x_t": 0.12, "guess": 0.1 + (0.004 if t < 2 else 0.5), "variance": -0.4}
     arrays = {k: jnp.full((1, 1, 1, 1, 1), v, jnp.float32) for k, v in values.items()}
     got = VARIATIONAL(jnp.array([t]), *arrays.values())
-    # weight 0.001 times 1000 timesteps is 1
+    # weight 0.001 x 1000 timesteps = 1
     np.testing.assert_allclose(got, [scalar_variational(t, **values)], rtol=2e-4, atol=2e-6)
 
 
-def test_variational_term_trains_the_variance_only():
+def test_variational_term_has_gradients_for_the_variance_only():
     shape = (2, 1, 2, 2, 3)
     x0, x_t = 0.3 * normal(0, shape), 0.3 * normal(1, shape)
     guess = x0 + 0.003 * normal(2, shape)
@@ -123,5 +123,5 @@ def test_decoder_probabilities_sum_to_one():
 
 def test_variational_term_refuses_a_continuous_schedule():
     a = jnp.zeros((1, 1, 1, 1, 1))
-    with pytest.raises(UserError, match="needs schedule kind 'cosine'"):
+    with pytest.raises(UserError, match=r"schedule\.kind.*'continuous_cosine'.*'cosine'"):
         variational_loss(Schedule("continuous_cosine"), jnp.zeros(1), a, a, a, a)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from stunet.diffusion import (
+    SAMPLERS,
     START_NOISE,
     Schedule,
     Threshold,
     add_noise,
     keyed_noise,
-    make_sampler,
     run_steps,
     sample_in_chunks,
     thresholded_denoiser,
@@ -20,7 +20,7 @@ SCHEDULE = Schedule()
 KEY = jax.random.key(5)
 SHAPE = (2, 4, 4, 3)
 STEPS = 12
-# from numpy, as jax's generator takes seconds to compile into every function
+# from NumPy, because compiling JAX's generator into each function takes seconds
 START, TABLE = jnp.split(
     jnp.asarray(np.random.default_rng(0).normal(size=(1 + STEPS, 2, *SHAPE)), jnp.float32), [1]
 )
@@ -31,7 +31,7 @@ def noise(i):
 
 
 def denoise(x_t, t):
-    """A made-up, nonlinear network's prediction."""
+    """An arbitrary nonlinear denoiser."""
     output = jnp.tanh(x_t + 0.3 * jnp.roll(x_t, 1, axis=2))
     return to_prediction("v", output, x_t, SCHEDULE.log_snr(t), False)
 
@@ -47,20 +47,20 @@ def chunk_function(sampler, chunk, denoiser=DENOISER):
     return run
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm2m"])
-def test_chunks_of_any_size_give_the_same_bits(name):
-    sampler = make_sampler(name, SCHEDULE, STEPS)
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_results_do_not_depend_on_the_chunk_size(name):
+    sampler = SAMPLERS[name].bind(SCHEDULE, STEPS)
     carry = sampler.init(START[0])
-    whole = chunk_function(sampler, STEPS)(carry, jnp.int32(0))
-    assert float(jnp.std(whole.x)) > 0.1
-    assert int(whole.taken) == STEPS
+    expected = chunk_function(sampler, STEPS)(carry, jnp.int32(0))
+    assert float(jnp.std(expected.x)) > 0.1
+    assert int(expected.taken) == STEPS
     for chunk in (1, 5, 20):
-        parts = sample_in_chunks(chunk_function(sampler, chunk), carry, STEPS, chunk)
-        for part, expected in zip(parts, whole, strict=True):
-            np.testing.assert_array_equal(part, expected)
+        got = sample_in_chunks(chunk_function(sampler, chunk), carry, STEPS, chunk)
+        for got_leaf, expected_leaf in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(got_leaf, expected_leaf)
 
 
-def test_one_compile_serves_every_chunk_and_no_step_is_taken_past_the_end():
+def test_chunks_share_one_compilation_and_stop_at_the_end_of_the_grid():
     traces, calls = [], []
 
     def counting(x_t, t):
@@ -68,7 +68,7 @@ def test_one_compile_serves_every_chunk_and_no_step_is_taken_past_the_end():
         jax.debug.callback(lambda t: calls.append(float(t)), t)
         return denoise(x_t, t)
 
-    sampler = make_sampler("ancestral", SCHEDULE, STEPS)
+    sampler = SAMPLERS["ancestral"].bind(SCHEDULE, STEPS)
     run = chunk_function(sampler, 5, counting)
     carry = sample_in_chunks(run, sampler.init(START[0]), STEPS, 5)
     carry.x.block_until_ready()
@@ -78,8 +78,8 @@ def test_one_compile_serves_every_chunk_and_no_step_is_taken_past_the_end():
 
 
 @pytest.mark.parametrize("name", ["ancestral", "dpm2m"])
-def test_starting_in_the_middle_equals_stepping_by_hand(name):
-    sampler = make_sampler(name, SCHEDULE, STEPS)
+def test_start_in_the_middle_equals_single_steps(name):
+    sampler = SAMPLERS[name].bind(SCHEDULE, STEPS)
     start = 7
     video = 0.5 * jnp.ones((2, *SHAPE))
     x = add_noise(video, START[0], jnp.float32(sampler.grid.log_snr[start]))
@@ -92,7 +92,7 @@ def test_starting_in_the_middle_equals_stepping_by_hand(name):
 
 
 def test_callback_reports_previews_and_cancels():
-    sampler = make_sampler("ddim", SCHEDULE, STEPS)
+    sampler = SAMPLERS["ddim"].bind(SCHEDULE, STEPS)
     run = chunk_function(sampler, 5)
     carry = sampler.init(START[0])
     seen = []

@@ -31,7 +31,7 @@ def test_betas_and_alpha_bars_are_the_closed_form():
     assert table(np.array([998, 999])) == pytest.approx([-12.928, -19.836], abs=1e-3)
 
 
-def test_log_snr_equals_the_table_at_integers_and_lies_between_elsewhere():
+def test_log_snr_equals_the_table_at_integers_and_is_monotonic():
     np.testing.assert_allclose(
         SCHEDULE.log_snr(np.arange(1000), np), table(np.arange(1000)), atol=1e-9
     )
@@ -71,10 +71,10 @@ def test_alpha_sigma_keep_relative_precision_at_both_ends():
 
 
 @pytest.mark.parametrize("shift", [0.0, -4.0, 3.0])
-def test_continuous_course_is_a_shifted_tangent_at_timesteps_of_equal_noise(shift):
+def test_continuous_schedule_is_a_shifted_tangent_at_timesteps_of_equal_log_snr(shift):
     schedule = Schedule("continuous_cosine", log_snr_shift=shift)
     nominal = np.linspace(0, 999, 57)
-    t, log_snr = jax.jit(schedule.course)(jnp.asarray(nominal, jnp.float32))
+    t, log_snr = jax.jit(schedule.level_at)(jnp.asarray(nominal, jnp.float32))
     first, last = (np.arctan(np.exp((shift - end) / 2)) for end in (10.0, -12.0))
     expected = shift - 2 * np.log(np.tan(first + (last - first) * nominal / 999))
     np.testing.assert_allclose(log_snr, expected, atol=2e-5)
@@ -108,10 +108,13 @@ def test_fields_survive_json():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "linear"}, "'linear'"),
-        ({"num_timesteps": 1}, "num_timesteps is 1"),
-        ({"log_snr_shift": -1.0}, "use kind 'continuous_cosine'"),
-        ({"kind": "continuous_cosine", "log_snr_max": 11.0}, "-19.84 to 10.09"),
+        ({"kind": "linear"}, "schedule.kind.*'linear'.*cosine, continuous_cosine"),
+        ({"num_timesteps": 1}, "schedule.num_timesteps.* 1.* 2"),
+        ({"log_snr_shift": -1.0}, "schedule.log_snr_shift.*-1.0.*'continuous_cosine'"),
+        (
+            {"kind": "continuous_cosine", "log_snr_max": 11.0},
+            "schedule.log_snr_min, log_snr_max.* 11.0.*-19.84 to 10.09",
+        ),
     ],
 )
 def test_bad_fields(fields, message):

@@ -6,7 +6,7 @@ from stunet.diffusion import Prediction, Schedule, Threshold, add_noise, thresho
 from stunet.errors import UserError
 
 SCHEDULE = Schedule()
-# one clip of two frames with |x0| = 0, 0.4, ..., 2 and half of it
+# a clip of two frames: |x0| = 0, 0.4, ..., 2 in the first, half of that in the second
 FRAME = jnp.array([0.0, -0.4, 0.8, -1.2, 1.6, 2.0]).reshape(1, 1, 1, 2, 3)
 CLIP = jnp.concatenate([FRAME, FRAME / 2], axis=1)
 
@@ -32,9 +32,9 @@ def test_cap():
     np.testing.assert_array_equal(Threshold(1.0, 1.0, "clip")(FRAME), jnp.clip(FRAME, -1, 1))
 
 
-def test_over_frames_a_frame_knows_nothing_of_the_others():
-    alone = Threshold(0.9, 1.5, "frame")(FRAME)
-    np.testing.assert_array_equal(Threshold(0.9, 1.5, "frame")(CLIP)[:, :1], alone)
+def test_thresholding_over_frames_treats_frames_separately():
+    single = Threshold(0.9, 1.5, "frame")(FRAME)
+    np.testing.assert_array_equal(Threshold(0.9, 1.5, "frame")(CLIP)[:, :1], single)
 
 
 @pytest.mark.parametrize("threshold", [Threshold(max_value=1.0), Threshold(over="frame")])
@@ -54,11 +54,11 @@ def test_eps_agrees_with_the_thresholded_x0(threshold):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"over": "video"}, "'video'.*frame, clip"),
-        ({"quantile": 95.0}, "quantile is 95.0; it must be within 0..1"),
-        ({"max_value": 0.5}, "max_value is 0.5; it must be at least 1"),
+        ({"over": "video"}, "threshold.over.*'video'.*frame, clip"),
+        ({"quantile": 95.0}, "threshold.quantile.*95.0.*0 to 1"),
+        ({"max_value": 0.5}, "threshold.max_value.*0.5.*1"),
     ],
 )
-def test_what_cannot_be(field, message):
+def test_bad_fields(field, message):
     with pytest.raises(UserError, match=message):
         Threshold(**field)
