@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stunet.engine import generate
 from stunet.engine.sampling import run_chunk
 from stunet.model import load
 from stunet.models.partitioning import split_over_frames
 from stunet.models.unet import UNet, init_unet
 from stunet.training.mesh import batch_sharding, make_mesh, parameter_shardings
+from tests.calls import generate
 from tests.tiny import CAPTIONS, UNET, fast_compiles, random_params, save_tiny_model
 
 CONFIG = replace(

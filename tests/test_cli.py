@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stunet
 from stunet import cli
-from stunet import engine as pipeline
-from stunet.cli import options
+from stunet.diffusion.samplers import SAMPLERS
 from stunet.video_io import read_video
+from tests.calls import generate
 from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
 
 PROMPT = "a red circle moves left"
@@ -52,7 +53,7 @@ def test_mp4s_of_several_videos_and_their_xt_slices(folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out.split() == [*map(str, paths), str(slices)]
     assert "sampling: 100%" in printed.err and "4/4" in printed.err
-    expected = pipeline.generate(pipeline.load(folder), [PROMPT] * 2, steps=4)
+    expected = generate(stunet.load(folder), [PROMPT] * 2, steps=4)
     for path, video in zip(paths, expected, strict=True):
         frames, fps = read_video(path)
         assert fps == FPS and len(frames) == NUM_FRAMES
@@ -109,27 +110,29 @@ def places(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": " "}, "prompt"),
         ({"--out": "{}/new/out.avi"}, r"out\.avi: .* \.mp4, \.gif, \.png"),
-        ({"--out": "{}/file/out.mp4"}, "file/out.mp4: cannot be written"),
-        ({"--out": "{}/folder.png"}, "folder.png: is a directory"),
-        ({"--xt-slice": "{}/slice.gif"}, "slice.gif: an X-T slice is an image"),
-        ({"--xt-slice": "{}/out.png", "--out": "{}/out.png"}, "both --out and --xt-slice"),
-        ({"--xt-slice": "{}/slice.png", "--num-frames": "1"}, "needs more than one frame"),
-        ({"--model": "{}/nowhere"}, "nowhere: no such folder"),
-        ({"--model": "{}/empty"}, "empty: no model found, expected config.json"),
-        ({"--model": "{}/workdir"}, "workdir: training workdir without model/"),
-        ({"--model": "{}/misfit"}, "misfit: parameters do not fit .* unexpected: unet/.*temporal_"),
-        ({"--num-frames": "3"}, "num_frames is 3; the model's temporal stride is 2"),
-        ({"--num-frames": "0"}, "argument --num-frames: '0' is not a whole number from 1 on"),
-        ({"--num-frames": "4", "--model": "{}/images"}, "num_frames is 4; this model makes images"),
-        ({"--num-videos": "two"}, "argument --num-videos: 'two' is not a whole number"),
-        ({"--steps": "2000"}, "num_steps is 2000; this sampler takes 1 to 500"),
-        ({"--sampler": "euler"}, "argument --sampler: invalid choice: 'euler'"),
-        ({"--fps": "0"}, "argument --fps: '0' is not within 0.01 to 1000 frames per second"),
-        ({"--guidance-scale": "nan"}, "argument --guidance-scale: 'nan' is not a number"),
-        ({"--seed": "-1"}, "seed is -1; it must be within 0"),
-        ({"--colour": "red"}, "unrecognized arguments: --colour red"),
+        ({"--out": "{}/file/out.mp4"}, r"file/out\.mp4"),
+        ({"--out": "{}/folder.png"}, r"folder\.png.*directory"),
+        ({"--xt-slice": "{}/slice.gif"}, r"--xt-slice: .*slice\.gif.*\.png"),
+        ({"--xt-slice": "{}/out.png", "--out": "{}/out.png"}, r"--xt-slice.*out\.png.*--out"),
+        ({"--xt-slice": "{}/slice.png", "--num-frames": "1"}, r"--xt-slice.*slice\.png.* 1 frame"),
+        ({"--model": "{}/nowhere"}, "nowhere"),
+        ({"--model": "{}/empty"}, r"empty.*config\.json"),
+        ({"--model": "{}/workdir"}, "workdir.*model/"),
+        ({"--model": "{}/misfit"}, "misfit.*unet/.*temporal_"),
+        ({"--num-frames": "3"}, "num_frames.* 3.* 2"),
+        ({"--num-frames": "0"}, "--num-frames: .*'0'.*1"),
+        ({"--num-frames": "4", "--model": "{}/images"}, "num_frames.* 4.* 1"),
+        ({"--num-videos": "two"}, "--num-videos: .*'two'"),
+        ({"--steps": "2000"}, "steps.*2000.*500"),
+        ({"--sampler": "euler"}, "sampler.*'euler'.*dpm2m, ddim, ancestral.*package.module:name"),
+        ({"--sampler": "nowhere:Euler"}, "sampler.*'nowhere:Euler'"),
+        ({"--fps": "0"}, "fps.* 0.0, .*0.01 to 1000"),
+        ({"--guidance-scale": "nan"}, "--guidance-scale: .*'nan'"),
+        ({"--seed": "-1"}, "seed.*-1.*4294967295"),
+        ({"--colour": "red"}, "--colour red"),
+        ({"--style-strength": "0.5"}, "style_strength.*0.5.*style"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(folder, places, capsys, options, message):
@@ -151,7 +154,7 @@ def test_incomplete_commands_are_one_line(argv, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_long_prompt_is_said_to_be_cut(folder, tmp_path, capsys):
+def test_a_truncated_prompt_is_warned_of(folder, tmp_path, capsys):
     words = "a red circle moves left and then a green star is spinning"
     assert run(folder, tmp_path / "a.png", *QUICK, "--num-videos", "2", prompt=words) == 0
     assert "12 tokens" in capsys.readouterr().err
@@ -161,19 +164,19 @@ def test_ctrl_c_writes_nothing(folder, tmp_path, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "generate", interrupt)
+    monkeypatch.setattr("stunet.engine.run.run", interrupt)
     assert run(folder, tmp_path / "a.mp4") == 130
     assert capsys.readouterr().err == "stunet: cancelled\n" and not list(tmp_path.iterdir())
 
 
-def test_help_states_the_pipelines_defaults(capsys):
+def test_help_states_the_defaults(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["generate", "--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    steps = ", ".join(f"{count} ({name})" for name, count in pipeline.DEFAULT_STEPS.items())
-    assert tuple(pipeline.DEFAULT_STEPS) == options.SAMPLERS and f"default: {steps}" in text
-    defaults = pipeline.Sampling()
+    steps = ", ".join(f"{sampler.default_steps} ({name})" for name, sampler in SAMPLERS.items())
+    assert f"default: {steps}" in text
+    defaults = stunet.Sampling()
     assert f"default: {defaults.guidance_scale}" in text
     assert f"default: {defaults.sampler}" in text
 

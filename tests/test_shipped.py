@@ -12,13 +12,14 @@ from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import judge
 from experiments.gallery import commands
 from stunet.cli import _parser, main
-from stunet.engine import generate, stylised
+from stunet.engine.cascade import stylize
 from stunet.errors import UserError
 from stunet.model import load
 from stunet.video_io import read_video
 from stunet.weights import shipped
 from stunet.weights.model_folder import find_model_folder
 from stunet.weights.trees import is_added, partition
+from tests.calls import generate
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +39,14 @@ def test_they_are_small_and_of_one_size():
     images = [partition(model.params["unet"], is_added)[1] for model in (video, filler)]
     for one, other in zip(*map(jax.tree.leaves, images), strict=True):
         np.testing.assert_array_equal(one, other)
-    stylised(video, style, 0.7)  # of the same shapes
+    stylize(video, style, 0.7)  # of the same shapes
 
 
 def test_the_style_draws_in_its_two_inks():
     model, look, texts = load("shapes"), load("shapes-duotone"), ["a red star", "a blue ring"]
     plain, styled = (
         distance_to_gradient(
-            generate(stylised(model, look, strength), texts, num_frames=1, steps=8)
+            generate(stylize(model, look, strength), texts, num_frames=1, steps=8)
         )
         for strength in (0.0, 1.0)
     )
@@ -57,7 +58,7 @@ def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "shapes")
     assert find_model_folder("shapes").resolve() == tmp_path / "shapes"
-    with pytest.raises(UserError, match="that come with stunet, shapes, shapes-fill, shapes-ssr, "):
+    with pytest.raises(UserError, match="circles: .*shapes, shapes-fill, shapes-ssr, "):
         find_model_folder("circles")
 
 

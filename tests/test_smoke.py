@@ -9,7 +9,7 @@ import numpy as np
 import data
 import experiments.configs
 import stunet
-from stunet.engine import generate, load
+from tests.calls import generate
 from tests.tiny import NUM_FRAMES, RESOLUTION, fast_compiles, save_tiny_model
 
 NEEDS = {"stunet.studio.page": "gradio"}  # of an extra
@@ -24,7 +24,7 @@ def test_every_module_imports():
 
 
 def test_a_tiny_model_makes_a_video(tmp_path):
-    model = load(save_tiny_model(tmp_path / "model"))
+    model = stunet.load(save_tiny_model(tmp_path / "model"))
     with fast_compiles():
         video = generate(model, ["a red circle"], steps=2)
     assert video.shape == (1, NUM_FRAMES, RESOLUTION, RESOLUTION, 3)

@@ -19,6 +19,7 @@ from stunet.weights import shipped
 if TYPE_CHECKING:
     import numpy as np
 
+    from stunet.engine.cascade import Models
     from stunet.engine.request import OnProgress
 
 EPILOG = """\
@@ -197,6 +198,7 @@ def _generate(name: str, application: Application, args: argparse.Namespace) -> 
         models = load_models(None, [args.model])
     else:
         models = load_models(args.model, args.upscale, args.style)
+    _check_xt_slice(args, application, request, models)
     with progress_bars() as on_progress:
         result = run(models, request, on_progress)
     for warning in result.warnings:
@@ -225,6 +227,15 @@ def _check_outputs(outputs: list[Path], xt_slice: Path | None) -> None:
             raise UserError(f"--xt-slice: {xt_slice} is also --out, expected another file")
 
 
+def _check_xt_slice(
+    args: argparse.Namespace, application: Application, request: Request, models: "Models"
+) -> None:
+    """Refuses an X-T slice of an image."""
+    requested = any(option.field == "num_frames" for option in application.options)
+    if args.xt_slice and requested and (request.num_frames or models.chain[0].num_frames) == 1:
+        raise UserError(f"--xt-slice: {args.xt_slice} of 1 frame, expected more frames")
+
+
 def _write(videos: "np.ndarray", outputs: list[Path], xt_slice: Path | None, fps: float) -> None:
     """Writes `[N, T, H, W, 3]` and prints the paths."""
     import numpy as np
@@ -233,8 +244,6 @@ def _write(videos: "np.ndarray", outputs: list[Path], xt_slice: Path | None, fps
     from stunet.video_io import contact_sheet, write_image, write_video
 
     num_videos, num_frames, height, width, _ = videos.shape
-    if xt_slice is not None and num_frames == 1:
-        raise UserError(f"--xt-slice: {xt_slice} of 1 frame, expected more than one frame")
     if len(outputs) < num_videos:
         frames = videos.reshape(-1, height, width, 3)
         columns = num_frames if num_frames > 1 else None  # images share rows

@@ -1,23 +1,25 @@
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from stunet.engine import encode_text, load
+from stunet.engine.sampling import encode_text
 from stunet.errors import UserError
+from stunet.model import load
 from stunet.training.text_cache import check_text_states, write_text_states
 from tests.tiny import save_tiny_model
 
 CAPTIONS = ["a red circle", "a blue square spinning", "something else"]
 
 
-def test_states_are_the_encoders_and_only_its_own(tmp_path):
+def test_cached_states_belong_to_one_text_encoder(tmp_path):
     model = load(save_tiny_model(tmp_path / "model"))
     path = tmp_path / "text_states_train.npy"
-    with pytest.raises(UserError, match=r"no cached text states at .*text_states_train"):
+    with pytest.raises(UserError, match="text_states_train.npy: .*cache_text"):
         check_text_states(path, model)
-    write_text_states(path, CAPTIONS, model)
+    write_text_states(path, CAPTIONS, model, functools.partial(encode_text, model))
     check_text_states(path, model)
     expected = np.asarray(encode_text(model, [*CAPTIONS, ""])).astype(np.float16)
     np.testing.assert_allclose(np.load(path), expected, atol=1e-3)
@@ -25,5 +27,5 @@ def test_states_are_the_encoders_and_only_its_own(tmp_path):
 
     changed = jax.tree.map(lambda leaf: leaf + 1, model.params["text_encoder"])
     other = dataclasses.replace(model, params={**model.params, "text_encoder": changed})
-    with pytest.raises(UserError, match="made by another text encoder"):
+    with pytest.raises(UserError, match="text_states_train.npy: .*another"):
         check_text_states(path, other)
