@@ -1,5 +1,6 @@
-"""The paper's ablations, and questions that it left open: lists of runs that differ in one field.
+"""Ablations of the paper, and of choices that it leaves open.
 
-Each module here is one of them: its question, the paper's finding, its variants, and what of our
-runs decides it. A new one is a new module, named in `__main__.py`.
+Each module here defines one ablation: its question, the paper's finding, the runs to compare, and
+the verdict on them. `table.py` lists them all; add a new ablation there. `harness/` has the code
+that they share. `__main__.py` and `key_frames_clips.py` are programs.
 """

@@ -1,170 +1,154 @@
-"""Runs the ablations and writes what they found.
+"""Runs the ablations and writes a report.
 
     python -m experiments.ablations --workdir=runs/ablations
 
-The models that they start from come with the package; --t2i, --t2v, --ssr and --style take others.
-`--only=NAME` runs one ablation; `--ucf101=FOLDER` adds one on real clips. The same command again
-goes on where it stopped. Writes WORKDIR/ablations.md, which holds all that have been run there, and
-plots beside it.
+Starts from the models in the package, unless --t2i, --t2v, --ssr or --style name others.
+--only=NAME runs one ablation; --ucf101=FOLDER adds one on UCF-101. Run the same command again to
+continue after an interruption. Writes WORKDIR/ablations.md, with the results of all ablations that
+have run in WORKDIR, and plots.
 
     python -m experiments.ablations --scale=tpu --workdir=runs/ablations_tpu
 
-is the same at the paper's size, where each run wants a TPU slice of its own: it prints the commands
-of the runs that WORKDIR does not hold yet, T2I, FOLDER and UCF101 yet to be filled in, and reports
-on those ablations of which it holds all.
+Compares at the paper's size, where each run needs its own TPU slice: prints the commands of all
+runs that are not finished in WORKDIR, with the placeholders T2I, FOLDER and UCF101 for the image
+model and the datasets, and reports on the ablations whose runs are all finished.
 """
 
-import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from absl import flags
 
-from experiments.ablations import (
-    attention_depth,
-    cost,
-    frozen_image_model,
-    key_frames,
-    multidiffusion,
-    resampler_init,
-    resampler_init_ucf101,
-    style_strength,
-    temporal_blocks,
-    temporal_resampling,
-    training,
-    window_length,
-)
+from experiments.ablations.harness.ablation import Ablation, list_commands, run
+from experiments.ablations.table import ABLATIONS
 from experiments.common.program_flags import read_flags
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.inflation import extract_text_to_image
 from stunet.weights.model_folder import find_model_folder, read_model_folder, write_model_folder
 
-
-class Ablation(NamedTuple):
-    """What it starts from (flags of models), and its two halves."""
-
-    models: tuple[str, ...]
-    run: Callable[..., None]  # of its workdir and those models
-    section: Callable[[Path], str]
-
-
-TRAINED = (
-    resampler_init,
-    resampler_init_ucf101,
-    temporal_resampling,
-    temporal_blocks,
-    attention_depth,
-    frozen_image_model,
-    window_length,
-)
+PLACEHOLDERS = {"t2i": "T2I", "folder": "FOLDER", "ucf101": "UCF101"}  # in commands for TPUs
 
 FLAGS = flags.FlagValues()
-_ONLY = flags.DEFINE_string("only", None, "one ablation; default: all", flag_values=FLAGS)
+_ONLY = flags.DEFINE_string("only", None, "run this ablation; default: all", flag_values=FLAGS)
 _MODELS = {
     "t2i": flags.DEFINE_string(
         "t2i",
         shipped.VIDEO_MODEL,
-        "the image model that variants start from, or one around it",
+        "start training from this text-to-image model, or from the one in this video model",
         flag_values=FLAGS,
     ),
     "ssr": flags.DEFINE_string(
-        "ssr", shipped.UPSCALER, "the super-resolution model", flag_values=FLAGS
+        "ssr", shipped.UPSCALER, "measure this super-resolution model", flag_values=FLAGS
     ),
     "t2v": flags.DEFINE_string(
-        "t2v", shipped.VIDEO_MODEL, "the video model that is tuned and styled", flag_values=FLAGS
+        "t2v",
+        shipped.VIDEO_MODEL,
+        "fine-tune and stylise this text-to-video model",
+        flag_values=FLAGS,
     ),
     "style": flags.DEFINE_string(
-        "style", shipped.STYLE_MODEL, "an image model tuned to data's duotone", flag_values=FLAGS
+        "style",
+        shipped.STYLE_MODEL,
+        "stylise with this model, fine-tuned on data.moving_shapes.duotone",
+        flag_values=FLAGS,
     ),
 }
 _UCF101 = flags.DEFINE_string(
-    "ucf101", None, "UCF-101's videos, for the ablation on them", flag_values=FLAGS
+    "ucf101",
+    None,
+    "train on the videos of UCF-101 in this folder, too; default: leave out that ablation",
+    flag_values=FLAGS,
 )
 _SCALE = flags.DEFINE_enum(
-    "scale", "cpu", ("cpu", "tpu"), "tiny, here; or the paper's size", flag_values=FLAGS
+    "scale",
+    "cpu",
+    ("cpu", "tpu"),
+    "run tiny models on this machine, or print commands for models of the paper's size",
+    flag_values=FLAGS,
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where runs and the report are kept", flag_values=FLAGS
+    "workdir", None, "write runs and the report to this folder; required", flag_values=FLAGS
 )
 _JOBS = flags.DEFINE_integer(
-    "jobs", os.cpu_count(), "training runs at a time", lower_bound=1, flag_values=FLAGS
+    "jobs",
+    os.cpu_count(),
+    "run this many training runs in parallel; default: the number of CPUs",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 _SET = flags.DEFINE_multi_string(
-    "set", [], "a flag of the programs that are run, to try out", flag_values=FLAGS
+    "set", [], "pass this flag on to the programs that are run; repeat for more", flag_values=FLAGS
 )
-
-
-def ablations() -> dict[str, Ablation]:
-    """All of them, by name; how they run is in the flags."""
-    found = {}
-    for trained in _trained_at("cpu").values():
-        options = _SET.value
-        if trained.name == resampler_init_ucf101.ABLATION.name:
-            if _UCF101.value is None:
-                continue
-            options = [*options, f"--config.data.source={Path(_UCF101.value).resolve()}"]
-        run = functools.partial(training.run, trained, jobs=_JOBS.value, options=options)
-        found[trained.name] = Ablation(("t2i",), run, functools.partial(training.section, trained))
-    run = functools.partial(key_frames.run, jobs=_JOBS.value, options=_SET.value)
-    found[key_frames.NAME] = Ablation(("t2v",), run, key_frames.section)
-    others = {multidiffusion: ("ssr",), style_strength: ("t2v", "style"), cost: ()}
-    for module, models in others.items():
-        run = functools.partial(module.run, options=_SET.value)
-        found[module.NAME] = Ablation(models, run, module.section)
-    return found
-
-
-def _trained_at(scale: str) -> dict[str, training.Training]:
-    every = (module.ABLATION for module in TRAINED)
-    return {ablation.name: ablation for ablation in every if scale in ablation.scales}
 
 
 def main(argv: list[str]) -> None:
-    """Runs what is asked for, or says how to, and writes the report of it."""
+    """Runs the selected ablations, or prints their commands, and writes the report."""
     read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
-        raise UserError("--workdir=DIR is needed")
-    every = chosen = ablations() if _SCALE.value == "cpu" else _trained_at("tpu")
-    if _ONLY.value is not None:
-        if _ONLY.value not in every:
-            raise UserError(f"--only={_ONLY.value}: choose one of {', '.join(every)}")
-        chosen = {_ONLY.value: every[_ONLY.value]}
-    workdir = Path(_WORKDIR.value)
-    if _SCALE.value == "tpu":
-        commands = {}
-        for name, ablation in chosen.items():
-            missing = training.missing(ablation, workdir / name)
-            if not missing:
-                section = training.section(ablation, workdir / name, "tpu")
-                (workdir / f"{name}.md").write_text(section)
-            commands |= missing
-        print("".join(f"{command}\n" for command in commands.values()), end="")
-    else:
-        run(chosen, workdir)
-    sections = [path for name in every if (path := workdir / f"{name}.md").exists()]
+        raise UserError("--workdir: not set, expected a folder for the runs and the report")
+    workdir, scale = Path(_WORKDIR.value), _SCALE.value
+    available = {name: ABLATIONS[name] for name in ABLATIONS if _is_available(name, scale)}
+    if _ONLY.value is not None and _ONLY.value not in available:
+        if scale == "cpu" and "ucf101" in _inputs(_ONLY.value, scale):
+            raise UserError(f"--ucf101: not set, {_ONLY.value} needs the folder of UCF-101")
+        raise UserError(
+            f"--only: unknown ablation {_ONLY.value!r} at --scale={scale}, expected one of "
+            f"{', '.join(available)}"
+        )
+    selected = available if _ONLY.value is None else {_ONLY.value: available[_ONLY.value]}
+    {"cpu": run_here, "tpu": print_commands}[scale](selected, workdir)
+    sections = [path for name in available if (path := workdir / f"{name}.md").exists()]
     if sections:
         report = workdir / "ablations.md"
         report.write_text("\n".join(path.read_text() for path in sections))
         print(report)
 
 
-def run(chosen: dict[str, Ablation], workdir: Path) -> None:
-    """Runs them one after the other; writes each one's section."""
-    models = {  # a mistake is told of before anything runs
-        model: find_model_folder(_MODELS[model].value).resolve()
-        for ablation in chosen.values()
-        for model in ablation.models
+def _inputs(name: str, scale: str) -> tuple[str, ...]:
+    """Returns the inputs of an ablation; () if there is none of this name and scale."""
+    return (ABLATIONS[name].inputs(scale) or ()) if name in ABLATIONS else ()
+
+
+def _is_available(name: str, scale: str) -> bool:
+    """Returns whether the ablation has this scale and its dataset is set."""
+    if ABLATIONS[name].inputs(scale) is None:
+        return False
+    return scale == "tpu" or "ucf101" not in _inputs(name, scale) or _UCF101.value is not None
+
+
+def run_here(ablations: Mapping[str, Ablation], workdir: Path) -> None:
+    """Runs the ablations one after the other and writes the section of each."""
+    # Finds all models first, so that a wrong path is reported before the first run.
+    names = {name for ablation in ablations.values() for name in ablation.inputs("cpu")}
+    inputs = {
+        name: find_model_folder(flag.value).resolve()
+        for name, flag in _MODELS.items()
+        if name in names
     }
-    if "t2i" in models:
-        write_model_folder(workdir / "t2i", extract_text_to_image(read_model_folder(models["t2i"])))
-        models["t2i"] = workdir / "t2i"
-    for name, ablation in chosen.items():
-        ablation.run(workdir / name, *(models[model] for model in ablation.models))
-        (workdir / f"{name}.md").write_text(ablation.section(workdir / name))
+    if "ucf101" in names:
+        inputs["ucf101"] = Path(_UCF101.value).resolve()
+    if "t2i" in names:
+        image_model = extract_text_to_image(read_model_folder(inputs["t2i"]))
+        inputs["t2i"] = workdir / "t2i"
+        write_model_folder(inputs["t2i"], image_model)
+    for name, ablation in ablations.items():
+        run(ablation, workdir / name, inputs, _SET.value, jobs=_JOBS.value)
+        (workdir / f"{name}.md").write_text(ablation.report(workdir / name, "cpu"))
+
+
+def print_commands(ablations: Mapping[str, Ablation], workdir: Path) -> None:
+    """Prints the commands that have no result yet; writes the sections of finished ablations."""
+    unfinished = {}  # by result, because ablations share runs
+    for name, ablation in ablations.items():
+        phases = ablation.phases(workdir / name, PLACEHOLDERS, _SET.value, "tpu")
+        missing = [command for command in list_commands(phases) if not command.result.exists()]
+        if not missing:
+            (workdir / f"{name}.md").write_text(ablation.report(workdir / name, "tpu"))
+        unfinished |= {command.result: command for command in missing}
+    print("".join(f"{command.text}\n" for command in unfinished.values()), end="")
 
 
 if __name__ == "__main__":

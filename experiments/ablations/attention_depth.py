@@ -1,27 +1,32 @@
-"""How many layers of temporal attention the coarsest level's blocks stack; at a TPU's scale only.
+"""Compares numbers of temporal attention layers at the coarsest level; on TPUs only.
 
 python -m experiments.ablations --scale=tpu --only=attention_depth --workdir=runs/ablations_tpu
 """
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import Training, base_config, ranking, read_run
+from experiments.ablations.harness.trained import (
+    FIELD_INPUTS,
+    TrainedAblation,
+    base_config,
+    rank_variants,
+)
 
 LAYERS = {"two": 2, "one": 1, "four": 4}
 
-ABLATION = Training(
+ABLATION = TrainedAblation(
     name="attention_depth",
     question="How many stacked layers of temporal attention?",
-    paper="Not said; two make up the 5.5 billion parameters that it gives.",
+    paper="Not stated. With two layers the network has the 5.5 billion parameters that it reports.",
     variants=tuple(LAYERS),
-    verdict=ranking,
-    scales=("tpu",),
+    verdict=rank_variants,
+    field_inputs={"tpu": FIELD_INPUTS["tpu"]},
 )
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED,tpu"."""
-    variant, seed, scale = read_run(argument, ABLATION.variants, ABLATION.scales)
+    """Returns the config of the run "VARIANT,SEED,tpu"."""
+    variant, seed, scale = ABLATION.parse_run(argument)
     config = base_config(seed, scale)
     config.temporal.attention_layers = LAYERS[variant]
     return config

@@ -1,8 +1,9 @@
-"""Memory and time by the number of frames: the Space-Time U-Net, the full rate, a cascade.
+"""Compares memory and time of the Space-Time U-Net, the full frame rate and a cascade.
 
-python -m experiments.ablations --only=cost --workdir=runs/ablations
+    python -m experiments.ablations --only=cost --workdir=runs/ablations
 
-Measured here and, where requirements-tpu.txt is installed, by the TPU compiler's account.
+Runs `experiments.benchmarks.frames` on this machine and, if libtpu is installed
+(requirements-tpu.txt), for a TPU topology.
 """
 
 import importlib.util
@@ -10,54 +11,55 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.ablations.programs import call
+from experiments.ablations.harness.ablation import Command, Inputs, Phase, ProgramAblation
 
-NAME = "cost"
-PAPER = (
-    "Sampling in time, too, makes the full rate in one pass affordable; a cascade fits in memory "
-    "by making key frames and what is between them apart, which costs it the clip as a whole."
-)
 TOPOLOGY = "v5e:2x2"
-PLACES = {"here": "measured here", "tpu": f"estimated for {TOPOLOGY}"}
+PLATFORMS = {"here": "measured on this machine", "tpu": f"estimated for {TOPOLOGY}"}
 
 
-def run(workdir: Path, options: Sequence[str] = ()) -> None:
-    """Measures and, where there is a compiler, estimates; what is there already stays.
+def plan(workdir: Path, inputs: Inputs, options: Sequence[str] = ()) -> list[Phase]:
+    """Returns a command for each of `PLATFORMS` whose compiler is installed.
 
-    `options` are further flags of `experiments.benchmarks.frames`.
+    They run one after the other, because the first measures time. Options are flags of
+    `experiments.benchmarks.frames`.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    places = {"here": []}
+    topologies = {"here": ()}
     if importlib.util.find_spec("libtpu") is not None:
-        places["tpu"] = [f"--topology={TOPOLOGY}"]
-    for place, flags in places.items():
-        out = workdir / f"{place}.json"
-        if not out.exists():
-            log = out.with_suffix(".log")
-            call("experiments.benchmarks.frames", [f"--out={out}", *flags, *options], log)
+        topologies["tpu"] = (f"--topology={TOPOLOGY}",)
+    chain = []
+    for platform, flags in topologies.items():
+        out = workdir / f"{platform}.json"
+        command = Command(
+            program="experiments.benchmarks.frames",
+            flags=(f"--out={out}", *flags, *options),
+            result=out,
+            log=out.with_suffix(".log"),
+        )
+        chain.append(command)
+    return [[chain]]
 
 
 def verdict(rows: Sequence[dict]) -> str:
-    """From the rows of a report to one sentence about the longest clip."""
+    """Returns one sentence on the longest clip of the rows that `frames` reports."""
     longest = max(row["frames"] for row in rows)
-    of = {row["way"]: row for row in rows if row["frames"] == longest}
-    base = of["space-time"]
+    by_method = {row["way"]: row for row in rows if row["frames"] == longest}
+    base = by_method["space-time"]
 
-    def times(way: str, what: str) -> str:
-        return f"{of[way][what] / base[what]:.2f}"
+    def ratio(method: str, figure: str) -> str:
+        return f"{by_method[method][figure] / base[figure]:.2f}"
 
     return (
-        f"At {longest} frames the full rate takes {times('full rate', 'seconds')} times the time "
-        f"and {times('full rate', 'temporary_bytes')} times the memory of the Space-Time U-Net, a "
-        f"cascade {times('cascade', 'seconds')} and {times('cascade', 'temporary_bytes')} times."
+        f"At {longest} frames the full rate takes {ratio('full rate', 'seconds')} times the time "
+        f"and {ratio('full rate', 'temporary_bytes')} times the memory of the Space-Time U-Net, a "
+        f"cascade {ratio('cascade', 'seconds')} and {ratio('cascade', 'temporary_bytes')} times."
     )
 
 
-def section(workdir: Path) -> str:
-    """The part of the report, in Markdown."""
-    lines = ["## What a clip costs by its frames", "", f"The paper: {PAPER}", ""]
-    for place, title in PLACES.items():
-        path = workdir / f"{place}.json"
+def findings(workdir: Path) -> list[str]:
+    """Returns the report's lines on each of `PLATFORMS`."""
+    lines = []
+    for platform, title in PLATFORMS.items():
+        path = workdir / f"{platform}.json"
         if not path.exists():
             lines += ["The TPU compiler was not installed (requirements-tpu.txt).", ""]
             continue
@@ -65,7 +67,7 @@ def section(workdir: Path) -> str:
         lines += [
             f"Ours, {title}: {verdict(rows)}",
             "",
-            "| frames | way | calls a step | temporaries, MiB | s a step |",
+            "| frames | method | calls per step | temporaries, MiB | s per step |",
             "|---|---|---|---|---|",
         ]
         for row in rows:
@@ -74,4 +76,17 @@ def section(workdir: Path) -> str:
                 f"{row['temporary_bytes'] / 2**20:.1f} | {row['seconds']:.3g} |"
             )
         lines.append("")
-    return "\n".join(lines)
+    return lines
+
+
+ABLATION = ProgramAblation(
+    name="cost",
+    question="Memory and time by number of frames",
+    paper=(
+        "Temporal resampling makes it affordable to generate the full frame rate in one pass. A "
+        "cascade fits in memory because it generates key frames and the frames between them "
+        "separately, at the expense of global coherence."
+    ),
+    plan=plan,
+    findings=findings,
+)

@@ -1,28 +1,37 @@
-"""The image model kept as it is, or trained with what is added to it; at a TPU's scale only.
+"""Compares frozen and trained text-to-image weights; on TPUs only.
 
-python -m experiments.ablations --scale=tpu --only=frozen_image_model --workdir=runs/ablations_tpu
+    python -m experiments.ablations --scale=tpu --only=frozen_image_model \\
+        --workdir=runs/ablations_tpu
 """
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import Training, base_config, ranking, read_run
+from experiments.ablations.harness.trained import (
+    FIELD_INPUTS,
+    TrainedAblation,
+    base_config,
+    rank_variants,
+)
 
 TRAINED = {"frozen": "added", "trained": "unet"}
 
-ABLATION = Training(
+ABLATION = TrainedAblation(
     name="frozen_image_model",
-    question="The image model: frozen or trained, too?",
-    paper="Frozen: only what is added is trained, and a style's weights can take its place.",
+    question="Freeze or train the text-to-image weights?",
+    paper="Frozen. Only the added weights are trained, and a style's weights can replace the rest.",
     variants=tuple(TRAINED),
-    verdict=ranking,
-    scales=("tpu",),
+    verdict=rank_variants,
+    field_inputs={"tpu": FIELD_INPUTS["tpu"]},
     shared=False,
 )
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED,tpu"; both keep the image model in the same type."""
-    variant, seed, scale = read_run(argument, ABLATION.variants, ABLATION.scales)
+    """Returns the config of the run "VARIANT,SEED,tpu".
+
+    Both variants keep the text-to-image weights in the type of the model that they start from.
+    """
+    variant, seed, scale = ABLATION.parse_run(argument)
     config = base_config(seed, scale)
     config.frozen_dtype, config.trained = None, TRAINED[variant]
     return config

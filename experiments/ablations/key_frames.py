@@ -1,44 +1,46 @@
-"""A repetitive motion made in one pass, or as key frames and then what is between them.
+"""Compares a repetitive motion generated in one pass with key frames and frames between them.
 
-python -m experiments.ablations --only=key_frames --workdir=runs/ablations
+    python -m experiments.ablations --only=key_frames --workdir=runs/ablations
 
-The cascade is built from the same parts: a network at the full frame rate on every fourth frame,
-and a conditional one, tuned from it, that fills in between, window by window. Both ways start from
-a model that knows the motions, and are tuned to a repetition twice as quick as it knows, of 4 to 8
-frames: key frames of these alias.
+The cascade consists of a network without temporal resampling that generates every fourth frame,
+and a conditional network, fine-tuned from it, that fills in the frames between, window by window.
+Both methods start from a model that was trained on the motions, and are fine-tuned to repetitions
+twice as fast, of 4 to 8 frames, so that key frames of them alias.
 """
 
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from experiments.ablations.programs import SEEDS, call
-from experiments.ablations.training import read_run
+from experiments.ablations.harness.ablation import (
+    SEEDS,
+    Chain,
+    Command,
+    Inputs,
+    Phase,
+    ProgramAblation,
+    read_seed_reports,
+)
+from experiments.ablations.harness.trained import parse_run
 from experiments.configs import shapes, tiny_conditional
 from stunet.models.unet import UNetConfig, init_unet
 from stunet.schema import from_dict, to_dict
 from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
 from stunet.weights.trees import flatten, unflatten
 
-NAME = "key_frames"
-PAPER = (
-    "Key frames of a repetitive motion are ambiguous, and temporal super-resolution between them "
-    "does not mend it; made in one pass the motion is regular."
-)
 MOTIONS = ("circling", "swinging")
-FRAMES, FPS, KEY_FRAMES = 16, 4.0, 4  # every fourth frame is a key frame
-WINDOW = 8  # frames that are filled in at a time
+FRAMES, FPS = 16, 4.0
+KEY_FRAMES = 4  # every fourth frame is a key frame
+WINDOW = 8  # frames that the cascade's second network fills in per call
 BATCH_FRAMES = 64
-STEPS = 350  # of each of the cascade's networks, twice as many of the other
+STEPS = 350  # of each of the cascade's networks; the other one takes twice as many
 CASCADE = ("keys", "between")
 NETWORKS = ("space_time", *CASCADE)
-WAYS = {
+# Keys of the reports of `key_frames_clips`.
+METHODS = {
     "space_time": "in one pass",
     "cascade": "key frames, then between",
     "between": "between true key frames",
@@ -47,8 +49,8 @@ WAYS = {
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "NETWORK,SEED". Batches have as many frames for each network."""
-    network, seed, _ = read_run(argument, NETWORKS)
+    """Returns the config of the run "NETWORK,SEED". All networks train on 64 frames per batch."""
+    network, seed, _ = parse_run(argument, NETWORKS)
     config = shapes.get_config("t2v_16")
     config.seed = config.data.seed = seed
     config.total_steps = STEPS * (2 if network == "space_time" else 1)
@@ -70,94 +72,125 @@ def get_config(argument: str) -> ConfigDict:
     return config
 
 
-def run(workdir: Path, t2v: Path, options: Sequence[str] = (), *, jobs: int = 1) -> None:
-    """Trains both ways with each seed, makes clips and measures them; what is there already stays.
+def prepare(workdir: Path, inputs: Inputs) -> None:
+    """Writes the model that the cascade's first network starts from."""
+    model = read_model_folder(inputs["t2v"])
+    write_model_folder(workdir / "full_rate", remove_temporal_resampling(model))
 
-    Args:
-      workdir: runs are NETWORK_SEED in there; `seed_N.json` and `seed_N.png` are the results.
-      t2v: the text-to-video model that the networks are tuned from.
-      options: further flags of `experiments.train`.
-      jobs: runs at a time.
+
+def plan(workdir: Path, inputs: Inputs, options: Sequence[str] = ()) -> list[Phase]:
+    """Returns a phase that trains both methods, and one that generates and measures clips.
+
+    Runs are in WORKDIR/NETWORK_SEED. Options are flags of `experiments.train`.
     """
-    full_rate = workdir / "full_rate"
-    write_model_folder(full_rate, at_full_rate(read_model_folder(t2v)))
-    ways = ((full_rate, CASCADE), (t2v, ("space_time",)))
-    chains = [(seed, *way) for seed in SEEDS for way in ways]
-
-    def train(chain: tuple[int, Path, Sequence[str]]) -> None:
-        seed, before, networks = chain
-        for network in networks:
-            out = workdir / f"{network}_{seed}"
-            if not (out / "DONE").exists():
-                flags = [f"--config={__file__}:{network},{seed}", f"--workdir={out}"]
-                flags += [f"--config.init_from={before}", *options]
-                call("experiments.train", flags, out.with_suffix(".log"))
-            before = out
-
-    def make_clips(seed: int) -> None:
-        if not (workdir / f"seed_{seed}.json").exists():
-            flags = [f"--workdir={workdir}", f"--seed={seed}"]
-            call("experiments.ablations.key_frames_clips", flags, workdir / f"seed_{seed}.log")
-
-    for work, items, unit in ((train, chains, " networks"), (make_clips, SEEDS, " seeds")):
-        with ThreadPoolExecutor(jobs) as pool:
-            list(tqdm(pool.map(work, items), total=len(items), desc=NAME, unit=unit))
+    starts = ((workdir / "full_rate", CASCADE), (inputs["t2v"], ("space_time",)))
+    training = [
+        _training_chain(workdir, seed, start, networks, options)
+        for seed in SEEDS
+        for start, networks in starts
+    ]
+    clips = [
+        [
+            Command(
+                program="experiments.ablations.key_frames_clips",
+                flags=(f"--workdir={workdir}", f"--seed={seed}"),
+                result=workdir / f"seed_{seed}.json",
+                log=workdir / f"seed_{seed}.log",
+            )
+        ]
+        for seed in SEEDS
+    ]
+    return [training, clips]
 
 
-def at_full_rate(model: ModelFolder) -> ModelFolder:
-    """The video model without its resampling in time; what else it learnt stays."""
+def _training_chain(
+    workdir: Path, seed: int, start: str | Path, networks: Sequence[str], options: Sequence[str]
+) -> Chain:
+    """Returns commands that train each network from the one before, the first from `start`."""
+    chain = []
+    for network in networks:
+        out = workdir / f"{network}_{seed}"
+        command = Command(
+            program="experiments.train",
+            flags=(
+                f"--config={__file__}:{network},{seed}",
+                f"--workdir={out}",
+                f"--config.init_from={start}",
+                *options,
+            ),
+            result=out / "DONE",
+            log=out.with_suffix(".log"),
+        )
+        chain.append(command)
+        start = out
+    return chain
+
+
+def remove_temporal_resampling(model: ModelFolder) -> ModelFolder:
+    """Returns the video model without temporal resampling; all other weights are kept."""
     architecture = model.config["architecture"]
     temporal = architecture["temporal"]
     temporal = {**temporal, "resample": [False] * len(temporal["resample"])}
     unet = from_dict(UNetConfig, {**architecture, "temporal": temporal}, "architecture")
-    wanted = flatten(jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))))
+    structs = flatten(jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))))
     params = flatten(model.params["unet"])
     return ModelFolder(
         {**model.config, "architecture": to_dict(unet)},
-        {**model.params, "unet": unflatten({path: params[path] for path in wanted})},
+        {**model.params, "unet": unflatten({path: params[path] for path in structs})},
         model.tokenizer,
     )
 
 
-def verdict(found: dict[str, np.ndarray]) -> str:
-    """From the mean periodicity `[seeds]` of each of `WAYS` to one sentence."""
-    wins = int((found["space_time"] > found["cascade"]).sum())
-    means = {way: values.mean() for way, values in found.items()}
-    said = "Agrees with the paper" if wins == len(SEEDS) else "Does not bear the paper out"
+def verdict(periodicity: dict[str, np.ndarray]) -> str:
+    """Returns one sentence on the mean periodicity `[seeds]` of each of `METHODS`."""
+    wins = int((periodicity["space_time"] > periodicity["cascade"]).sum())
+    means = {method: values.mean() for method, values in periodicity.items()}
+    agreement = "Agrees with" if wins == len(SEEDS) else "Does not confirm"
     return (
-        f"{said}: in one pass clips repeat themselves more with {wins} of {len(SEEDS)} seeds "
-        f"({means['space_time']:.2f} against {means['cascade']:.2f}; between true key frames "
-        f"{means['between']:.2f}, true clips {means['true']:.2f})."
+        f"{agreement} the paper: clips generated in one pass are more periodic with {wins} of "
+        f"{len(SEEDS)} seeds ({means['space_time']:.2f} against {means['cascade']:.2f}; between "
+        f"true key frames {means['between']:.2f}, true clips {means['true']:.2f})."
     )
 
 
-def section(workdir: Path) -> str:
-    """The part of the report, in Markdown."""
-    reports = [json.loads((workdir / f"seed_{seed}.json").read_text()) for seed in SEEDS]
-    found = {way: np.array([report[way]["periodicity"] for report in reports]) for way in WAYS}
+def findings(workdir: Path) -> list[str]:
+    """Returns the report's lines."""
+    reports = read_seed_reports(workdir)
+    periodicity = {
+        method: np.array([report[method]["periodicity"] for report in reports])
+        for method in METHODS
+    }
     lines = [
-        "## A repetitive motion in one pass, or between key frames",
+        f"Ours: {verdict(periodicity)}",
         "",
-        f"The paper: {PAPER}",
-        "",
-        f"Ours: {verdict(found)}",
-        "",
-        f"| | periodicity, seeds {', '.join(map(str, SEEDS))} | motion as asked |",
+        f"| | periodicity, seeds {', '.join(map(str, SEEDS))} | correct motion |",
         "|---|---|---|",
     ]
-    for way, name in WAYS.items():
-        each = ", ".join(f"{value:.3f}" for value in found[way])
-        motion = np.mean([report[way]["motion"] for report in reports])
-        lines.append(f"| {name} | {each} | {100 * motion:.0f} % |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"({reports[0]['num_clips']} clips a seed, of {', '.join(MOTIONS)}.)",
-            "",
-            f"![X-T slices]({workdir.name}/seed_{SEEDS[0]}.png)",
-            "",
-            f"(X-T slices of seed {SEEDS[0]}, time running down: {'; '.join(WAYS.values())}.)",
-            "",
-        ]
-    )
+    for method, label in METHODS.items():
+        by_seed = ", ".join(f"{value:.3f}" for value in periodicity[method])
+        motion = np.mean([report[method]["motion"] for report in reports])
+        lines.append(f"| {label} | {by_seed} | {100 * motion:.0f} % |")
+    return [
+        *lines,
+        "",
+        f"({reports[0]['num_clips']} clips per seed; motions: {', '.join(MOTIONS)}.)",
+        "",
+        f"![X-T slices]({workdir.name}/seed_{SEEDS[0]}.png)",
+        "",
+        f"(X-T slices of seed {SEEDS[0]}, time downwards: {'; '.join(METHODS.values())}.)",
+        "",
+    ]
+
+
+ABLATION = ProgramAblation(
+    name="key_frames",
+    question="A repetitive motion in one pass, or between key frames",
+    paper=(
+        "Key frames of a repetitive motion are ambiguous, and temporal super-resolution between "
+        "them cannot resolve that; in one pass the motion is regular."
+    ),
+    needs=("t2v",),
+    plan=plan,
+    findings=findings,
+    preparation=prepare,
+)

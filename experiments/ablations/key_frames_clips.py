@@ -1,10 +1,10 @@
-"""Clips of the ablation `key_frames`, made both ways and measured.
+"""Generates and measures the clips of the ablation `key_frames`.
 
     python -m experiments.ablations.key_frames_clips --workdir=runs/ablations/key_frames --seed=0
 
-Writes WORKDIR/seed_N.json and seed_N.png: X-T slices through the middle row, time running down, a
-column for each of the first clips; in one pass above, the cascade below it, then what is made
-between true key frames, then true clips.
+Writes WORKDIR/seed_N.json and WORKDIR/seed_N.png. The picture has X-T slices through the middle
+image row, time downwards, with one clip per column. Its rows: clips generated in one pass, by the
+cascade, and between true key frames, and true clips.
 """
 
 import json
@@ -25,33 +25,32 @@ from stunet.evaluation.temporal import periodicity
 from stunet.evaluation.xt_slice import xt_slice
 from stunet.video_io import contact_sheet, write_image
 
-SHOWN = 8
+SHOWN = 8  # clips in the picture
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the ablation's, where its networks lie", flag_values=FLAGS
+    "workdir", None, "read networks from and write to this folder; required", flag_values=FLAGS
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "of the networks, the prompts and the noise", flag_values=FLAGS
+    "seed", 0, "set the seed of networks, prompts and noise", flag_values=FLAGS
 )
 _CLIPS = flags.DEFINE_integer(
-    "num_clips", 24, "how many are made each way", lower_bound=1, flag_values=FLAGS
+    "num_clips", 24, "generate this many clips by each method", lower_bound=1, flag_values=FLAGS
 )
 
 
 def main(argv: list[str]) -> None:
-    """Makes, measures and writes."""
+    """Generates and measures the clips, and writes both files."""
     read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
-        raise UserError("--workdir=DIR is needed")
+        raise UserError("--workdir: not set, expected the folder of the ablation's networks")
     workdir, seed = Path(_WORKDIR.value), _SEED.value
     prepare_compiler()
-    whole, keys, between = (
+    space_time, keys, between = (
         stunet.load(workdir / f"{name}_{seed}") for name in ("space_time", "keys", "between")
     )
-    truth = draw_clips(_CLIPS.value, seed, FRAMES, whole.resolution, FPS, MOTIONS)
+    truth = draw_clips(_CLIPS.value, seed, FRAMES, space_time.resolution, FPS, MOTIONS)
     texts = truth.texts
-
     sampling = stunet.Sampling(seed=seed)
 
     def fill_between(key_frames: np.ndarray) -> np.ndarray:
@@ -67,20 +66,20 @@ def main(argv: list[str]) -> None:
         return result.videos
 
     videos = {
-        "space_time": stunet.generate(whole, texts, sampling=sampling).videos,
+        "space_time": stunet.generate(space_time, texts, sampling=sampling).videos,
         "cascade": fill_between(stunet.generate(keys, texts, sampling=sampling).videos),
         "between": fill_between(truth.videos[:, ::KEY_FRAMES]),
         "true": truth.videos,
     }
     report = {
-        way: {
-            "periodicity": float(periodicity(made).mean()),
-            **agreement(map(judge, made), truth.prompts),
+        method: {
+            "periodicity": float(periodicity(clips).mean()),
+            **agreement(map(judge, clips), truth.prompts),
         }
-        for way, made in videos.items()
+        for method, clips in videos.items()
     }
     report["num_clips"] = _CLIPS.value
-    slices = [xt_slice(video) for made in videos.values() for video in made[:SHOWN]]
+    slices = [xt_slice(video) for clips in videos.values() for video in clips[:SHOWN]]
     columns = min(SHOWN, _CLIPS.value)
     write_image(workdir / f"seed_{seed}.png", contact_sheet(np.stack(slices), columns))
     (workdir / f"seed_{seed}.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Super-resolution over windows of a clip, with MultiDiffusion and without.
+"""Compares super-resolution of windows with and without MultiDiffusion.
 
 python -m experiments.ablations --only=multidiffusion --workdir=runs/ablations
 """
@@ -8,56 +8,78 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.ablations.programs import SEEDS, call_with_each_seed, read_reports
+from experiments.ablations.harness.ablation import (
+    SEEDS,
+    Inputs,
+    Phase,
+    ProgramAblation,
+    read_seed_reports,
+    seed_commands,
+)
 
-NAME = "multidiffusion"
-PAPER = "Without it the difference of consecutive frames has a spike at every window's boundary."
 CLIPS = 4
-WAYS = {"without": "without", "uniform": "with, uniform weights", "ramp": "with, ramp weights"}
-AIM = 1.1  # seams no more than a tenth above what is elsewhere
+# Keys of the reports of `experiments.upscaling`.
+METHODS = {"without": "without", "uniform": "with, uniform weights", "ramp": "with, ramp weights"}
+# Ratio of the frame difference at window boundaries to that elsewhere, up to which a clip counts
+# as seamless.
+SEAMLESS = 1.1
 
 
-def run(workdir: Path, ssr: Path, options: Sequence[str] = ()) -> None:
-    """Enlarges the same clips with each seed's noise; what is there already stays.
+def plan(workdir: Path, inputs: Inputs, options: Sequence[str] = ()) -> list[Phase]:
+    """Returns commands that upscale the same clips with the noise of each seed.
 
-    Args:
-      workdir: `seed_N.json`, plots and sheets are written there.
-      ssr: a super-resolution model.
-      options: further flags of `experiments.upscaling`.
+    Options are flags of `experiments.upscaling`.
     """
-    flags = [f"--model={ssr}", f"--num_clips={CLIPS}", *options]
-    call_with_each_seed("experiments.upscaling", flags, workdir)
+    flags = [f"--model={inputs['ssr']}", f"--num_clips={CLIPS}", *options]
+    return seed_commands("experiments.upscaling", flags, workdir)
 
 
 def verdict(ratios: dict[str, np.ndarray]) -> str:
-    """From the ratios of seams `[seeds]` of each way to one sentence."""
+    """Returns one sentence on the seam ratios `[seeds]` of each method."""
     without, best = ratios["without"].mean(), min(ratios["uniform"].mean(), ratios["ramp"].mean())
-    if without < AIM:
-        return f"Does not bear the paper out: without it there are no seams ({without:.2f})."
+    if without < SEAMLESS:
+        return f"Does not confirm the paper: there are no seams without it ({without:.2f})."
     if best > without:
         return f"Disagrees with the paper: {best:.2f} with it and {without:.2f} without."
-    rest = "are gone" if best <= AIM else "are less"
-    return f"Agrees with the paper: seams of {without:.2f} {rest} with it ({best:.2f})."
+    effect = "removes" if best <= SEAMLESS else "reduces"
+    return f"Agrees with the paper: it {effect} the seams, from {without:.2f} to {best:.2f}."
 
 
-def section(workdir: Path) -> str:
-    """The part of the report, in Markdown."""
-    reports = read_reports(workdir)
-    ratios = {way: np.array([report[way]["seam_ratio"][0] for report in reports]) for way in WAYS}
+def findings(workdir: Path) -> list[str]:
+    """Returns the report's lines."""
+    reports = read_seed_reports(workdir)
+    ratios = {
+        method: np.array([report[method]["seam_ratio"][0] for report in reports])
+        for method in METHODS
+    }
     lines = [
-        "## Super-resolution with and without MultiDiffusion",
-        "",
-        f"The paper: {PAPER}",
-        "",
         f"Ours: {verdict(ratios)}",
         "",
-        "| | seams over elsewhere, seeds " + ", ".join(map(str, SEEDS)) + " | PSNR, dB |",
+        "| | seam ratio, seeds " + ", ".join(map(str, SEEDS)) + " | PSNR, dB |",
         "|---|---|---|",
     ]
-    for way, name in WAYS.items():
-        decibels = np.mean([report[way]["psnr"] for report in reports])
-        each = ", ".join(f"{ratio:.3f}" for ratio in ratios[way])
-        lines.append(f"| {name} | {each} | {decibels:.1f} |")
+    for method, label in METHODS.items():
+        decibels = np.mean([report[method]["psnr"] for report in reports])
+        by_seed = ", ".join(f"{ratio:.3f}" for ratio in ratios[method])
+        lines.append(f"| {label} | {by_seed} | {decibels:.1f} |")
     picture = f"{workdir.name}/seed_{SEEDS[0]}.png"
     clips = reports[0]["settings"]["num_clips"]
-    return "\n".join([*lines, "", f"({clips} clips a seed.)", "", f"![differences]({picture})", ""])
+    return [
+        *lines,
+        "",
+        "(Seam ratio: difference of consecutive frames at window boundaries over that elsewhere; "
+        f"{clips} clips per seed.)",
+        "",
+        f"![differences of consecutive frames]({picture})",
+        "",
+    ]
+
+
+ABLATION = ProgramAblation(
+    name="multidiffusion",
+    question="Super-resolution with and without MultiDiffusion",
+    paper=("Without it the difference of consecutive frames has a spike at every window boundary."),
+    needs=("ssr",),
+    plan=plan,
+    findings=findings,
+)

@@ -1,8 +1,9 @@
-"""`resampler_init` on real clips, UCF-101's, as in the paper; where there is a copy of them.
+"""Repeats `resampler_init` on UCF-101, as in the paper. Needs a copy of the dataset.
 
-python -m experiments.ablations --only=resampler_init_ucf101 --ucf101=UCF-101 --workdir=runs/a
+    python -m experiments.ablations --only=resampler_init_ucf101 --ucf101=UCF-101 \\
+        --workdir=runs/ablations
 
-The image model that comes with the package has seen shapes only; --t2i names another.
+The image model in the package is trained on shapes only; --t2i takes another.
 """
 
 import dataclasses
@@ -15,14 +16,14 @@ ABLATION = dataclasses.replace(
     resampler_init.ABLATION,
     name="resampler_init_ucf101",
     question=f"{resampler_init.ABLATION.question} On UCF-101",
-    options=("--config.init_from=T2I", "--config.data.source=UCF101"),
+    field_inputs={scale: {"init_from": "t2i", "data.source": "ucf101"} for scale in ("cpu", "tpu")},
     shared=False,
     judged=False,
 )
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED", or of "VARIANT,SEED,tpu"."""
+    """Returns the config of the run "VARIANT,SEED" or "VARIANT,SEED,tpu"."""
     config = resampler_init.get_config(argument)
     config.data.name, config.data.source = "ucf101", ""
     if "num_examples" in config.data:

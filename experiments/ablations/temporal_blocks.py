@@ -1,25 +1,25 @@
-"""Convolution over space then time, over both at once, or over time alone, at equal parameters.
+"""Compares factorised, 3-D and 1-D temporal convolutions with equal numbers of parameters.
 
-python -m experiments.ablations --only=temporal_blocks --workdir=runs/ablations
+    python -m experiments.ablations --only=temporal_blocks --workdir=runs/ablations
 
-Each kind of block is as wide inside as makes its parameters as many as the factorised one's.
+The factorised block convolves over space, then over time; the 3-D block over both together; the
+1-D block over time only.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import Training, base_config, ranking, read_run
+from experiments.ablations.harness.trained import TrainedAblation, base_config, rank_variants
 
-ABLATION = Training(
+ABLATION = TrainedAblation(
     name="temporal_blocks",
     question="Factorised, 3-D or 1-D temporal convolutions, at equal parameters?",
-    paper="Not asked: it factorises, for more nonlinearities at less cost than 3-D convolutions.",
+    paper="Not compared. It factorises: more nonlinearities at less cost than 3-D convolutions.",
     variants=("factorised", "conv3d", "conv1d"),
-    verdict=ranking,
+    verdict=rank_variants,
 )
 
-
-# Features inside a block for each feature of its level, at which there are as many parameters as
-# with the factorised kind, to 1 %.
+# Width multipliers of the hidden layer that give each block the parameters of the factorised
+# block, to 1 %.
 HIDDEN = {
     "cpu": {"factorised": 1.0, "conv3d": 0.5, "conv1d": 1.75},
     "tpu": {"factorised": 1.0, "conv3d": 0.46, "conv1d": 3.25},
@@ -27,8 +27,8 @@ HIDDEN = {
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED", or of "VARIANT,SEED,tpu"."""
-    variant, seed, scale = read_run(argument, ABLATION.variants, ABLATION.scales)
+    """Returns the config of the run "VARIANT,SEED" or "VARIANT,SEED,tpu"."""
+    variant, seed, scale = ABLATION.parse_run(argument)
     config = base_config(seed, scale)
     config.temporal.block = variant
     config.temporal.hidden = HIDDEN[scale][variant]

@@ -1,38 +1,39 @@
-"""Down- and up-sampling in time, or the full frame rate at every level, for the same FLOPs.
+"""Compares temporal down- and up-sampling with the full frame rate at all levels, at equal FLOPs.
 
-python -m experiments.ablations --only=temporal_resampling --workdir=runs/ablations
+    python -m experiments.ablations --only=temporal_resampling --workdir=runs/ablations
 
-The full rate takes more FLOPs a step, and so it is given fewer steps.
+The full rate takes more FLOPs per step, so it trains for fewer steps.
 """
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import Training, base_config, lower_in, read_run
+from experiments.ablations.harness.trained import TrainedAblation, base_config, count_lower
 
 
-def _verdict(losses: dict) -> str:
-    wins = lower_in(losses, "resampled", "full_rate")
+def _verdict(losses: dict[str, np.ndarray]) -> str:
+    wins = count_lower(losses, "resampled", "full_rate")
     return (
-        f"For the same FLOPs of training, resampling in time ends lower with {wins} of "
+        f"For the same training FLOPs, temporal resampling ends lower with {wins} of "
         f"{len(losses['full_rate'])} seeds."
     )
 
 
-ABLATION = Training(
+ABLATION = TrainedAblation(
     name="temporal_resampling",
     question="Temporal resampling or the full frame rate, at equal FLOPs?",
-    paper="Not asked: the paper resamples, for the memory and time that it saves.",
+    paper="Not compared. It resamples to save memory and time.",
     variants=("resampled", "full_rate"),
     verdict=_verdict,
 )
 
-
-FULL_RATE_STEPS = {"cpu": 261, "tpu": 11410}  # for the FLOPs of the resampled network's
+# Steps that take the FLOPs of all steps of the resampled network.
+FULL_RATE_STEPS = {"cpu": 261, "tpu": 11410}
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED", or of "VARIANT,SEED,tpu"."""
-    variant, seed, scale = read_run(argument, ABLATION.variants, ABLATION.scales)
+    """Returns the config of the run "VARIANT,SEED" or "VARIANT,SEED,tpu"."""
+    variant, seed, scale = ABLATION.parse_run(argument)
     config = base_config(seed, scale)
     if variant == "full_rate":
         config.temporal.resample = (False,) * len(config.temporal.resample)

@@ -1,28 +1,29 @@
-"""How many frames super-resolution sees at a time, for as many a step; at a TPU's scale only.
+"""Compares the number of frames per window of super-resolution; on TPUs only.
 
-python -m experiments.ablations --scale=tpu --only=window_length --workdir=runs/ablations_tpu
+    python -m experiments.ablations --scale=tpu --only=window_length --workdir=runs/ablations_tpu
+
+All variants train on the same number of frames per step.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.ablations.training import STEPS, Training, ranking, read_run
+from experiments.ablations.harness.trained import STEPS, TrainedAblation, rank_variants
 from experiments.configs import ssr_1024
 
-ABLATION = Training(
+ABLATION = TrainedAblation(
     name="window_length",
-    question="How long are super-resolution's windows?",
-    paper="Not said; neighbours overlap by two frames.",
+    question="How long are the windows of super-resolution?",
+    paper="Not stated. Neighbouring windows overlap by two frames.",
     variants=("8", "16", "32"),  # frames
-    verdict=ranking,
-    scales=("tpu",),
-    options=("--config.data.source=FOLDER",),
+    verdict=rank_variants,
+    field_inputs={"tpu": {"data.source": "folder"}},
     shared=False,
 )
 
 
 def get_config(argument: str) -> ConfigDict:
-    """The run of "VARIANT,SEED,tpu"."""
-    frames, seed, scale = read_run(argument, ABLATION.variants, ABLATION.scales)
+    """Returns the config of the run "VARIANT,SEED,tpu"."""
+    frames, seed, scale = ABLATION.parse_run(argument)
     config = ssr_1024.get_config()
     config.seed = config.data.seed = seed
     config.total_steps, config.optimizer.cooldown_steps = STEPS[scale], STEPS[scale] // 4
