@@ -1,8 +1,9 @@
-"""Runs the commands of the gallery again, from the checkout's root.
+"""Runs the commands of docs/gallery.md.
 
     python -m experiments.gallery
 
-Each `stunet` line of docs/gallery.md, in order, which writes the pictures there; masks stay.
+Runs each `stunet` line of the page in order, from the root of a checkout. The commands overwrite
+the page's pictures but not its masks.
 """
 
 import shlex
@@ -15,27 +16,27 @@ from experiments.common.program_flags import read_flags
 from stunet.cli import main as stunet
 from stunet.errors import UserError, run_command
 
-FLAGS = flags.FlagValues()  # only --help
+FLAGS = flags.FlagValues()  # --help only
 PAGE = Path("docs/gallery.md")
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The arguments of every `stunet` command of a page.
+    """Returns the arguments of each `stunet` command of a page.
 
     Raises:
-      UserError: there is no such page here.
+      UserError: The page does not exist.
     """
     if not page.is_file():
-        raise UserError(f"{page}: not found; run this from the root of a checkout")
+        raise UserError(f"{page}: not found, expected the root of a checkout as working directory")
     lines = page.read_text(encoding="utf-8").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("stunet ")]
 
 
 def main(argv: list[str]) -> int:
-    """Runs them until one fails; returns that one's exit code, or 0."""
+    """Runs all commands; stops at the first that fails and returns its exit code, else 0."""
     read_flags(FLAGS, argv, __doc__)
     if argv[1:]:
-        raise UserError(f"takes no arguments, got {' '.join(argv[1:])}")
+        raise UserError(f"arguments: got {' '.join(argv[1:])!r}, expected none")
     for command in commands(PAGE):
         print("stunet", shlex.join(command), flush=True)
         if code := stunet(command):

@@ -1,12 +1,13 @@
-"""What super-resolution makes of known clips: seams, colours and detail.
+"""Measures seams, colours and detail of super-resolution on moving-shapes clips.
 
     python -m experiments.upscaling --model=runs/tiny_ssr --out=runs/tiny_ssr/upscaling
 
-Moving-shapes clips of the tiny config are made small, enlarged, and compared with what they were:
-without MultiDiffusion (windows end to end, each sampled for itself) and with it (overlapping
-windows, averaged at every step), once alike, as the paper does, and once with weights that fade one
-into the next. Writes OUT.json, OUT.png (difference of consecutive frames, as the paper's figure)
-and OUT_sheet.png (the clip given, the three results, and the truth).
+Downsamples clips of the tiny config, upscales them and compares the results with the original
+clips. Compares three methods: without MultiDiffusion (adjacent windows, sampled independently), and
+with it (overlapping windows, averaged at every step) with uniform weights as in the paper, or with
+weights that ramp down towards the ends of a window. Writes OUT.json, OUT.png (difference of
+consecutive frames, like the paper's figure) and OUT_sheet.png (the input, the three results, and
+the original clip).
 """
 
 import json
@@ -30,7 +31,7 @@ from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_mask, seam_ratio
 from stunet.video_io import check_writable, contact_sheet, write_image
 
-DESCRIBED = {
+LABELS = {
     "without": "without MultiDiffusion",
     "uniform": "with, uniform weights",
     "ramp": "with, ramp weights",
@@ -38,38 +39,47 @@ DESCRIBED = {
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-    "model", None, "a model folder, or a training workdir", flag_values=FLAGS
+    "model",
+    None,
+    "measure the super-resolution model in this model folder or workdir; required",
+    flag_values=FLAGS,
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "where OUT.json, OUT.png and OUT_sheet.png are written", flag_values=FLAGS
+    "out", None, "write OUT.json, OUT.png and OUT_sheet.png; required", flag_values=FLAGS
 )
 _CLIPS = flags.DEFINE_integer(
-    "num_clips", 16, "how many clips are enlarged", lower_bound=2, flag_values=FLAGS
+    "num_clips", 16, "upscale this many clips", lower_bound=2, flag_values=FLAGS
 )
 _SPLIT = flags.DEFINE_enum(
-    "split", "heldout", ["train", "heldout"], "of the clips", flag_values=FLAGS
+    "split", "heldout", ["train", "heldout"], "upscale clips of this split", flag_values=FLAGS
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", "datasets", "where the dataset is kept", flag_values=FLAGS
+    "data_dir", "datasets", "read or build the dataset in this folder", flag_values=FLAGS
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "sampling steps; default: the sampler's own", flag_values=FLAGS
+    "steps",
+    None,
+    "take this many sampling steps; default: the sampler's default",
+    flag_values=FLAGS,
 )
-_SCALE = flags.DEFINE_float("guidance_scale", 1.0, "of classifier-free guidance", flag_values=FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
+_SCALE = flags.DEFINE_float(
+    "guidance_scale", 1.0, "set the scale of classifier-free guidance", flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "set the seed of the noise", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
-    """Enlarges, measures, prints and writes."""
+    """Upscales the clips by each method, prints the figures and writes the files."""
     read_flags(FLAGS, argv, __doc__)
-    if not _MODEL.value or not _OUT.value:
-        raise UserError("both --model=DIR and --out=NAME are needed")
+    missing = [f"--{flag.name}" for flag in (_MODEL, _OUT) if not flag.value]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: not set, required")
     paths = [Path(f"{_OUT.value}{ending}") for ending in (".json", ".png", "_sheet.png")]
     check_writable(paths[1])
     prepare_compiler()
     model = stunet.load(_MODEL.value)
     if model.super_resolution is None:
-        raise UserError(f"{_MODEL.value}: no super-resolution model")
+        raise UserError(f"--model: {_MODEL.value} is not a super-resolution model")
     truth, prompts = _clips(model.resolution)
     factor = model.super_resolution.factor
     variants = {
@@ -90,24 +100,25 @@ def main(argv: list[str]) -> None:
     }
     if len(windows_for(model, truth.shape[1], variants["without"]).starts) == 1:
         raise UserError(
-            f"{_MODEL.value}: one window of {model.num_frames} frames holds the whole clip of "
-            f"{truth.shape[1]}; there is no seam to measure"
+            f"--model: {_MODEL.value} has windows of {model.num_frames} frames, expected fewer "
+            f"than the {truth.shape[1]} frames of a clip, or there are no seams to measure"
         )
-    given = np.asarray(downsample(truth, factor))
-    bicubic = np.asarray(jax.image.resize(given, truth.shape, "bicubic"))
+    low_resolution = np.asarray(downsample(truth, factor))
+    bicubic = np.asarray(jax.image.resize(low_resolution, truth.shape, "bicubic"))
 
     results, report = {}, {}
     for name, sampling in variants.items():
         windows = windows_for(model, truth.shape[1], sampling)
-        with tqdm(desc=DESCRIBED[name], unit="step") as bar:
+        with tqdm(desc=LABELS[name], unit="step") as bar:
 
             def on_progress(progress: stunet.Progress, bar: tqdm = bar) -> None:
                 bar.total = progress.total
                 bar.update(progress.done - bar.n)
 
-            result = stunet.upscale(model, given, prompts, sampling=sampling, progress=on_progress)
-            videos = result.videos
-        shift = colour_shift(videos, given)
+            videos = stunet.upscale(
+                model, low_resolution, prompts, sampling=sampling, progress=on_progress
+            ).videos
+        shift = colour_shift(videos, low_resolution)
         results[name] = videos
         report[name] = {
             "windows": len(windows.starts),
@@ -124,14 +135,18 @@ def main(argv: list[str]) -> None:
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _SPLIT, _STEPS, _SCALE, _SEED)}
     paths[0].write_text(json.dumps({**report, "settings": settings}, indent=2) + "\n")
     _plot(model, truth, results, paths[1])
-    rows = [upsample(given[:1], factor), *(videos[:1] for videos in results.values()), truth[:1]]
+    rows = [
+        upsample(low_resolution[:1], factor),
+        *(videos[:1] for videos in results.values()),
+        truth[:1],
+    ]
     sheet = np.concatenate(rows)[:, ::4]
     write_image(paths[2], contact_sheet(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1]))
     print(*paths, sep="\n")
 
 
 def _clips(resolution: int) -> tuple[np.ndarray, list[str]]:
-    """Whole clips `[N, T, R, R, 3]` of the tiny config's data, and their captions."""
+    """Returns whole clips `[N, T, R, R, 3]` of the config `tiny_ssr`, and their captions."""
     fields = tiny_ssr.get_config().data.to_dict()
     fields |= {"data_dir": _DATA_DIR.value, "split": _SPLIT.value, "resolution": resolution}
     config = data.parse_config(fields | {"num_frames": fields["clip_frames"]})
@@ -139,19 +154,21 @@ def _clips(resolution: int) -> tuple[np.ndarray, list[str]]:
     return data.whole_examples(config, _CLIPS.value)
 
 
-def _plot(model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path) -> None:
-    """Mean difference of consecutive frames over the clip, joints of the windows dotted."""
+def _plot(
+    model: stunet.Model, truth: np.ndarray, results: dict[str, np.ndarray], path: Path
+) -> None:
+    """Plots the mean difference of consecutive frames; dotted lines are window boundaries."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    lines = {DESCRIBED[name]: videos for name, videos in results.items()}
+    lines = {LABELS[name]: videos for name, videos in results.items()}
     for name, videos in {**lines, "true clip": truth}.items():
         axes.plot(np.arange(1, truth.shape[1]), frame_differences(videos).mean(0), label=name)
-    joints = seam_mask(windows_for(model, truth.shape[1], stunet.Sampling(overlap=0)))
-    for joint in np.flatnonzero(joints):
-        axes.axvline(joint + 1, color="grey", linestyle=":", linewidth=0.8)
-    axes.set(xlabel="frame", ylabel="difference to the frame before / (1/255)", ylim=(0, None))
+    boundaries = seam_mask(windows_for(model, truth.shape[1], stunet.Sampling(overlap=0)))
+    for frame in np.flatnonzero(boundaries):
+        axes.axvline(frame + 1, color="grey", linestyle=":", linewidth=0.8)
+    axes.set(xlabel="frame", ylabel="difference to the previous frame / (1/255)", ylim=(0, None))
     axes.legend()
     figure.savefig(path, dpi=120)
 
