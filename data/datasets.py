@@ -41,8 +41,8 @@ def parse_config(mapping: Mapping[str, Any], where: str = "config.data") -> Data
     name = values.get("name")
     if not isinstance(name, str):
         raise UserError(
-            f"{where}: field 'name' must be one of {', '.join(DATASETS)} or "
-            f"'package.module:name', got {name!r}"
+            f"{where}: name is {name!r}, expected one of {', '.join(DATASETS)} or "
+            "'package.module:name'"
         )
     dataset = resolve(f"{where}: dataset", name, DATASETS)
     if not (isinstance(dataset, type) and issubclass(dataset, DataConfig)):
@@ -50,8 +50,8 @@ def parse_config(mapping: Mapping[str, Any], where: str = "config.data") -> Data
     for field, owners in _fields_of_others(dataset).items():
         if value := values.pop(field, None):
             raise UserError(
-                f"{where}: field '{field}' is {value!r}, expected none for dataset {name!r} "
-                f"(it belongs to {', '.join(owners)})"
+                f"{where}: {field} is {value!r}, expected no value for dataset {name!r} "
+                f"({field} is a field of {', '.join(owners)})"
             )
     return from_dict(dataset, values, where)
 
