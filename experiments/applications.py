@@ -43,7 +43,7 @@ _ONLY = flags.DEFINE_multi_enum(
     "only",
     [],
     APPLICATIONS,
-    "measure this application; repeat for several; default: all, style only with --style",
+    "measure this application; default: all, style only with --style",
     flag_values=FLAGS,
 )
 _MODEL = flags.DEFINE_string(

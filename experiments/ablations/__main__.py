@@ -80,7 +80,7 @@ _JOBS = flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 _SET = flags.DEFINE_multi_string(
-    "set", [], "pass this flag on to the programs that are run; repeat for more", flag_values=FLAGS
+    "set", [], "pass this flag on to the programs that are run", flag_values=FLAGS
 )
 
 

@@ -39,7 +39,7 @@ _DEVICE = flags.DEFINE_enum(
     "device", "cpu", ["cpu", "gpu"], "compute on this kind of device", flag_values=FLAGS
 )
 _BATCHES = flags.DEFINE_multi_integer(
-    "batch", [1, 4], "measure batches of this many videos; repeat for several", flag_values=FLAGS
+    "batch", [1, 4], "measure batches of this many videos", flag_values=FLAGS
 )
 
 

@@ -44,13 +44,13 @@ _NETWORKS = flags.DEFINE_multi_enum(
     "networks",
     ["peers"],
     list(NETWORKS),
-    "measure this network; repeat for several",
+    "measure this network",
     flag_values=FLAGS,
 )
 _FRAMES = flags.DEFINE_multi_integer(
     "frames",
     [16, 32, 64, 80, 160],
-    "measure clips of this many frames; repeat for several lengths",
+    "measure clips of this many frames",
     flag_values=FLAGS,
 )
 _DTYPE = flags.DEFINE_enum(
@@ -60,7 +60,7 @@ _REMAT = flags.DEFINE_multi_enum(
     "remat",
     ["none"],
     list(REMAT_POLICIES),
-    "recompute these activations; repeat to compare policies",
+    "recompute these activations in the train step",
     flag_values=FLAGS,
 )
 _MAX_PIXELS = flags.DEFINE_integer(
