@@ -131,8 +131,8 @@ def draw_attributes(split: str, rng: np.random.Generator) -> Attributes:
 def caption(attributes: Attributes, seed: int) -> str:
     """Returns an English caption, in a wording that depends on `seed`.
 
-    It always names shape, colour and motion; background (0.9), size (0.4 unless medium) and speed
-    (0.3) with the given probability.
+    It names shape, colour and motion, the background with probability 0.9, a size other than medium
+    with 0.4, and the speed with 0.3.
     """
     rng = np.random.default_rng((seed, 1))
     motion = _pick(rng, MOTIONS[attributes.motion])

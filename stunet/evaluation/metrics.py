@@ -1,4 +1,4 @@
-"""What a metric is, and the table of metrics.
+"""The protocol of metrics, and the table of metrics.
 
 To add a metric, write a class that implements `Metric` in a new module and enter it here. A metric
 outside of this package needs no entry: `stunet evaluate --metric package.module:name` takes the
