@@ -1,62 +1,87 @@
-"""`stunet studio`: a web page for everything that a trained model can do."""
+"""`stunet studio`: serves a web page with a tab per application."""
 
 import argparse
 from collections.abc import Callable
 
+from stunet.engine.applications import APPLICATIONS
 from stunet.errors import UserError
 from stunet.weights import shipped
 
 DEFAULT_PORT = 7860
-STUDIO = """\
-Serves a web page with a tab for each thing that the model can do, on this machine alone.
+DESCRIPTION = """\
+Serves a web page with a tab for each application of the model. By default only this machine can
+reach it.
 
   stunet studio
   stunet studio --model runs/fill --upscale runs/tiny_ssr --style runs/duotone
 """
-STUDIO_MORE = """\
-Animate, interpolate, inpaint and cinemagraph take a model of stage 'conditional', upscale takes
---upscale. Needs Gradio: pip install "stunet[studio]". Ctrl-C ends it.
+EPILOG = """\
+Tabs that need a model of stage 'conditional': {conditional}.
+Tabs that need --upscale: {super_resolution}.
+Needs Gradio: pip install "stunet[studio]". Ctrl-C stops the server.
 """
 
 
 def add_commands(command: Callable) -> None:
-    """Adds this command by `command(name, run, **texts)`."""
-    add = command(
-        "studio", _studio, help="a web page for all of this", description=STUDIO, epilog=STUDIO_MORE
+    """Adds this command with `command(name, run, arguments, **texts)`."""
+    needs = {
+        kind: ", ".join(name for name, a in APPLICATIONS.items() if a.model == kind)
+        for kind in ("conditional", "super_resolution")
+    }
+    command(
+        "studio",
+        _studio,
+        _add_arguments,
+        help="serve a web page with all applications",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(**needs),
     )
+
+
+def _add_arguments(add: Callable) -> None:
     add(
         "--model",
         metavar="DIR",
-        help="a model folder, or a training workdir; without it models that come with stunet, "
-        f"{shipped.CONDITIONAL_MODEL}, {shipped.UPSCALER} and {shipped.STYLE_MODEL}",
+        help="model folder, training workdir, or the name of a model that comes with stunet; "
+        f"default: {shipped.CONDITIONAL_MODEL} with {shipped.UPSCALER} and {shipped.STYLE_MODEL}",
     )
     add(
         "--upscale",
         metavar="DIR",
         action="append",
         default=[],
-        help="a super-resolution model that enlarges videos; again for one more on top",
+        help="super-resolution model that enlarges videos; repeat for a cascade; default: none "
+        "with --model",
     )
-    add("--style", metavar="DIR", help="a model whose weights were tuned to a style")
+    add(
+        "--style",
+        metavar="DIR",
+        help="model tuned to a style; default: none with --model",
+    )
     add(
         "--host",
         default="127.0.0.1",
-        help="where to listen; 0.0.0.0 is everybody's; default: %(default)s",
+        help="address to listen on; 0.0.0.0 serves the whole network; default: %(default)s",
     )
-    add("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one; default: %(default)s")
+    add(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        help="port to listen on; 0 selects a free one; default: %(default)s",
+    )
 
 
 def _studio(args: argparse.Namespace) -> None:
     _check_gradio()
 
     from stunet.compiling import prepare_compiler
-    from stunet.studio.models import load_models
+    from stunet.engine.cascade import load_models
     from stunet.studio.server import free_port, serve
 
-    free_port(args.host, args.port)  # before the models take their time
+    free_port(args.host, args.port)  # loading the models takes longer
     prepare_compiler()
     model, upscale, style = args.model, args.upscale, args.style
-    if model is None:  # one that all tabs are for
+    if model is None:  # models that serve every tab
         model, upscale = shipped.CONDITIONAL_MODEL, upscale or [shipped.UPSCALER]
         style = style or shipped.STYLE_MODEL
     serve(load_models(model, upscale, style), args.host, args.port)
@@ -70,5 +95,5 @@ def _check_gradio() -> None:
     except PackageNotFoundError:
         found = None
     if found is None or found.split(".")[0] != "6":
-        what = "is not installed" if found is None else f"{found} is installed"
-        raise UserError(f'the studio needs Gradio 6, but it {what}: pip install "stunet[studio]"')
+        installed = "not installed" if found is None else f"version {found}"
+        raise UserError(f'gradio: {installed}, expected version 6: pip install "stunet[studio]"')

@@ -21,6 +21,7 @@ from stunet.engine.request import OnProgress, Progress, Request, Result, Samplin
 from stunet.engine.sampling import OnChunk, windows_for
 from stunet.errors import UserError
 from stunet.model import Model
+from stunet.weights.style import DEFAULT_STRENGTH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,20 +186,20 @@ def _settings(
     application = find_application(request.application)
     fields = [option.field for option in application.options]
     values = {name: getattr(request, name) for name in fields if name not in request.files}
-    values = {
-        name: f"array {np.shape(value)}" if isinstance(value, np.ndarray) else value
-        for name, value in values.items()
-        if value is not None and not (isinstance(value, bool) and name == "paste_back")
-    }
+    values = {name: _json_value(value) for name, value in values.items() if value is not None}
+    if values.get("paste_back") == application.paste_back:
+        del values["paste_back"]
     used = {}
     if any(step.model.super_resolution is None for step in steps):
         used["model"] = short_name(models.base_name)
         if models.style is not None and request.style_strength != 0:
             used["style"] = short_name(models.style_name)
-            if request.style_strength is not None:
-                used["style_strength"] = request.style_strength
+            strength = request.style_strength
+            used["style_strength"] = DEFAULT_STRENGTH if strength is None else strength
     enlarging = [step for step in steps if step.model.super_resolution is not None]
     if enlarging:
+        if "model" in used:
+            used["enlarge"] = True
         used["upscale"] = [short_name(name) for name in models.upscaler_names]
         used["upscale_steps"] = [_num_steps(step) for step in enlarging]
     return {
@@ -215,6 +216,12 @@ def _settings(
         "fps": fps,
         "stunet": stunet.__version__,
     }
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return f"array {np.shape(value)}" if hasattr(value, "shape") else value
 
 
 def _num_steps(step: _Step) -> int:

@@ -1,5 +1,6 @@
-"""`stunet studio`: a web page for what a trained model can do.
+"""`stunet studio`: a web page with a tab for each application.
 
-`page` lays it out and is all that knows Gradio; below it are `inputs` (uploads, masks), `making`
-(a request to a video), `jobs` (one at a time) and `results` (files, and what the page says).
+`page` builds the tabs from `stunet.engine.applications` and is the only module that imports Gradio.
+`requests` parses the components' values into an engine `Request` and runs it; `uploads` checks
+files; `jobs` queues jobs; `results` writes result files and HTML; `server` serves the page.
 """

@@ -1,36 +1,37 @@
-"""One job at a time, in the order of coming; a cancelled one stops at its next report."""
+"""A queue that runs one job at a time, and the jobs' progress."""
 
 import collections
-import contextlib
 import dataclasses
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
+from stunet.engine.request import Progress
 from stunet.errors import UserError
 
-FAILED = "this failed through no fault of yours; the studio's terminal says how"
+INTERNAL_ERROR = "internal error, see the studio's terminal for the traceback"
 
 
-class Cancelled(Exception):  # noqa: N818  (it is no error)
-    """Raised inside a job that was cancelled, and to whoever waits for its result."""
+class Cancelled(Exception):  # noqa: N818  (not an error)
+    """Raised inside a cancelled job, and by `Job.result`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Progress:
-    """How far a job is.
+class Status:
+    """Status of a job, for display.
 
     Attributes:
-      stage: what it does, in words.
-      done: steps.
-      total: steps of this stage; 0 where they cannot be counted.
-      seconds: since the stage's first step ended, which takes the compiler's time too.
-      frames: an estimate of the video, `[T, H, W, 3]` in [-1, 1], or None.
-      thinned: the estimate is every so many frames of the video.
+      stage: Current activity, in words.
+      done: Steps done.
+      total: Steps of the stage. 0 if they cannot be counted.
+      seconds: Time since the end of the stage's first step, which includes compilation.
+      frames: Preview of the video, `[T, H, W, 3]` in [-1, 1]. None if there is no estimate yet.
+      frame_stride: Frames of the video per frame of the preview.
     """
 
     stage: str
@@ -38,74 +39,77 @@ class Progress:
     total: int = 0
     seconds: float = 0.0
     frames: np.ndarray | None = None
-    thinned: int = 1
+    frame_stride: int = 1
 
 
-STOPPING = Progress("stopping after this step")
-Report = Callable[[Progress], None]  # raises Cancelled
+STOPPING = Status("stopping after this step")
+Report = Callable[[Status], None]  # raises Cancelled
 Work = Callable[[Report], Any]
 
 
 class Job:
-    """Work in a `Queue`, which makes it."""
+    """A unit of work in a `Queue`. Created by `Queue.add`."""
 
     def __init__(self, work: Work, owner: tuple[str, ...], queue: "Queue"):
         self.owner = owner
         self._work, self._queue = work, queue
-        self._progress = Progress("waiting")
+        self._status = Status("waiting")
         self._cancelled = self._finished = False
         self._result: Any = None
         self._error: BaseException | None = None
 
-    def updates(self) -> Iterator[Progress]:
-        """Its progress whenever that changes, until it ends; while it waits, its place in line."""
-        seen = None
+    def updates(self) -> Iterator[Status]:
+        """Yields the status whenever it changes, until the job ends.
+
+        The status of a waiting job is its position in the queue.
+        """
+        previous = None
         while True:
             with self._queue.changed:
-                self._queue.changed.wait_for(lambda: self._finished or self._state() != seen)  # noqa: B023
+                self._queue.changed.wait_for(lambda: self._finished or self._state() != previous)  # noqa: B023
                 if self._finished:
                     return
-                seen = ahead, progress = self._state()
-            yield Progress(f"waiting: {ahead} ahead") if ahead else progress
+                previous = ahead, status = self._state()
+            yield Status(f"waiting: {ahead} ahead") if ahead else status
 
     def result(self) -> Any:
-        """What the work returned, once `updates` has ended.
+        """Returns the result of the work. Call it after `updates` has ended.
 
         Raises:
-          Cancelled: it was cancelled.
-          UserError: of the work, or in place of anything else that it raised.
+          Cancelled: The job was cancelled.
+          UserError: Raised by the work, or replaces any other exception that it raised.
         """
         if self._error is not None:
             raise self._error
         return self._result
 
     def cancel(self) -> None:
-        """Takes it out of the line, or stops it at its next report; nothing if it has ended."""
+        """Removes the job from the queue, or stops it at its next report. Ended jobs ignore it."""
         with self._queue.changed:
             self._cancelled = True
             self._queue.changed.notify_all()
             if self._queue._withdraw(self):
                 self._end(error=Cancelled())
 
-    def _state(self) -> tuple[int, Progress]:
-        return self._queue._ahead(self), STOPPING if self._cancelled else self._progress
+    def _state(self) -> tuple[int, Status]:
+        return self._queue._ahead(self), STOPPING if self._cancelled else self._status
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, status: Status) -> None:
         with self._queue.changed:
             if self._cancelled:
                 raise Cancelled
-            self._progress = progress
+            self._status = status
             self._queue.changed.notify_all()
 
     def _run(self) -> None:
         try:
-            self._report(Progress("starting"))
+            self._report(Status("starting"))
             result, error = self._work(self._report), None
         except (Cancelled, UserError) as raised:
             result, error = None, raised
         except Exception:
             traceback.print_exc()
-            result, error = None, UserError(FAILED)
+            result, error = None, UserError(INTERNAL_ERROR)
         with self._queue.changed:
             self._end(result, error)
 
@@ -115,10 +119,10 @@ class Job:
 
 
 class Queue:
-    """Jobs, worked on by one thread.
+    """Runs jobs one after the other, in one thread.
 
     Args:
-      limit: jobs that may be unfinished at once.
+      limit: Maximum number of unfinished jobs.
     """
 
     def __init__(self, limit: int = 16):
@@ -131,39 +135,45 @@ class Queue:
         self._thread.start()
 
     def add(self, work: Work, *owner: str) -> Job:
-        """Puts work at the end of the line.
+        """Appends a job.
 
         Args:
-          work: is called with a `Report`, which it calls often; what it returns is the result.
-          *owner: whose it is, for `cancel`.
+          work: Called with a `Report`, which it should call often. Returns the job's result.
+          *owner: Identifies the job for `cancel`, from general to specific.
 
         Raises:
-          UserError: the line is full.
+          UserError: The queue is full.
         """
         job = Job(work, owner, self)
         with self.changed:
-            if len(self._waiting) + (self._running is not None) >= self.limit:
-                raise UserError(f"{self.limit} jobs are waiting already; try again later")
+            unfinished = len(self._waiting) + (self._running is not None)
+            if unfinished >= self.limit:
+                raise UserError(
+                    f"queue: full ({unfinished} jobs), expected fewer than {self.limit}; "
+                    "try again later"
+                )
             self._waiting.append(job)
             self.changed.notify_all()
         return job
 
     def cancel(self, *owner: str) -> None:
-        """Cancels the jobs whose owner begins like this: without a word, all."""
+        """Cancels the jobs whose owner begins with these words. Without words, cancels all."""
         with self.changed:
             for job in [*self._waiting, *([self._running] if self._running else [])]:
                 if job.owner[: len(owner)] == owner:
                     job.cancel()
 
-    def close(self, patience: float = 10.0) -> bool:
-        """Cancels all jobs and waits up to `patience` seconds for the one at work to stop; returns
-        whether it did.
+    def close(self, timeout: float = 10.0) -> bool:
+        """Cancels all jobs and waits up to `timeout` seconds for the running one to stop.
+
+        Returns:
+          Whether it stopped.
         """
         with self.changed:
             self._closed = True
             self.cancel()
             self.changed.notify_all()
-        self._thread.join(patience)
+        self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _serve(self) -> None:
@@ -181,13 +191,13 @@ class Queue:
                 self.changed.notify_all()
 
     def _ahead(self, job: Job) -> int:
-        """Jobs that come before one; 0 when its turn has come."""
+        """Returns the number of jobs before this one; 0 if it has started or ended."""
         if job not in self._waiting:
             return 0
         return self._waiting.index(job) + (self._running is not None)
 
     def _withdraw(self, job: Job) -> bool:
-        """Takes a job out of the line; False if it is not in it."""
+        """Removes a waiting job. Returns False if it is not waiting."""
         if job not in self._waiting:
             return False
         self._waiting.remove(job)
@@ -195,48 +205,50 @@ class Queue:
         return True
 
 
-class Watch:
-    """Reports of a cascade: `pipeline.Progress`, which names the samplings in turn.
+class ProgressAdapter:
+    """Turns the engine's progress reports into a job's.
 
     Args:
-      report: of the job.
-      stages: a name for each sampling.
-      every: seconds between two estimates of the video, at least.
-      size: frames, and pixels of a side, that an estimate is thinned out to.
+      report: Receives the job's status.
+      interval: Seconds between two previews, at least.
+      max_frames: Maximum number of frames of a preview.
+      max_side: Maximum height and width of a preview, in pixels.
     """
 
     def __init__(
         self,
         report: Report,
-        stages: Sequence[str],
-        every: float = 0.4,
-        size: tuple[int, int] = (32, 128),
+        interval: float = 0.4,
+        max_frames: int = 32,
+        max_side: int = 128,
     ):
-        self._report, self._stages, self._every, self._size = report, iter(stages), every, size
-        self._shown, self._estimate = 0.0, (None, 1)
+        self._report, self._interval = report, interval
+        self._max_frames, self._max_side = max_frames, max_side
+        self._first_step_time = self._preview_time = 0.0
+        self._preview: tuple[np.ndarray | None, int] = (None, 1)
 
-    @contextlib.contextmanager
-    def __call__(self, windows: Any) -> Iterator[Callable[[int, int, Any], None]]:
-        """The next sampling's `on_chunk`."""
-        stage, first_ended = next(self._stages), None
+    def __call__(self, progress: Progress) -> None:
+        """Reports one `stunet.engine.request.Progress`."""
+        if progress.stage == "reading":
+            self._report(Status("reading"))
+            return
+        if progress.done == 0:
+            stage = f"{progress.stage}: compiling, which takes longer the first time"
+            self._first_step_time = 0.0
+            self._report(Status(stage, 0, progress.total, 0.0, *self._preview))
+            return
+        now = time.monotonic()
+        self._first_step_time = self._first_step_time or now
+        last = progress.done == progress.total
+        if last or now - self._preview_time >= self._interval:
+            self._preview, self._preview_time = self._thin_out(progress.estimate), now
+        seconds = now - self._first_step_time
+        status = Status(progress.stage, progress.done, progress.total, seconds, *self._preview)
+        self._report(status)
 
-        def on_chunk(done: int, total: int, x0: Any) -> None:
-            nonlocal first_ended
-            now = time.monotonic()
-            if done and first_ended is None:
-                first_ended = now
-            seconds = now - (first_ended or now)
-            if done and (now - self._shown >= self._every or done == total):
-                # Thinned out where it lies: a large clip would take its time to the host.
-                frames, side = (
-                    -(-length // most)
-                    for length, most in zip(
-                        (x0.shape[1], max(x0.shape[2:4])), self._size, strict=True
-                    )
-                )
-                self._estimate = np.asarray(x0[0, ::frames, ::side, ::side]), frames
-                self._shown = now
-            what = stage if done else f"{stage}: getting ready, which takes longer the first time"
-            self._report(Progress(what, done, total, seconds, *self._estimate))
-
-        yield on_chunk
+    def _thin_out(self, estimate: jax.Array) -> tuple[np.ndarray, int]:
+        """Subsamples the first video on its device: copying all of a large clip is slow."""
+        _, num_frames, height, width, _ = estimate.shape
+        frame_stride = -(-num_frames // self._max_frames)
+        stride = -(-max(height, width) // self._max_side)
+        return np.asarray(estimate[0, ::frame_stride, ::stride, ::stride]), frame_stride

@@ -1,45 +1,37 @@
-"""The page: a tab for each application. All that knows Gradio is here.
+"""The Gradio page: a tab per application, with a component per option of its definition.
 
-Components hand over what the browser sent (`preprocess=False`): what is wrong with it is for our
-own checks to say.
+Events receive what the browser sent (`preprocess=False`), so that `stunet.studio.requests` reports
+what is wrong with it.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from stunet import engine as pipeline
+from stunet.diffusion.samplers import resolve_sampler
+from stunet.engine.applications import APPLICATIONS, Option, available_applications
+from stunet.engine.cascade import Models, short_name
+from stunet.engine.request import Request, Result, Sampling
 from stunet.errors import UserError
 from stunet.studio import results
-from stunet.studio.jobs import Cancelled, Queue
-from stunet.studio.making import Request, make
-from stunet.studio.models import Models
+from stunet.studio.jobs import Cancelled, Queue, Report
+from stunet.studio.requests import SIDES, parse_request, run_request
 from stunet.studio.uploads import (
+    EDITOR_SIDE,
     Limits,
-    canvas,
     check_upload,
-    painted_mask,
-    real_number,
-    received,
-    whole_number,
+    editor_background,
+    uploaded_path,
+    write_painted_mask,
 )
 from stunet.weights.style import DEFAULT_STRENGTH, MAX_STRENGTH
 
-PAINTED, FROM_FILE, AROUND = "painted here", "from a file", "around the video"
-SIDES = ("left", "right", "top", "bottom")
-TABS = {
-    "generate": "A video of a prompt.",
-    "animate": "A video that begins with an image.",
-    "interpolate": "A video from a first image to a last.",
-    "inpaint": "What a mask covers of a video is made anew, or what lies around it.",
-    "cinemagraph": "A part of an image moves, and nothing else.",
-    "edit": "A video is made over to the prompt.",
-    "upscale": "A video is enlarged.",
-}
-# Fonts of the machine: the page needs nothing from elsewhere.
+PAINTED, FROM_FILE = "Painted here", "From a file"
+FILE_KINDS = ("image", "video", "mask")
+# System fonts: the page loads nothing from other servers.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = """
 .status progress { width: 100%; height: 0.75rem; appearance: none; border: 0; }
@@ -50,7 +42,7 @@ CSS = """
 .status progress::-moz-progress-bar { background: var(--color-accent); border-radius: 4px; }
 .status img { margin-top: 0.5rem; image-rendering: pixelated; border-radius: 4px; }
 .status [role=alert] { border-left: 4px solid #b91c1c; padding: 0.5rem 0.75rem; font-weight: 600; }
-/* Trimming would load FFmpeg for browsers from elsewhere. */
+/* Trimming would load FFmpeg for browsers from another server. */
 [title="Trim video to selection"], [title="Reset video to initial value"] { display: none; }
 .status ul { margin: 0.25rem 0 0 1.25rem; list-style: disc; }
 """
@@ -58,13 +50,13 @@ CSS = """
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Studio:
-    """What the page's tabs share.
+    """State that all tabs share.
 
     Attributes:
-      models: to work with.
-      jobs: of everybody who has the page open.
-      folder: Gradio's, that uploads lie in; results are written to one inside of it.
-      limits: of uploads.
+      models: Models of all jobs, with a base model.
+      jobs: Queue of all users' jobs.
+      folder: Gradio's folder of uploads; results are written to a subfolder.
+      limits: Limits of uploads.
     """
 
     models: Models
@@ -74,48 +66,61 @@ class Studio:
 
     @property
     def results(self) -> Path:
-        """Where results are written to."""
+        """Folder of result files."""
         return self.folder / "results"
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """The page, to be launched."""
+    """Returns the page, ready to launch."""
 
-    def left(request: gr.Request) -> None:
+    def cancel_session(request: gr.Request) -> None:
         studio.jobs.cancel(request.session_hash)
 
     base = studio.models.base
-    what = f"{base.resolution}x{base.resolution} pixels"
+    output = f"{base.resolution}x{base.resolution} pixels"
     if base.num_frames > 1:
-        what = f"{base.num_frames} frames of {what}, {base.fps:g} a second"
+        output = f"{base.num_frames} frames of {output} at {base.fps:g} frames per second"
     with gr.Blocks(
         title="stunet studio", analytics_enabled=False, delete_cache=(3600, 86400)
     ) as page:
-        gr.Markdown(f"# stunet studio\n**{studio.models.names['model']}**: {what}")
-        for application in studio.models.applications:
+        gr.Markdown(f"# stunet studio\n**{short_name(studio.models.base_name)}**: {output}")
+        for application in available_applications(studio.models.chain):
             with gr.Tab(application.capitalize(), id=application):
-                gr.Markdown(TABS[application])
+                gr.Markdown(APPLICATIONS[application].summary)
                 _Tab(studio, application)
-        gr.Markdown(f"Uploads: at most {studio.limits}. One job runs at a time.")
-        page.unload(left)
+        gr.Markdown(f"Upload limits: {studio.limits}. One job runs at a time.")
+        page.unload(cancel_session)
     return page
 
 
 class _Tab:
-    """One application: its inputs at the left, its result at the right (below, where narrow)."""
+    """One application: inputs on the left, the result on the right (below, on narrow screens).
+
+    Attributes:
+      fields: Component by field of `Request` or `Sampling`. A mask has two more, `region` (the
+        radio buttons) and `painting` (the editor); margins have one per side.
+    """
 
     def __init__(self, studio: Studio, application: str):
         self.studio, self.application = studio, application
+        self.definition = APPLICATIONS[application]
+        self.options = {o.field: o for o in self.definition.options if not o.advanced}
+        if studio.models.base.num_frames == 1:
+            self.options.pop("num_frames", None)
+        self.mask = self._option_of("mask")
+        self.margins = self._option_of("margins")
         self.fields: dict[str, gr.components.Component] = {}
         with gr.Row():
             with gr.Column(min_width=300):
-                self._inputs()
+                self._add_inputs()
                 with gr.Row():
-                    start = gr.Button("Make it", variant="primary", min_width=100)
+                    start = gr.Button("Generate", variant="primary", min_width=100)
                     self.cancel = gr.Button("Cancel", interactive=False, min_width=100)
             with gr.Column(min_width=300):
-                # Apart from the job's status: a check may end after the job that followed it.
-                self.refusal = gr.HTML(elem_classes="status", elem_id=f"{application}-refusal")
+                # Separate from the status: a check may end after the job that followed it.
+                self.upload_error = gr.HTML(
+                    elem_classes="status", elem_id=f"{application}-upload-error"
+                )
                 self.status = gr.HTML(elem_classes="status", elem_id=f"{application}-status")
                 with gr.Column(visible=False) as self.result:
                     self.video = gr.Video(
@@ -129,44 +134,30 @@ class _Tab:
                     )
                     self.download = gr.DownloadButton("Download the MP4")
                     self.slice = gr.Image(
-                        label="X-T slice: the middle row of pixels, time running down",
+                        label="X-T slice: the middle row of pixels over time (downwards)",
                         interactive=False,
                         buttons=["fullscreen"],
                         alt_text="X-T slice",
                     )
                     self.settings = gr.JSON(
-                        label="Settings, in the MP4's comment too", open=True, buttons=["copy"]
+                        label="Settings (also in the MP4's comment)", open=True, buttons=["copy"]
                     )
-        self._events(start)
+        self._add_events(start)
 
-    # --- what is asked for
+    def _option_of(self, kind: str) -> Option | None:
+        return next((o for o in self.options.values() if o.kind == kind), None)
 
-    def _inputs(self) -> None:
-        application, fields, models = self.application, self.fields, self.studio.models
+    # --- components
+
+    def _add_inputs(self) -> None:
+        fields, models = self.fields, self.studio.models
         fields["prompt"] = gr.Textbox(
-            label="Prompt", placeholder="what the video shows", elem_classes="prompt"
+            label="Prompt", placeholder="Describe the video", elem_classes="prompt"
         )
-        if application in ("animate", "interpolate", "cinemagraph"):
-            label = "First image" if application == "interpolate" else "Image"
-            self._file("image", gr.Image, label)
-        if application == "interpolate":
-            self._file("last", gr.Image, "Last image")
-        if application in ("inpaint", "edit", "upscale"):
-            self._file("video", gr.Video, "Video")
-        if application in ("inpaint", "cinemagraph"):
-            self._mask()
-        if application == "cinemagraph":
-            fields["loop"] = gr.Checkbox(label="Lead back to the first frame (loop)")
-        if application == "edit":
-            fields["strength"] = gr.Slider(
-                0,
-                1,
-                0.7,
-                step=0.05,
-                label="Strength",
-                info="0 leaves the video as it is, 1 does not see it",
-            )
-        if application != "upscale":
+        for option in self.options.values():
+            if option.kind != "integer":
+                self._add_option(option)
+        if self.definition.model != "super_resolution":
             if models.style is not None:
                 fields["style_strength"] = gr.Slider(
                     0,
@@ -174,87 +165,121 @@ class _Tab:
                     0,
                     step=0.05,
                     label="Style strength",
-                    info=f"of {models.names['style']}; 0 is without, {DEFAULT_STRENGTH} usual",
+                    info=f"Style of {short_name(models.style_name)}; 0 disables it, "
+                    f"{DEFAULT_STRENGTH} is typical",
                 )
             if models.upscalers:
                 fields["enlarge"] = gr.Checkbox(True, label=f"Enlarge {models.factor} times")
         with gr.Row():
-            fields["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
-            if models.base.num_frames > 1 and application in (
-                "generate",
-                "animate",
-                "interpolate",
-                "cinemagraph",
-            ):
-                fields["num_frames"] = gr.Number(
-                    0,
-                    label=f"Frames (0 is {models.base.num_frames})",
-                    precision=0,
-                    minimum=0,
-                    min_width=100,
-                )
-        steps = pipeline.DEFAULT_STEPS[pipeline.Sampling.sampler]
-        if application == "upscale":
+            fields["seed"] = gr.Number(
+                0,
+                label="Seed",
+                info="The same seed gives the same video",
+                precision=0,
+                minimum=0,
+                min_width=100,
+            )
+            for option in self.options.values():
+                if option.kind == "integer":
+                    self._add_option(option)
+        steps = resolve_sampler(Sampling().sampler).default_steps
+        if self.definition.model == "super_resolution":
             steps = models.upscalers[0].super_resolution.steps or steps
         fields["steps"] = gr.Slider(1, 100, steps, step=1, label="Steps")
         fields["guidance_scale"] = gr.Slider(
-            1, 12, pipeline.Sampling.guidance_scale, step=0.5, label="Guidance scale"
+            1,
+            12,
+            Sampling().guidance_scale,
+            step=0.5,
+            label="Guidance scale",
+            info="Higher values follow the prompt more closely",
         )
-        for name, field in fields.items():
-            field.elem_id = f"{application}-{name}"
+        for name, component in fields.items():
+            component.elem_id = f"{self.application}-{name}"
 
-    def _file(self, name: str, kind: type, label: str) -> None:
-        options = {"sources": ["upload"], "height": 240, "buttons": []}
-        if kind is gr.Image:
-            options["type"] = "filepath"
-        self.fields[name] = kind(label=label, **options)
+    def _add_option(self, option: Option) -> None:
+        """Adds the component of an option; margins beside a mask belong to the mask's."""
+        if option.kind == "mask":
+            self._add_mask(option)
+        elif option.kind == "margins":
+            if self.mask is None:
+                self._add_margins(option)
+        else:
+            self.fields[option.field] = self._component(option)
 
-    def _mask(self) -> None:
-        """Of what is made anew: painted on the first frame, a file, or (of a video) its margins."""
-        video = self.application == "inpaint"
-        choices = [PAINTED, FROM_FILE, *([AROUND] if video else [])]
-        self.fields["region"] = region = gr.Radio(
-            choices, value=PAINTED, label="What is made" if video else "What moves"
+    def _component(self, option: Option) -> gr.components.Component:
+        label, info = option.label, _sentence(option.help)
+        upload = {"label": label, "sources": ["upload"], "height": 240, "buttons": []}
+        if option.kind == "image":
+            return gr.Image(type="filepath", **upload)
+        if option.kind == "video":
+            return gr.Video(**upload)
+        if option.kind == "switch":
+            return gr.Checkbox(bool(option.default), label=label, info=info)
+        whole = option.kind == "integer"
+        low, high = option.minimum, option.maximum
+        if None not in (low, high, option.default):
+            step = 1 if whole else (high - low) / 20
+            return gr.Slider(low, high, option.default, step=step, label=label, info=info)
+        value = option.default
+        if value is None:  # Gradio displays an empty number as 0
+            value = 0
+            model_default = getattr(self.studio.models.base, option.field, "the default")
+            label, low = f"{label} (0 is {model_default})", 0
+        return gr.Number(
+            value,
+            label=label,
+            info=info,
+            precision=0 if whole else None,
+            minimum=low,
+            min_width=100,
         )
+
+    def _add_mask(self, option: Option) -> None:
+        """Adds the choice between a painting editor, a mask file and, if there are, margins."""
+        margins = self.margins
+        choices = [PAINTED, FROM_FILE, *([] if margins is None else [margins.label])]
+        self.fields["region"] = region = gr.Radio(choices, value=PAINTED, label=option.label)
         self.fields["painting"] = painting = gr.ImageEditor(
-            label="Paint over it",
+            label="Paint over the region",
             type="pil",
             sources=[],
             transforms=[],
             layers=False,
             brush=gr.Brush(default_size=40, colors=["rgba(255, 0, 255, 0.6)"], color_mode="fixed"),
             buttons=[],
-            canvas_size=(448, 448),
+            canvas_size=(EDITOR_SIDE, EDITOR_SIDE),
             height=460,
-            placeholder=f"Upload {'a video' if video else 'an image'} first",
+            placeholder=f"Upload the {self._picture().label.lower()} first",
         )
-        also = ", or a video for each frame's own" if video else ""
-        self.fields["mask"] = mask = gr.File(
-            label=f"Mask: white is made, black is kept; an image of the same size{also}",
-            visible=False,
-        )
-        shown = {PAINTED: painting, FROM_FILE: mask}
-        if video:
-            with gr.Row(visible=False) as shown[AROUND]:
-                for side in SIDES:
-                    self.fields[side] = gr.Number(
-                        0,
-                        label=f"Pixels {side}",
-                        precision=0,
-                        minimum=0,
-                        min_width=100,
-                    )
+        self.fields[option.field] = file = gr.File(label=_sentence(option.help), visible=False)
+        components = {PAINTED: painting, FROM_FILE: file}
+        if margins is not None:
+            with gr.Column(visible=False) as components[margins.label]:
+                self._add_margins(margins)
         region.change(
-            lambda chosen: [gr.update(visible=name == chosen) for name in shown],
+            lambda choice: [gr.update(visible=name == choice) for name in components],
             region,
-            list(shown.values()),
+            list(components.values()),
             queue=False,
             api_visibility="private",
         )
 
-    # --- what happens
+    def _add_margins(self, option: Option) -> None:
+        gr.Markdown(_sentence(option.help))
+        with gr.Row():
+            for side in SIDES:
+                self.fields[side] = gr.Number(
+                    0, label=f"Pixels {side}", precision=0, minimum=0, min_width=100
+                )
 
-    def _events(self, start: gr.Button) -> None:
+    def _picture(self) -> Option:
+        """Returns the option under a painted mask: the first image or video."""
+        return next(o for o in self.options.values() if o.kind in ("image", "video"))
+
+    # --- events
+
+    def _add_events(self, start: gr.Button) -> None:
         private = {"api_visibility": "private", "show_progress": "hidden"}
         raw = {**private, "preprocess": False, "concurrency_limit": None}
         outputs = [
@@ -270,71 +295,75 @@ class _Tab:
             [start.click, self.fields["prompt"].submit],
             self._run,
             list(self.fields.values()),
-            [*outputs, self.refusal],
+            [*outputs, self.upload_error],
             **raw,
         )
         self.cancel.click(self._cancel, queue=False, **private)
-        for name in ("image", "last", "video", "mask"):
-            if name in self.fields:
-                painting = self.fields.get("painting") if name in ("image", "video") else None
-                self._checked(self.fields[name], painting, raw)
+        for option in self.options.values():
+            if option.kind in FILE_KINDS:
+                under_painting = self.mask is not None and option == self._picture()
+                editor = self.fields["painting"] if under_painting else None
+                self._add_upload_check(self.fields[option.field], editor, raw)
 
-    def _checked(
+    def _add_upload_check(
         self,
-        field: gr.components.Component,
-        painting: gr.ImageEditor | None,
-        options: dict[str, Any],
+        component: gr.components.Component,
+        editor: gr.ImageEditor | None,
+        event_settings: dict[str, Any],
     ) -> None:
-        """Checks a file as soon as it is there, and puts it under the painting."""
+        """Checks a file as soon as it is uploaded, and shows it in the mask editor if there is one.
 
-        def uploaded(sent: dict[str, Any]) -> Iterator[dict]:
+        A refused file is removed from the page.
+        """
+
+        def check(value: dict[str, Any]) -> Iterator[dict]:
             try:
-                path = received(sent, self.studio.folder)
+                path = uploaded_path(value, self.studio.folder)
                 check_upload(path, self.studio.limits)
-                shown = None if painting is None else canvas(path)
+                background = None if editor is None else editor_background(path)
             except UserError as error:
-                emptied = {one: None for one in (field, painting) if one is not None}
-                yield {**emptied, self.refusal: results.message_html(str(error))}
+                emptied = {c: None for c in (component, editor) if c is not None}
+                yield {**emptied, self.upload_error: results.error_html(str(error))}
                 raise gr.Error(str(error), print_exception=False) from None
-            yield {self.refusal: "", **({} if painting is None else {painting: shown})}
+            yield {self.upload_error: "", **({} if editor is None else {editor: background})}
 
-        changed = [field, self.refusal, *([] if painting is None else [painting])]
-        field.upload(uploaded, field, changed, **options)
+        outputs = [component, self.upload_error, *([] if editor is None else [editor])]
+        component.upload(check, component, outputs, **event_settings)
 
-        def cleared() -> dict:
-            return {self.refusal: "", **({} if painting is None else {painting: None})}
+        def clear() -> dict:
+            return {self.upload_error: "", **({} if editor is None else {editor: None})}
 
-        field.clear(cleared, None, changed[1:], queue=False, **options)
+        component.clear(clear, None, outputs[1:], queue=False, **event_settings)
 
-    def _run(self, request: gr.Request, *sent: Any) -> Iterator[dict]:
+    def _run(self, session: gr.Request, *values: Any) -> Iterator[dict]:
         fps = self.studio.models.base.fps or 1.0
         try:
-            asked = self._request(dict(zip(self.fields, sent, strict=True)))
+            request = self._parse(dict(zip(self.fields, values, strict=True)))
 
-            def work(report: Any) -> tuple:
-                made = make(self.studio.models, asked, report)
-                return made, results.write_result(made, self.studio.results)
+            def work(report: Report) -> tuple[Result, results.ResultFiles]:
+                result = run_request(self.studio.models, request, report)
+                return result, results.write_result(result, self.studio.results)
 
-            job = self.studio.jobs.add(work, request.session_hash, self.application)
+            job = self.studio.jobs.add(work, session.session_hash, self.application)
             try:
-                for progress in job.updates():
+                for status in job.updates():
                     yield {
-                        self.status: results.progress_html(progress, fps),
+                        self.status: results.status_html(status, fps),
                         self.cancel: gr.update(interactive=True),
                         self.result: gr.update(visible=False),
-                        self.refusal: "",
+                        self.upload_error: "",
                     }
             finally:
-                job.cancel()  # whoever has left before it was in the line; else it has ended
-            made, files = job.result()
+                job.cancel()  # has an effect only if the user has left the page before the end
+            result, files = job.result()
         except Cancelled:
-            yield self._ended('<div role="status">cancelled</div>')
+            yield self._end('<div role="status">cancelled</div>')
         except UserError as error:
-            yield self._ended(results.message_html(str(error)))
+            yield self._end(results.error_html(str(error)))
             raise gr.Error(str(error), print_exception=False) from None
         else:
             yield {
-                self.status: results.remarks_html(made.remarks),
+                self.status: results.warnings_html(result.warnings),
                 self.cancel: gr.update(interactive=False),
                 self.result: gr.update(visible=True),
                 self.video: str(files.video),
@@ -343,69 +372,53 @@ class _Tab:
                     value=files.xt_slice and str(files.xt_slice),
                     visible=files.xt_slice is not None,
                 ),
-                self.settings: made.settings,
+                self.settings: result.settings,
             }
 
-    def _ended(self, status: str) -> dict:
-        return {self.status: status, self.cancel: gr.update(interactive=False), self.refusal: ""}
+    def _end(self, status: str) -> dict:
+        return {
+            self.status: status,
+            self.cancel: gr.update(interactive=False),
+            self.upload_error: "",
+        }
 
-    def _cancel(self, request: gr.Request) -> None:
-        self.studio.jobs.cancel(request.session_hash, self.application)
+    def _cancel(self, session: gr.Request) -> None:
+        self.studio.jobs.cancel(session.session_hash, self.application)
 
-    def _request(self, sent: dict[str, Any]) -> Request:
-        """What the components hold, as a request.
+    def _parse(self, values: dict[str, Any]) -> Request:
+        """Builds the request from the components' values.
 
         Raises:
-          UserError: something is missing, or out of bounds.
+          UserError: A value is missing or invalid.
         """
-        values: dict[str, Any] = {
-            "prompt": sent["prompt"] or "",
-            "seed": whole_number("seed", sent["seed"], 0, 2**32 - 1),
-            "steps": whole_number("steps", sent["steps"], 1, 500),
-            "guidance_scale": real_number("guidance scale", sent["guidance_scale"], 0, 100),
-        }
-        if "num_frames" in sent:
-            most = self.studio.limits.frames
-            values["num_frames"] = whole_number("frames", sent["num_frames"] or 0, 0, most) or None
-        for name in ("image", "last", "video"):
-            if name in sent:
-                values[name] = self._given(sent[name], str(self.fields[name].label))
-        if "strength" in sent:
-            values["strength"] = real_number("strength", sent["strength"], 0, 1)
-        if "style_strength" in sent:
-            strength = real_number("style strength", sent["style_strength"], 0, MAX_STRENGTH)
-            values["style_strength"] = strength
-        for name in ("enlarge", "loop"):
-            if name in sent:
-                values[name] = bool(sent[name])
-        if "region" in sent:
-            values |= self._region(sent, values.get("image") or values["video"])
-        return Request(application=self.application, **values)
+        folder, limits = self.studio.folder, self.studio.limits
+        if self.margins is not None:
+            values[self.margins.field] = [values.pop(side) for side in SIDES]
+        if self.mask is None:
+            return parse_request(self.application, values, folder, limits)
+        # Only the selected one of painting, file and margins enters the request.
+        region, painting = values.pop("region"), values.pop("painting")
+        if region != FROM_FILE:
+            del values[self.mask.field]
+        if self.margins is not None and region != self.margins.label:
+            del values[self.margins.field]
+        request = parse_request(self.application, values, folder, limits)
+        if region != PAINTED:
+            return request
+        mask = self._painted_mask(painting, getattr(request, self._picture().field))
+        return dataclasses.replace(request, **{self.mask.field: mask})
 
-    def _region(self, sent: dict[str, Any], picture: Path) -> dict[str, Any]:
-        """The mask that is chosen, or the margins."""
-        if sent["region"] == FROM_FILE:
-            return {"mask": self._given(sent["mask"], "mask")}
-        if sent["region"] == AROUND:
-            margins = tuple(whole_number(f"pixels {side}", sent[side], 0, 4096) for side in SIDES)
-            if not any(margins):
-                raise UserError(
-                    "pixels left, right, top and bottom are all 0: nothing is to be made"
-                )
-            return {"outpaint": margins}
+    def _painted_mask(self, painting: Mapping[str, Any] | None, picture: Path) -> Path:
+        """Writes what is painted over a picture as a mask file."""
         editor = self.fields["painting"]
-        data = editor.data_model.model_validate(sent["painting"] or {})
-        for one in (data.background, data.composite, *(data.layers or [])):
-            if one is not None:
-                received(one.model_dump(), self.studio.folder)
-        painting = editor.preprocess(data)
+        data = editor.data_model.model_validate(painting or {})
+        for image in (data.background, data.composite, *(data.layers or [])):
+            if image is not None:
+                uploaded_path(image.model_dump(), self.studio.folder)
         mask = results.new_folder(self.studio.results) / "painted.png"
-        painted_mask(painting["layers"], picture, mask)
-        return {"mask": mask}
+        write_painted_mask(editor.preprocess(data)["layers"], picture, mask)
+        return mask
 
-    def _given(self, sent: Any, what: str) -> Path:
-        if sent is None:
-            raise UserError(f"upload the {what.lower()} first")
-        path = received(sent, self.studio.folder)
-        check_upload(path, self.studio.limits)
-        return path
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

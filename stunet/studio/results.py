@@ -1,4 +1,4 @@
-"""What the page shows and gives: files with their settings inside, progress as HTML."""
+"""Result files, and the HTML of progress, errors and warnings."""
 
 import base64
 import contextlib
@@ -10,93 +10,109 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from stunet.engine.request import Result
 from stunet.evaluation.xt_slice import xt_slice
-from stunet.studio.jobs import Progress
-from stunet.studio.making import Made
+from stunet.studio.jobs import Status
 from stunet.video_io import to_uint8, write_image, write_video
 
-KEPT = 24 * 3600.0  # seconds that results stay for
-PREVIEW_SIDE = 192  # pixels on the page
+LIFETIME = 24 * 3600.0  # seconds until a result's files are deleted
+PREVIEW_WIDTH = 192  # pixels on the page
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """A result's files: an MP4, and the X-T slice as PNG where there is more than one frame."""
+class ResultFiles:
+    """Files of a result.
+
+    Attributes:
+      video: MP4.
+      xt_slice: X-T slice, PNG. None for a video of one frame.
+    """
 
     video: Path
     xt_slice: Path | None
 
 
-def write_result(made: Made, folder: Path) -> Written:
-    """Writes a result's files into a `new_folder`.
+def write_result(result: Result, parent: Path) -> ResultFiles:
+    """Writes a result's files into a new folder.
 
-    The settings are the MP4's comment, as JSON; `stunet.video_io.read_comment` reads it back.
+    The MP4's comment contains the settings as JSON; `stunet.video_io.read_comment` reads it.
     """
-    folder = new_folder(folder)
-    video = folder / f"{_file_name(made)}.mp4"
-    write_video(video, made.video, made.fps, comment=json.dumps(made.settings, ensure_ascii=False))
-    if len(made.video) == 1:
-        return Written(video, None)
+    video = new_folder(parent) / f"{_file_name(result)}.mp4"
+    comment = json.dumps(result.settings, ensure_ascii=False)
+    write_video(video, result.video, result.fps, comment=comment)
+    if len(result.video) == 1:
+        return ResultFiles(video, None)
     image = video.with_name(f"{video.stem}_xt.png")
-    write_image(image, xt_slice(made.video))
-    return Written(video, image)
+    write_image(image, xt_slice(result.video))
+    return ResultFiles(video, image)
 
 
-def new_folder(parent: Path, keep: float = KEPT) -> Path:
-    """Makes a folder with a name that cannot be guessed; those older than `keep` seconds go."""
+def new_folder(parent: Path, lifetime: float = LIFETIME) -> Path:
+    """Creates a folder with an unguessable name, and deletes those older than `lifetime` seconds.
+
+    Args:
+      parent: Created if it does not exist.
+      lifetime: Maximum age of the other folders in it.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another job has just removed it
-            if time.time() - old.stat().st_mtime > keep:
-                shutil.rmtree(old, ignore_errors=True)
+    for folder in parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # removed by another job just now
+            if time.time() - folder.stat().st_mtime > lifetime:
+                shutil.rmtree(folder, ignore_errors=True)
     folder = parent / secrets.token_hex(16)
     folder.mkdir()
     return folder
 
 
-def progress_html(progress: Progress, fps: float) -> str:
-    """A line, a bar and the video so far."""
-    words = progress.stage
-    if progress.total and progress.done:
-        words += f", step {progress.done} of {progress.total}"
-        if progress.done > 1:
-            each = progress.seconds / (progress.done - 1)  # after the first one
-            left = each * (progress.total - progress.done)
-            words += f", about {left:.0f} s left" if left >= 1 else ""
-    share = f' value="{progress.done}" max="{progress.total}"' if progress.total else ""
-    picture = ""
-    if progress.frames is not None:
-        source = base64.b64encode(animation(progress.frames, fps / progress.thinned)).decode()
-        # With its size, so that it keeps its place while the next one is decoded.
-        width, height = _preview_size(progress.frames)
-        picture = (
-            f'<img alt="the video so far" width="{width}" height="{height}" '
-            f'src="data:image/webp;base64,{source}">'
+def status_html(status: Status, fps: float) -> str:
+    """Formats a job's status as a line of text, a progress bar and a preview.
+
+    Args:
+      status: Status of the job.
+      fps: Frame rate of the video.
+    """
+    text = status.stage
+    if status.total and status.done:
+        text += f", step {status.done} of {status.total}"
+        if status.done > 1:
+            seconds_per_step = status.seconds / (status.done - 1)  # without the first step
+            remaining = seconds_per_step * (status.total - status.done)
+            text += f", about {remaining:.0f} s left" if remaining >= 1 else ""
+    value = f' value="{status.done}" max="{status.total}"' if status.total else ""
+    preview = ""
+    if status.frames is not None:
+        webp = base64.b64encode(animation(status.frames, fps / status.frame_stride)).decode()
+        # A fixed size keeps the layout while the browser decodes the next preview.
+        width, height = _preview_size(status.frames)
+        preview = (
+            f'<img alt="preview" width="{width}" height="{height}" '
+            f'src="data:image/webp;base64,{webp}">'
         )
     return (
-        f'<div role="status">{html.escape(words)}</div>'
-        f'<progress aria-label="progress"{share}></progress>{picture}'
+        f'<div role="status">{html.escape(text)}</div>'
+        f'<progress aria-label="progress"{value}></progress>{preview}'
     )
 
 
-def message_html(message: str) -> str:
-    """An error that stays on the page, for the eye and for screen readers."""
+def error_html(message: str) -> str:
+    """Formats an error; its role makes screen readers announce it."""
     return f'<div role="alert">{html.escape(message)}</div>'
 
 
-def remarks_html(remarks: tuple[str, ...]) -> str:
-    """What is to be said of a result."""
-    items = "".join(f"<li>{html.escape(one)}</li>" for one in remarks)
+def warnings_html(warnings: Iterable[str]) -> str:
+    """Formats the end of a job: "done", and the warnings as a list."""
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
     return f'<div role="status">done</div>{f"<ul>{items}</ul>" if items else ""}'
 
 
 def animation(frames: np.ndarray, fps: float) -> bytes:
-    """Frames `[T, H, W, 3]` in [-1, 1] as a small endless WebP."""
+    """Encodes frames `[T, H, W, 3]` in [-1, 1] as a small, endlessly repeating WebP."""
     size = _preview_size(frames)
     first, *rest = (
         Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in to_uint8(frames)
@@ -117,11 +133,10 @@ def animation(frames: np.ndarray, fps: float) -> bytes:
 
 def _preview_size(frames: np.ndarray) -> tuple[int, int]:
     height, width = frames.shape[1:3]
-    return PREVIEW_SIDE, max(1, round(PREVIEW_SIDE * height / width))
+    return PREVIEW_WIDTH, max(1, round(PREVIEW_WIDTH * height / width))
 
 
-def _file_name(made: Made) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", made.settings["prompt"].lower()).strip("-")[:40].strip("-")
-    return "_".join(
-        filter(None, [made.settings["application"], words, f"seed{made.settings['seed']}"])
-    )
+def _file_name(result: Result) -> str:
+    settings = result.settings
+    words = re.sub(r"[^a-z0-9]+", "-", settings["prompt"].lower()).strip("-")[:40].strip("-")
+    return "_".join(filter(None, [settings["application"], words, f"seed{settings['seed']}"]))

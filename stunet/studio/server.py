@@ -8,35 +8,35 @@ import tempfile
 import threading
 from pathlib import Path
 
+from stunet.engine.cascade import Models
 from stunet.errors import UserError
 from stunet.studio.jobs import Queue
-from stunet.studio.models import Models
 from stunet.studio.uploads import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(models: Models, host: str, port: int, limits: Limits | None = None) -> None:
-    """Serves the page and prints its address; returns after Ctrl-C or SIGTERM.
+    """Serves the page and prints its address. Returns after Ctrl-C or SIGTERM.
 
-    Uploads and results lie in a temporary folder that is removed then.
+    Uploads and results are stored in a temporary folder, which is deleted at the end.
 
     Args:
-      models: that the page works with.
-      host: to listen at.
-      port: likewise; 0 takes one that is free.
-      limits: of uploads.
+      models: Models of the page's jobs, with a base model.
+      host: Address to listen on.
+      port: Port to listen on. 0 selects a free port.
+      limits: Limits of uploads. None uses the defaults.
 
     Raises:
-      UserError: cannot listen there.
+      UserError: The server cannot listen on this address.
     """
     limits = limits or Limits()
-    port, in_address = free_port(host, port), f"[{host}]" if ":" in host else host
+    port, url_host = free_port(host, port), f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="stunet-studio-") as folder:
-        # Gradio reads these when it is imported.
+        # Gradio reads these variables when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder
-        # It looks whether the page is up: at this machine itself, not by way of a proxy.
+        # Gradio checks whether the page is up; a proxy must not answer in its place.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), host, *LOOPBACK]))
         from stunet.studio.page import CSS, THEME, Studio, build
@@ -45,7 +45,7 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
         page = build(Studio(models, jobs, Path(folder), limits))
         page.queue(default_concurrency_limit=None, api_open=False)
         page.launch(
-            server_name=in_address,
+            server_name=url_host,
             server_port=port,
             max_file_size=limits.bytes,
             theme=THEME,
@@ -57,9 +57,9 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
             enable_monitoring=False,
             prevent_thread_lock=True,
         )
-        print(f"http://{in_address}:{port}", flush=True)
+        print(f"http://{url_host}:{port}", flush=True)
         if host not in LOOPBACK:
-            print(f"stunet: everybody who reaches {host} can use this page", file=sys.stderr)
+            print(f"stunet: everyone who can reach {host} can use this page", file=sys.stderr)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             threading.Event().wait()
@@ -68,24 +68,27 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
         finally:
             stopped = jobs.close()
             page.close(verbose=False)
-    if not stopped:  # it compiles: nothing interrupts that, and Python's own end would abort in it
+    if not stopped:  # compilation cannot be interrupted, and Python's own shutdown would abort
         os._exit(0)
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or for 0 a free one.
+    """Returns the port, or a free one for 0.
 
     Raises:
-      UserError: cannot listen there.
+      UserError: The server cannot listen on this address.
     """
     if not 0 <= port <= 65535:
-        raise UserError(f"port {port} is none; ports are 0 to 65535")
+        raise UserError(f"--port: invalid port {port}, expected 0 to 65535")
     try:
         with socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         ) as server:
             return server.getsockname()[1]
     except OSError as error:
-        # Of a port in use Python's own words are longer; an unknown host has no such number.
+        # Python's message for a port in use is longer; an unknown host has no positive errno.
         reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
-        raise UserError(f"cannot listen at {host}, port {port} ({reason})") from error
+        raise UserError(
+            f"--host, --port: cannot listen on {host} port {port} ({reason}), "
+            "expected a free port of this machine"
+        ) from error

@@ -1,6 +1,7 @@
-"""The studio's page in Chromium: what a user sees, with the real command behind it."""
+"""The studio's page in Chromium, served by the real command."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,24 +12,28 @@ import pytest
 from PIL import Image, ImageDraw
 
 from stunet.video_io import write_video
-from tests.studio.driving import (
+from tests.studio.models import FACTOR, STEPS, save_models
+from tests.studio.page_driver import (
     CHROMIUM,
     DESKTOP,
     NARROW,
-    PATIENCE,
+    TIMEOUT,
     chromium,
-    made,
-    made_by,
-    number,
+    fill_form,
+    generate,
+    open_tab,
     paint,
-    quick,
-    tab,
+    set_number,
+    start_button,
     upload,
+    wait_for_result,
 )
-from tests.studio.models import FACTOR, STEPS, save_models
 from tests.tiny import FPS, NUM_FRAMES
 
 pytestmark = pytest.mark.browser
+
+# JavaScript condition for `press_tab_until`.
+ON_START_BUTTON = "e.textContent.trim() == 'Generate' && e.role != 'tab'"
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +43,17 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(root):
-    """Where the studio serves tiny models (see `hold`); it has to end well when it is told to."""
+    """Serves tiny models (see `pause`); checks that the command ends cleanly on Ctrl-C."""
     pytest.importorskip("gradio", reason="needs the extra `studio`")
     models = save_models(root / "models")
-    command = [sys.executable, "-m", "tests.studio.held", str(root / "hold"), "--port", "0"]
+    command = [sys.executable, "-m", "tests.studio.pausable_studio", str(root / "pause")]
+    command += ["--port", "0"]
     command += ["--model", models["fill"], "--upscale", models["ssr"], "--style", models["style"]]
     environment = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XDG_CACHE_HOME": str(root / "cache"),
         "TMPDIR": str(root),
-        "http_proxy": "http://127.0.0.1:9",  # where nothing answers: the studio needs none
+        "http_proxy": "http://127.0.0.1:9",  # nothing listens: the studio needs no proxy
     }
     with (root / "log").open("w") as log:
         server = subprocess.Popen(
@@ -66,9 +72,9 @@ def address(root):
 
 
 @pytest.fixture
-def hold(root):
-    """A file; until it is removed, jobs stay at their first step."""
-    file = root / "hold"
+def pause(root):
+    """A file; until it is removed, jobs pause after their first step."""
+    file = root / "pause"
     file.touch()
     yield file
     file.unlink(missing_ok=True)
@@ -85,32 +91,32 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page as one more user; afterwards nothing may have come from elsewhere."""
-    elsewhere, contexts = [], []
+    """Opens the page as a new user; checks that it requests nothing from other servers."""
+    other_urls, contexts = [], []
 
-    def asked(request):
+    def on_request(request):
         if not request.url.startswith((address, "data:", "blob:")):
-            elsewhere.append(request.url)
+            other_urls.append(request.url)
 
-    def opened(size=DESKTOP):
+    def open_context(size=DESKTOP):
         context = browser.new_context(viewport=size, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("request", asked)
+        page.set_default_timeout(TIMEOUT)
+        page.on("request", on_request)
         page.goto(address)
         page.get_by_role("tab", name="Generate").wait_for()
         return page
 
-    yield opened
+    yield open_context
     for context in contexts:
         context.close()
-    assert not elsewhere
+    assert not other_urls
 
 
 @pytest.fixture(scope="module")
 def files(root):
-    """What is uploaded, good and bad."""
+    """Valid and invalid uploads."""
     folder = root / "uploads"
     folder.mkdir()
     image = Image.new("RGB", (320, 240), (40, 90, 160))
@@ -125,8 +131,8 @@ def files(root):
     mask = Image.new("L", (256, 256))
     ImageDraw.Draw(mask).rectangle((64, 64, 192, 192), fill=255)
     mask.save(folder / "mask.png")
-    (folder / "words.png").write_text("not a picture")
-    (folder / "words.mp4").write_text("not a video")
+    (folder / "text.png").write_text("not a picture")
+    (folder / "text.mp4").write_text("not a video")
     Image.new("1", (5000, 4000)).save(folder / "large.png")
     write_video(folder / "long.mp4", np.zeros((50, 16, 16, 3), np.float32), 2)
     with (folder / "heavy.mp4").open("wb") as file:
@@ -134,165 +140,191 @@ def files(root):
     return folder
 
 
-def tab_to(page, what, most=40):
-    """Presses Tab, `most` times at most, until `what`, of the element in focus `e`, is true."""
-    reached = []
-    for _ in range(most):
+def press_tab_until(page, condition, limit=40):
+    """Presses Tab at most `limit` times, until a JavaScript condition on the focused `e` holds."""
+    visited = []
+    for _ in range(limit):
         page.keyboard.press("Tab")
-        if page.evaluate(f"(e => {what})(document.activeElement)"):
+        if page.evaluate(f"(e => {condition})(document.activeElement)"):
             return
-        reached.append(page.evaluate("document.activeElement.outerHTML.slice(0, 80)"))
-    pytest.fail(f"Tab never reached {what}: {reached}")
+        visited.append(page.evaluate("document.activeElement.outerHTML.slice(0, 80)"))
+    pytest.fail(f"Tab never reached {condition}: {visited}")
 
 
-def test_generate_by_keyboard_with_style_and_enlarged(open_page, hold):
+def test_generate_by_keyboard_with_style_and_enlarged(open_page, pause):
     page = open_page()
-    panel = tab(page, "generate")
-    number(panel, "Style strength", 0.7)
+    panel = open_tab(page, "generate")
+    set_number(panel, "Style strength", 0.7)
     page.get_by_role("tab", name="Generate").focus()
-    tab_to(page, "e.tagName == 'TEXTAREA'", most=30)
+    press_tab_until(page, "e.tagName == 'TEXTAREA'", limit=30)
     page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
     panel.get_by_text("sampling, step 1 of 10").wait_for()
     assert panel.locator("progress").get_attribute("value") == "1"
-    panel.get_by_role("img", name="the video so far").wait_for()
-    hold.unlink()
-    settings = made(panel)
+    panel.get_by_role("img", name="preview").wait_for()
+    pause.unlink()
+    settings = wait_for_result(panel)
     assert settings["prompt"] == "a red circle" and settings["style_strength"] == 0.7
     assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
     assert settings["steps"] == 10 and settings["upscale_steps"] == [STEPS]
-    tab_to(page, "e.textContent.trim() == 'Make it'", most=30)
+    assert settings["num_frames"] == NUM_FRAMES  # the field contains 0
+    press_tab_until(page, ON_START_BUTTON, limit=30)
 
 
 def test_animate(open_page, files):
-    panel = tab(open_page(), "animate")
-    quick(panel)
+    panel = open_tab(open_page(), "animate")
+    fill_form(panel)
+    set_number(panel, "Frames", 6)
     upload(panel, image=files / "image.png")
-    settings = made_by(panel)
-    assert settings["image"] == "image.png" and settings["num_frames"] == NUM_FRAMES
-    said = panel.get_by_text("image.png: 320x240 is cropped to its middle, 240x240")
-    assert said.count() == 1
+    settings = generate(panel)
+    assert settings["image"] == "image.png" and settings["num_frames"] == 6
+    warning = panel.get_by_role("listitem").filter(has_text="image.png: ").inner_text()
+    assert "320x240" in warning and "240x240" in warning
 
 
-def test_from_tab_to_cancel_and_download_by_keyboard(open_page, files, hold):
+def test_from_tab_to_cancel_and_download_by_keyboard(open_page, files, pause):
     page = open_page()
-    panel = tab(page, "edit")
-    quick(panel)
+    panel = open_tab(page, "edit")
+    fill_form(panel)
     page.get_by_role("tab", name="Generate").focus()
-    tab_to(page, "e.role == 'tab' && e.innerText == 'Edit'")
+    press_tab_until(page, "e.role == 'tab' && e.innerText == 'Edit'")
     page.keyboard.press("Enter")
-    tab_to(page, "e.ariaLabel?.startsWith('Drop a video')")
-    # Chromium does not always announce its file chooser, which it opens for what a user did only.
+    press_tab_until(page, "e.ariaLabel?.startsWith('Drop a video')")
+    # Chromium does not always report its file chooser, which only opens after a user's action.
     page.evaluate(
         """() => addEventListener("click", e => {
           if (e.target.type == "file" && navigator.userActivation.isActive) {
             e.preventDefault();
-            window.asked = e.target;
+            window.fileInput = e.target;
           }
         }, true)"""
     )
     page.keyboard.press("Enter")
-    page.wait_for_function("window.asked").as_element().set_input_files(files / "clip.mp4")
+    page.wait_for_function("window.fileInput").as_element().set_input_files(files / "clip.mp4")
     panel.locator("video").first.wait_for()
-    tab_to(page, "e.innerText == 'Make it'")
+    press_tab_until(page, ON_START_BUTTON)
     page.keyboard.press("Enter")
     panel.get_by_text("sampling, step 1 of 2").wait_for()  # 0.7 of 3
-    tab_to(page, "e.innerText == 'Cancel'")
+    press_tab_until(page, "e.innerText == 'Cancel'")
     page.keyboard.press("Enter")
     panel.get_by_role("status").get_by_text("cancelled").wait_for()
-    hold.unlink()
+    pause.unlink()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
-    made(panel)
-    tab_to(page, "e.innerText.trim() == 'Download the MP4'")
+    wait_for_result(panel)
+    press_tab_until(page, "e.innerText.trim() == 'Download the MP4'")
     with page.expect_download():
         page.keyboard.press("Enter")
 
 
 def test_interpolate(open_page, files):
-    panel = tab(open_page(), "interpolate")
-    quick(panel)
+    panel = open_tab(open_page(), "interpolate")
+    fill_form(panel)
     upload(panel, image=files / "image.png", last=files / "mask.png")
-    settings = made_by(panel)
+    settings = generate(panel)
     assert (settings["image"], settings["last"]) == ("image.png", "mask.png")
 
 
-def test_inpaint_what_is_painted_what_a_file_masks_and_around(open_page, files):
-    panel = tab(open_page(), "inpaint")
-    quick(panel)
+def test_inpaint_with_a_painted_mask_a_mask_file_and_margins(open_page, files):
+    panel = open_tab(open_page(), "inpaint")
+    fill_form(panel)
     upload(panel, video=files / "clip.mp4")
-    panel.get_by_role("button", name="Make it").click()
-    panel.get_by_role("alert").get_by_text("nothing is painted").wait_for()
+    start_button(panel).click()
+    panel.get_by_role("alert").get_by_text("mask: empty").wait_for()
     paint(panel)
-    assert made_by(panel)["mask"] == "painted.png"
-    panel.get_by_label("from a file").check()
-    upload(panel, mask=files / "words.png")
-    panel.get_by_role("alert").get_by_text("words.png: is no picture").wait_for()
+    assert generate(panel)["mask"] == "painted.png"
+    panel.get_by_label("From a file").check()
+    upload(panel, mask=files / "text.png")
+    panel.get_by_role("alert").get_by_text("text.png: unreadable").wait_for()
     upload(panel, mask=files / "mask.png")
-    assert made_by(panel)["mask"] == "mask.png"
-    panel.get_by_label("around the video").check()
+    assert generate(panel)["mask"] == "mask.png"
+    panel.get_by_label("Around the video").check()
     for side in ("left", "right", "top", "bottom"):
-        number(panel, f"Pixels {side}", 64)
-    assert made_by(panel)["outpaint"] == [64, 64, 64, 64]
+        set_number(panel, f"Pixels {side}", 64)
+    assert generate(panel)["outpaint"] == [64, 64, 64, 64]
 
 
 def test_cinemagraph(open_page, files):
-    panel = tab(open_page(), "cinemagraph")
-    quick(panel)
+    panel = open_tab(open_page(), "cinemagraph")
+    fill_form(panel)
     upload(panel, image=files / "image.png")
     paint(panel)
-    panel.get_by_label("Lead back").check()
-    settings = made_by(panel)
+    panel.get_by_label("Loop").check()
+    settings = generate(panel)
     assert settings["loop"] is True and settings["num_frames"] == NUM_FRAMES - 1
 
 
 def test_edit(open_page, files):
-    panel = tab(open_page(), "edit")
-    quick(panel)
+    panel = open_tab(open_page(), "edit")
+    fill_form(panel)
     upload(panel, video=files / "clip.mp4")
-    settings = made_by(panel)
+    settings = generate(panel)
     assert settings["video"] == "clip.mp4" and settings["strength"] == 0.7
 
 
 def test_upscale(open_page, files):
-    panel = tab(open_page(), "upscale")
-    quick(panel)
+    panel = open_tab(open_page(), "upscale")
+    fill_form(panel)
     upload(panel, video=files / "clip.mp4")
-    settings = made_by(panel)
+    settings = generate(panel)
     assert settings["upscale"] == ["ssr"] and "model" not in settings and FACTOR == 2
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "message"),
+    ("name", "file", "parts"),
     [
-        ("animate", "words.png", "words.png: is no picture or video that can be read"),
-        ("animate", "large.png", "large.png: is 5000x4000 pixels large; at most 16.8 megapixels"),
-        ("edit", "words.mp4", "words.mp4: is no picture or video that can be read"),
-        ("edit", "long.mp4", "long.mp4: lasts 25.0 seconds; at most 20 are taken"),
-        ("edit", "heavy.mp4", 'exceed the maximum allowed size of 64.0 Mb: "heavy.mp4"'),
+        ("animate", "text.png", ["text.png: unreadable"]),
+        ("animate", "large.png", ["large.png: 5000x4000", "16.8 megapixels"]),
+        ("edit", "text.mp4", ["text.mp4: unreadable"]),
+        ("edit", "long.mp4", ["long.mp4: 25.0 seconds", "20 seconds"]),
+        ("edit", "heavy.mp4", ["64.0 Mb", "heavy.mp4"]),  # Gradio's message
     ],
 )
-def test_a_bad_upload_shows_why(open_page, files, name, file, message):
+def test_a_refused_upload_shows_the_reason(open_page, files, name, file, parts):
     page = open_page()
-    tab(page, name).locator("input[type=file]").first.set_input_files(str(files / file))
-    page.get_by_text(message).first.wait_for()
+    open_tab(page, name).locator("input[type=file]").first.set_input_files(str(files / file))
+    pattern = re.compile(".*".join(map(re.escape, parts)))
+    page.get_by_text(pattern).first.wait_for()
     assert "Traceback" not in page.inner_text("body")
 
 
-def test_the_page_has_what_the_models_can_do(root, address):
-    """In a process of its own, since Gradio's import warns of what is none of ours."""
+def test_tabs_and_components_are_those_of_the_models_and_applications(root, address):
+    """Runs in a process of its own, because importing Gradio emits warnings.
+
+    The third page has an application that is defined here only.
+    """
     script = """
-import sys
+import dataclasses, sys
 from pathlib import Path
-from stunet.studio.uploads import Limits
-from stunet.studio.models import load_models
+from stunet.engine.applications import APPLICATIONS, Option
+from stunet.engine.cascade import load_models
 from stunet.studio.page import Studio, build
-for folder in sys.argv[1:]:
-    page = build(Studio(load_models(folder, [], None), None, Path("."), Limits()))
+from stunet.studio.uploads import Limits
+
+def describe(folder):
+    page = build(Studio(load_models(folder), None, Path("."), Limits()))
     components = page.config["components"]
-    tabs = [one["props"]["label"] for one in components if one["type"] == "tabitem"]
-    labels = [str(one["props"].get("label")) for one in components]
+    tabs = [c["props"]["label"] for c in components if c["type"] == "tabitem"]
+    labels = [str(c["props"].get("label")) for c in components]
     print(*tabs, any("Style" in label or "Enlarge" in label for label in labels))
+    return [(c["type"], c["props"].get("label"), c["props"].get("info")) for c in components]
+
+fill, images = sys.argv[1:]
+describe(fill)
+describe(images)
+options = (
+    Option(field="image", kind="image", label="Sketch", help="a drawing", required=True),
+    Option(field="strength", kind="number", label="Care", help="how closely", default=0.5,
+           minimum=0, maximum=1),
+    Option(field="loop", kind="switch", label="Repeat", help="repeat it"),
+    Option(field="fps", kind="number", label="Rate", help="its rate", advanced=True),
+)
+APPLICATIONS["trace"] = dataclasses.replace(APPLICATIONS["generate"], options=options)
+found = describe(fill)
+for component in (("image", "Sketch", None), ("slider", "Care", "How closely"),
+                  ("checkbox", "Repeat", "Repeat it")):
+    assert component in found, component
+assert not any(label == "Rate" for _, label, _ in found)
 """
     folders = [str(root / "models" / name) for name in ("fill", "images")]
     command = [sys.executable, "-c", script, *folders]
@@ -300,6 +332,7 @@ for folder in sys.argv[1:]:
     assert printed.splitlines() == [
         "Generate Animate Interpolate Inpaint Cinemagraph Edit False",
         "Generate False",
+        "Generate Animate Interpolate Inpaint Cinemagraph Edit Trace False",
     ]
 
 
@@ -311,99 +344,99 @@ def client(address):
         yield client
 
 
-def test_what_lies_on_the_server_is_no_upload(client, root):
-    """Of requests that no page makes: Gradio's own check looks at marked files only."""
+def test_files_of_the_server_are_not_accepted_as_uploads(client, root):
+    """Sends requests that no page sends; Gradio's own check covers marked files only."""
     Image.new("RGB", (8, 8)).save(root / "private.png")
     config = client.get("/config").json()
-    kinds = {one["id"]: one["type"] for one in config["components"]}
-    sent = {"path": str(root / "private.png")}
+    kinds = {component["id"]: component["type"] for component in config["components"]}
+    value = {"path": str(root / "private.png")}
     refusals = 0
     for index, event in enumerate(config["dependencies"]):
-        if [kinds[one] for one in event["inputs"]] in (["image"], ["video"]):
+        if [kinds[component] for component in event["inputs"]] in (["image"], ["video"]):
             session = {"session_hash": f"x{index}"}
-            data = {"fn_index": index, "data": [sent], **session}
+            data = {"fn_index": index, "data": [value], **session}
             client.post("/gradio_api/queue/join", json=data).raise_for_status()
-            said = client.get("/gradio_api/queue/data", params=session).text
-            assert "process_completed" in said and "data:image" not in said
-            refused = "this is no uploaded file" in said
-            assert refused or kinds[event["inputs"][0]] == "video"  # which Gradio refuses itself
+            answer = client.get("/gradio_api/queue/data", params=session).text
+            assert "process_completed" in answer and "data:image" not in answer
+            refused = "not an uploaded file" in answer
+            assert refused or kinds[event["inputs"][0]] == "video"  # refused by Gradio
             refusals += refused
     assert refusals
 
 
-def test_what_is_missing_is_said(open_page):
+def test_missing_values_are_reported(open_page):
     page = open_page()
-    panel = tab(page, "generate")
-    quick(panel)
-    number(panel, "Seed", "")
-    panel.get_by_role("button", name="Make it").click()
-    panel.get_by_role("alert").get_by_text("seed is none; it must be within 0 to").wait_for()
-    number(panel, "Seed", 0)
+    panel = open_tab(page, "generate")
+    fill_form(panel)
+    set_number(panel, "Seed", "")
+    start_button(panel).click()
+    alert = panel.get_by_role("alert")
+    alert.get_by_text(re.compile("Seed: missing.*0 to 4294967295")).wait_for()
+    set_number(panel, "Seed", 0)
     panel.get_by_label("Prompt").fill("")
-    for name, message in (("generate", "the prompt is empty"), ("animate", "upload the image")):
-        panel = tab(page, name)
-        panel.get_by_role("button", name="Make it").click()
+    for name, message in (("generate", "prompt"), ("animate", "Image: missing")):
+        panel = open_tab(page, name)
+        start_button(panel).click()
         panel.get_by_role("alert").get_by_text(message).wait_for()
 
 
-def begun(page, seed=0):
-    """Starts a short job; its panel."""
-    panel = tab(page, "generate")
-    quick(panel)
-    number(panel, "Seed", seed)
-    panel.get_by_role("button", name="Make it").click()
+def start_job(page, seed=0):
+    """Starts a short job and returns its panel."""
+    panel = open_tab(page, "generate")
+    fill_form(panel)
+    set_number(panel, "Seed", seed)
+    start_button(panel).click()
     return panel
 
 
-def sampling(panel):
-    """Waits until the panel's job is held."""
+def wait_for_pause(panel):
     panel.get_by_text("sampling, step 1 of 3").wait_for()
 
 
 @pytest.mark.parametrize("how", ["the button", "leaving the page"])
-def test_cancelling_frees_the_queue_for_whoever_waits(open_page, hold, how):
+def test_cancelling_frees_the_queue_for_the_next_user(open_page, pause, how):
     anna, ben = open_page(), open_page()
-    first = begun(anna)
-    sampling(first)
-    second = begun(ben)
+    first = start_job(anna)
+    wait_for_pause(first)
+    second = start_job(ben)
     second.get_by_text("waiting: 1 ahead").wait_for()
     if how == "the button":
         first.get_by_role("button", name="Cancel").click()
         first.get_by_role("status").get_by_text("cancelled").wait_for()
     else:
         anna.close()
-    sampling(second)  # while the first job would be held for ever
-    hold.unlink()
-    made(second)
+    wait_for_pause(second)  # would never happen if the first job were still paused
+    pause.unlink()
+    wait_for_result(second)
 
 
-def test_two_at_once_are_queued_and_each_gets_their_own(open_page, hold):
-    first = begun(open_page(), seed=1)
-    sampling(first)
-    second = begun(open_page(), seed=2)
+def test_two_users_get_their_own_results(open_page, pause):
+    first = start_job(open_page(), seed=1)
+    wait_for_pause(first)
+    second = start_job(open_page(), seed=2)
     second.get_by_text("waiting: 1 ahead").wait_for()
-    hold.unlink()
-    assert [made(panel)["seed"] for panel in (first, second)] == [1, 2]
+    pause.unlink()
+    assert [wait_for_result(panel)["seed"] for panel in (first, second)] == [1, 2]
 
 
-def test_on_a_narrow_screen_nothing_lies_beyond_its_edge(open_page, files):
+def test_the_page_fits_a_narrow_screen(open_page, files):
     page = open_page(NARROW)
 
     def fits():
         return page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
     for name in ("generate", "animate", "interpolate", "inpaint", "cinemagraph", "edit", "upscale"):
-        tab(page, name)
+        open_tab(page, name)
         assert fits(), name
-    panel = tab(page, "inpaint")
-    quick(panel)
-    upload(panel, video=files / "words.mp4")
-    panel.get_by_role("alert").get_by_text("words.mp4").wait_for()
+    panel = open_tab(page, "inpaint")
+    fill_form(panel)
+    upload(panel, video=files / "text.mp4")
+    panel.get_by_role("alert").get_by_text("text.mp4").wait_for()
     assert fits()
     upload(panel, video=files / "clip.mp4")
     paint(panel)
-    made_by(panel)
+    generate(panel)
     assert fits() and panel.get_by_role("alert").count() == 0
-    panel.get_by_label("around the video").check()
+    panel.get_by_label("Around the video").check()
     panel.get_by_label("Pixels bottom").wait_for()
     assert fits()

@@ -1,34 +1,34 @@
-"""`stunet studio` up to the page, which tests marked `browser` open."""
+"""`stunet studio` without its page, which tests marked `browser` open."""
 
 import importlib.metadata
-import re
 import socket
 
 import pytest
 
 from stunet import cli
+from stunet.engine.applications import APPLICATIONS
 from stunet.studio.server import free_port
 
 
 @pytest.fixture(autouse=True)
-def _compiler_as_before(monkeypatch):
+def _unchanged_compiler(monkeypatch):
     monkeypatch.setattr("stunet.compiling.prepare_compiler", lambda: None)
 
 
 @pytest.fixture
-def gradio(monkeypatch):
+def install_gradio(monkeypatch):
     """Sets the version of Gradio that is found, or None."""
-    real = importlib.metadata.version
+    real_version = importlib.metadata.version
 
-    def found(number):
+    def install(number):
         def version(name):
             if name == "gradio" and number is None:
                 raise importlib.metadata.PackageNotFoundError(name)
-            return number if name == "gradio" else real(name)
+            return number if name == "gradio" else real_version(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
 
-    return found
+    return install
 
 
 def error_of(capsys, *arguments):
@@ -38,25 +38,37 @@ def error_of(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(None, "it is not installed"), ("5.49.1", "5.49.1 is installed")]
+    ("number", "found"), [(None, "gradio: not installed"), ("5.49.1", "gradio: version 5.49.1")]
 )
-def test_without_gradio_6_it_says_how_to_get_it(gradio, capsys, number, said):
-    gradio(number)
+def test_without_gradio_6_the_error_has_the_install_command(install_gradio, capsys, number, found):
+    install_gradio(number)
     line = error_of(capsys)
-    assert said in line and line.endswith('pip install "stunet[studio]"')
+    assert found in line and line.endswith('pip install "stunet[studio]"')
 
 
-def test_mistakes_are_one_line(gradio, capsys, tmp_path):
-    gradio("6.0.0")
+def test_errors_are_one_line(install_gradio, capsys, tmp_path):
+    install_gradio("6.0.0")
     nowhere = tmp_path / "nowhere"
-    assert "nowhere: no such folder" in error_of(capsys, "--model", nowhere, "--port", "0")
-    assert "ports are 0 to 65535" in error_of(capsys, "--model", nowhere, "--port", "70000")
-    assert "argument --port: invalid int" in error_of(capsys, "--port", "web")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    line = error_of(capsys, "--model", nowhere, "--port", "0")
+    assert f"{nowhere}: " in line and "no such" in line
+    line = error_of(capsys, "--model", nowhere, "--port", "70000")
+    assert "--port" in line and "70000" in line and "65535" in line
+    line = error_of(capsys, "--port", "web")
+    assert "--port" in line and "'web'" in line
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         line = error_of(capsys, "--model", nowhere, "--port", port)
-    assert re.search(rf"cannot listen at 127.0.0.1, port {port} \(Address already in use\)$", line)
+    assert "--port" in line and f"127.0.0.1 port {port} (Address already in use)" in line
 
 
-def test_a_free_port_is_found():
+def test_port_0_selects_a_free_port():
     assert free_port("127.0.0.1", 0) > 0
+
+
+def test_help_names_the_tabs_that_need_certain_models(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["studio", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for kind in ("conditional", "super_resolution"):
+        names = [name for name, a in APPLICATIONS.items() if a.model == kind]
+        assert ", ".join(names) in text

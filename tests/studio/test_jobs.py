@@ -1,14 +1,16 @@
-"""The studio's queue: one at a time, in order, and cancelling really stops."""
+"""The studio's queue: one job at a time, in order; cancelling stops the work."""
 
 import threading
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.engine.request import Progress
 from stunet.errors import UserError
-from stunet.studio.jobs import FAILED, Cancelled, Progress, Queue, Watch
+from stunet.studio.jobs import INTERNAL_ERROR, Cancelled, ProgressAdapter, Queue, Status
 
 
 @pytest.fixture
@@ -18,27 +20,27 @@ def queue():
     queue.close()
 
 
-def finished(job):
-    stages = [progress.stage for progress in job.updates()]
+def wait_for(job):
+    stages = [status.stage for status in job.updates()]
     return stages, job.result()
 
 
-def endless(started):
+def endless_work(started):
     def work(report):
         started.set()
         while True:
-            report(Progress("at it"))
+            report(Status("working"))
             time.sleep(0.001)
 
     return work
 
 
-def test_jobs_are_done_one_at_a_time_in_the_order_of_coming(queue):
-    began, goes_on, order = threading.Event(), threading.Event(), []
+def test_jobs_run_one_at_a_time_in_order(queue):
+    started, proceed, order = threading.Event(), threading.Event(), []
 
     def first(report):
-        began.set()
-        goes_on.wait(10)
+        started.set()
+        proceed.wait(10)
         order.append("first")
         return 1
 
@@ -47,95 +49,110 @@ def test_jobs_are_done_one_at_a_time_in_the_order_of_coming(queue):
         return 2
 
     jobs = [queue.add(first), queue.add(second), queue.add(second)]
-    assert began.wait(10)
-    waiting = [next(job.updates()).stage for job in jobs]
-    assert waiting[1:] == ["waiting: 1 ahead", "waiting: 2 ahead"]
-    with pytest.raises(UserError, match="3 jobs are waiting already"):
+    assert started.wait(10)
+    stages = [next(job.updates()).stage for job in jobs]
+    assert stages[1:] == ["waiting: 1 ahead", "waiting: 2 ahead"]
+    with pytest.raises(UserError, match=r"queue.*3 jobs.*3"):
         queue.add(second)
-    goes_on.set()
-    assert [finished(job)[1] for job in jobs] == [1, 2, 2]
+    proceed.set()
+    assert [wait_for(job)[1] for job in jobs] == [1, 2, 2]
     assert order == ["first", "second", "second"]
 
 
-def test_cancelling_stops_the_work_itself_and_frees_the_queue(queue):
+def test_cancelling_stops_the_work_and_frees_the_queue(queue):
     started = threading.Event()
-    job = queue.add(endless(started), "anna", "edit")
-    other = queue.add(lambda report: "made", "ben", "edit")
+    job = queue.add(endless_work(started), "anna", "edit")
+    other = queue.add(lambda report: "result", "ben", "edit")
     assert started.wait(10)
     queue.cancel("anna", "generate")
     queue.cancel("carl")
-    assert next(job.updates()).stage == "at it"
+    assert next(job.updates()).stage == "working"
     queue.cancel("anna")
     with pytest.raises(Cancelled):
-        finished(job)
-    assert finished(other)[1] == "made"
+        wait_for(job)
+    assert wait_for(other)[1] == "result"
 
 
-def test_a_waiting_job_is_taken_out_of_the_line(queue):
+def test_a_cancelled_waiting_job_leaves_the_queue(queue):
     started, ran = threading.Event(), []
-    job = queue.add(endless(started))
+    job = queue.add(endless_work(started))
     waiting = queue.add(lambda report: ran.append(1))
     assert started.wait(10)
     waiting.cancel()
     with pytest.raises(Cancelled):
-        finished(waiting)
+        wait_for(waiting)
     job.cancel()
-    job.cancel()  # once more does nothing
+    job.cancel()  # no effect
     with pytest.raises(Cancelled):
-        finished(job)
-    assert finished(queue.add(lambda report: 5))[1] == 5 and not ran
+        wait_for(job)
+    assert wait_for(queue.add(lambda report: 5))[1] == 5 and not ran
 
 
-def test_mistakes_are_told_and_faults_go_to_the_terminal(queue, capsys):
-    def mistaken(report):
+def test_user_errors_reach_the_user_and_others_the_terminal(queue, capsys):
+    def user_error(report):
         raise UserError("too large")
 
-    def faulty(report):
+    def fault(report):
         raise KeyError("gone")
 
     with pytest.raises(UserError, match="too large"):
-        finished(queue.add(mistaken))
+        wait_for(queue.add(user_error))
     assert capsys.readouterr().err == ""
-    with pytest.raises(UserError, match=FAILED):
-        finished(queue.add(faulty))
+    with pytest.raises(UserError, match=INTERNAL_ERROR):
+        wait_for(queue.add(fault))
     assert "KeyError: 'gone'" in capsys.readouterr().err
-    assert finished(queue.add(lambda report: 5))[1] == 5
+    assert wait_for(queue.add(lambda report: 5))[1] == 5
 
 
-def test_a_closed_queue_has_stopped():
+def test_close_stops_the_running_job():
     queue, started = Queue(), threading.Event()
-    job = queue.add(endless(started))
+    job = queue.add(endless_work(started))
     assert started.wait(10)
     assert queue.close()
     with pytest.raises(Cancelled):
-        finished(job)
+        wait_for(job)
 
 
-def test_a_job_that_does_not_listen_is_not_waited_for():
-    queue, started, over = Queue(), threading.Event(), threading.Event()
+def test_close_does_not_wait_for_a_job_without_reports():
+    queue, started, finish = Queue(), threading.Event(), threading.Event()
 
-    def deaf(report):
+    def work_without_reports(report):
         started.set()
-        over.wait(10)
+        finish.wait(10)
 
-    queue.add(deaf)
+    queue.add(work_without_reports)
     assert started.wait(10)
-    assert not queue.close(patience=0.0)
-    over.set()
+    assert not queue.close(timeout=0.0)
+    finish.set()
     assert queue.close()
 
 
-def test_estimates_are_thinned_out_and_go_over_to_the_next_stage():
-    said = []
-    watch = Watch(said.append, ["sampling", "enlarging"], every=0.0, size=(3, 8))
-    x0 = jnp.arange(7.0)[None, :, None, None, None] * jnp.ones((1, 1, 16, 20, 3))
-    with watch(None) as on_chunk:
-        on_chunk(0, 2, jnp.zeros_like(x0))
-        on_chunk(1, 2, x0)
-    with watch(None) as on_chunk:
-        on_chunk(0, 2, x0)
-    assert [one.stage for one in said[1:2]] == ["sampling"]
-    assert said[0].frames is None and said[0].stage.startswith("sampling: getting ready")
-    assert said[1].frames.shape == (3, 6, 7, 3) and said[1].thinned == 3
-    np.testing.assert_array_equal(said[1].frames[:, 0, 0, 0], [0, 3, 6])
-    assert said[2].stage.startswith("enlarging") and said[2].frames is said[1].frames
+def test_previews_are_subsampled_and_stay_until_the_next_stage_has_one():
+    statuses = []
+    on_progress = ProgressAdapter(statuses.append, interval=0.0, max_frames=3, max_side=8)
+    estimate = jnp.arange(7.0)[None, :, None, None, None] * jnp.ones((1, 1, 16, 20, 3))
+    on_progress(Progress("reading"))
+    on_progress(Progress("sampling", 0, 2, 1, jnp.zeros_like(estimate)))
+    on_progress(Progress("sampling", 1, 2, 1, estimate))
+    on_progress(Progress("enlarging", 0, 2, 1, estimate))
+    reading, compiling, sampling, enlarging = statuses
+    assert reading.stage == "reading" and reading.frames is None
+    assert compiling.frames is None and compiling.stage.startswith("sampling: compiling")
+    assert (compiling.done, compiling.total) == (0, 2)
+    assert (sampling.stage, sampling.done, sampling.total) == ("sampling", 1, 2)
+    assert sampling.frames.shape == (3, 6, 7, 3) and sampling.frame_stride == 3
+    np.testing.assert_array_equal(sampling.frames[:, 0, 0, 0], [0, 3, 6])
+    assert enlarging.stage.startswith("enlarging") and enlarging.frames is sampling.frames
+
+
+def test_time_counts_from_the_end_of_each_stage_s_first_step(monkeypatch):
+    times = iter([10.0, 13.0, 20.0, 21.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(times))
+    monkeypatch.setattr("stunet.studio.jobs.time", clock)
+    statuses = []
+    on_progress = ProgressAdapter(statuses.append, interval=100.0)
+    estimate = jnp.zeros((1, 1, 4, 4, 3))
+    for stage in ("sampling", "enlarging"):
+        for done in range(3):
+            on_progress(Progress(stage, done, 3, 1, estimate))
+    assert [status.seconds for status in statuses] == [0.0, 0.0, 3.0, 0.0, 0.0, 1.0]

@@ -1,4 +1,4 @@
-"""Using the studio's page in Chromium, as its tests do and its screenshots need."""
+"""Operates the studio's page in Chromium, for its tests and screenshots."""
 
 import contextlib
 import io
@@ -24,12 +24,12 @@ FLAGS = [
 ]
 DESKTOP, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 EMPTY_CANVAS = (255, 255, 255)
-PATIENCE = 120_000  # milliseconds for anything: a job compiles, and a machine may be busy
+TIMEOUT = 120_000  # milliseconds; jobs compile, and the machine may be busy
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator:
-    """The browser, by Playwright."""
+    """Starts the browser with Playwright."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -38,10 +38,10 @@ def chromium() -> Iterator:
         browser.close()
 
 
-def tab(page, name):
-    """Opens an application's tab; its panel."""
+def open_tab(page, name):
+    """Opens an application's tab and returns its panel."""
     page.get_by_role("tab", name="Generate").wait_for()
-    # Tabs that do not fit are narrower than their words, until they move into a menu.
+    # Tabs that do not fit are narrower than their text until they move into a menu.
     page.wait_for_function(
         "[...document.querySelectorAll('[role=tab]')].every(t => t.scrollWidth <= t.clientWidth)"
     )
@@ -51,57 +51,65 @@ def tab(page, name):
         page.get_by_role("button", name="More tabs").click()
         page.get_by_role("button", name=name.capitalize(), exact=True).click()
     panel = page.get_by_role("tabpanel").filter(has=page.locator(f"#{name}-status"))
-    panel.get_by_role("button", name="Make it").wait_for()
+    start_button(panel).wait_for()
     return panel
 
 
-def quick(panel, prompt="a red star", steps=3, enlarge=False):
+def start_button(panel):
+    """Returns the button that starts the panel's job."""
+    return panel.get_by_role("button", name="Generate", exact=True)
+
+
+def fill_form(panel, prompt="a red star", steps=3, enlarge=False):
+    """Fills in a prompt and settings for a short job."""
     panel.get_by_label("Prompt").fill(prompt)
-    number(panel, "Steps", steps)
+    set_number(panel, "Steps", steps)
     if not enlarge and panel.get_by_label("Enlarge").count():
         panel.get_by_label("Enlarge").uncheck()
 
 
-def number(panel, label, value):
+def set_number(panel, label, value):
+    """Types a number into a number field or slider; "" empties it."""
     field = panel.get_by_role("spinbutton", name=re.compile(label))
     field.fill(str(value))
     field.blur()
 
 
 def upload(panel, **files):
-    """Sends a file to each of the panel's fields, and waits until it is being checked."""
+    """Uploads a file to each of the panel's fields, and waits until its check starts."""
     for field, path in files.items():
         with panel.page.expect_response("**/queue/join*"):
             panel.locator(f"[id$=-{field}] input[type=file]").set_input_files(str(path))
 
 
-def made(panel, before=""):
-    """Waits until the page plays another result than `before`; its settings."""
+def wait_for_result(panel, previous_source=""):
+    """Waits until the page plays another video than `previous_source`; returns its settings."""
     panel.page.wait_for_function(
-        """([panel, before]) => {
+        """([panel, previous]) => {
           const video = panel.querySelector("[id$=-result] video");
-          return video && video.currentSrc != before && video.readyState >= 3
+          return video && video.currentSrc != previous && video.readyState >= 3
             && video.videoWidth > 0 && video.played.length > 0 && !video.error;
         }""",
-        arg=[panel.element_handle(), before],
+        arg=[panel.element_handle(), previous_source],
     )
     panel.get_by_role("status").get_by_text("done").wait_for()
     slice_width = panel.get_by_role("img", name="X-T slice").evaluate(
         "async i => (await i.decode(), i.naturalWidth)"
     )
     assert slice_width > 0
-    return downloaded(panel)
+    return download_settings(panel)
 
 
-def made_by(panel):
-    """Starts, and waits for the result."""
-    shown = panel.locator("[id$=-result] video")
-    before = shown.evaluate("v => v.currentSrc") if shown.count() else ""
-    panel.get_by_role("button", name="Make it").click()
-    return made(panel, before)
+def generate(panel):
+    """Starts a job, waits for its result and returns the settings."""
+    video = panel.locator("[id$=-result] video")
+    previous_source = video.evaluate("v => v.currentSrc") if video.count() else ""
+    start_button(panel).click()
+    return wait_for_result(panel, previous_source)
 
 
-def downloaded(panel):
+def download_settings(panel):
+    """Downloads the MP4 and returns its settings, after checks of the file and the page."""
     with panel.page.expect_download() as download:
         panel.get_by_text("Download the MP4").click()
     path = download.value.path()
@@ -109,39 +117,40 @@ def downloaded(panel):
     settings = json.loads(read_comment(path))
     frames, fps = read_video(path)
     assert settings["num_frames"] == len(frames) and settings["fps"] == fps
-    shown = panel.get_by_text('"application"').locator("xpath=ancestor::div[4]").inner_text()
-    assert settings["application"] in shown
+    displayed = panel.get_by_text('"application"').locator("xpath=ancestor::div[4]").inner_text()
+    assert settings["application"] in displayed
     return settings
 
 
 def paint(panel, width=60, height=0):
-    """Strokes over so many pixels of the page in the middle of the picture, until they are on it.
+    """Paints a rectangle of page pixels in the middle of the picture, until it is visible.
 
-    What is painted before the editor has loaded the picture is lost.
+    The editor discards strokes from before it has loaded the picture.
     """
     page, canvas = panel.page, panel.locator("canvas").first
     canvas.scroll_into_view_if_needed()
 
-    def middle():
-        with Image.open(io.BytesIO(canvas.screenshot())) as seen:
-            return seen.convert("RGB").getpixel((seen.width // 2, seen.height // 2))
+    def middle_pixel():
+        with Image.open(io.BytesIO(canvas.screenshot())) as screenshot:
+            position = (screenshot.width // 2, screenshot.height // 2)
+            return screenshot.convert("RGB").getpixel(position)
 
-    _until(lambda: middle() != EMPTY_CANVAS)
-    bare, box = middle(), canvas.bounding_box()
+    _wait_until(lambda: middle_pixel() != EMPTY_CANVAS)
+    unpainted, box = middle_pixel(), canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    def strokes():
+    def paint_strokes():
         for down in range(0, height + 1, 20):
             page.mouse.move(x - width / 2, y - height / 2 + down)
             page.mouse.down()
             page.mouse.move(x + width / 2, y - height / 2 + down, steps=6)
             page.mouse.up()
-        return middle() != bare
+        return middle_pixel() != unpainted
 
-    _until(strokes)
+    _wait_until(paint_strokes)
 
 
-def _until(happens):
-    deadline = time.monotonic() + PATIENCE / 1000
-    while not happens():
+def _wait_until(condition):
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while not condition():
         assert time.monotonic() < deadline
