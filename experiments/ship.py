@@ -1,12 +1,14 @@
-"""Trains the models that come with the package and puts them there.
+"""Trains the models that the package ships, and writes them to `stunet/shipped`.
 
     python -m experiments.ship --workdir=runs/shapes
     python -m experiments.ship --workdir=runs/shapes --minutes=10
 
-Trains the stages of `experiments/configs/shapes.py`, each in WORKDIR/STAGE as soon as the one that
-it starts from is trained, two side by side where it can; then writes what `stunet.weights.shipped`
-names, kernels in bfloat16. The same command again goes on where it stopped; with `--minutes` it
-stops by itself, as at SIGTERM: saved, and with the exit code 75.
+Trains the stages of `experiments/configs/shapes.py` in WORKDIR/STAGE, each as soon as the stage
+that it starts from is trained, up to two in parallel. Then writes the models that
+`stunet.weights.shipped` names, with kernels in bfloat16.
+
+The same command again resumes. `--minutes` stops it as SIGTERM does: after saving, with exit code
+75.
 """
 
 import os
@@ -24,7 +26,7 @@ from absl import flags
 
 from data.moving_shapes.duotone import NUM_IMAGES, write_duotone_images
 from experiments.common.exit_codes import PREEMPTED
-from experiments.common.parallel_runs import run_side_by_side
+from experiments.common.parallel_runs import run_in_parallel
 from experiments.common.program_flags import read_flags
 from experiments.configs import shapes
 from stunet.errors import UserError, run_command
@@ -39,38 +41,38 @@ FROM_STAGE = {
     shipped.UPSCALER: "ssr",
     shipped.STYLE_MODEL: "style",
 }
-# With which they share the image model, or all of it but what adapters of a rank change.
+# Models that share the image model of another; a style stores adapters of `STYLE_RANK` on top.
 BASE = {shipped.CONDITIONAL_MODEL: shipped.VIDEO_MODEL, shipped.STYLE_MODEL: shipped.VIDEO_MODEL}
 STYLE_RANK = 3
-AT_ONCE = 2  # stages: one alone leaves a third of two CPUs idle
-BESIDE = ("ssr", "style", "conditional")  # which nothing waits for
+PARALLEL_STAGES = 2  # a single one leaves a third of two CPUs idle
+LEAVES = ("ssr", "style", "conditional")  # stages that no other stage starts from
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where the stages' training is kept", flag_values=FLAGS
+    "workdir", None, "keep the runs of the stages in this folder", flag_values=FLAGS
 )
 _OUT = flags.DEFINE_string(
-    "out", str(shipped.FOLDER), "the folder for the finished models", flag_values=FLAGS
+    "out", str(shipped.FOLDER), "write the finished models to this folder", flag_values=FLAGS
 )
 _MINUTES = flags.DEFINE_float(
-    "minutes", None, "stop after about so many", lower_bound=0.0, flag_values=FLAGS
+    "minutes", None, "stop after about this many minutes", lower_bound=0.0, flag_values=FLAGS
 )
 _SET = flags.DEFINE_multi_string(
-    "set", [], "a flag of experiments.train, to try all this out", flag_values=FLAGS
+    "set", [], "pass this flag to every experiments.train, for a quick trial", flag_values=FLAGS
 )
 
 
 def main(argv: list[str]) -> int:
-    """Trains what is not trained yet; writes the models once all are."""
+    """Trains the stages that are not finished, then writes the models."""
     read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
-        raise UserError("--workdir=DIR is needed")
+        raise UserError("--workdir=DIR: missing")
     workdir = Path(_WORKDIR.value)
-    # As when its time is over: the stages are told, and save.
+    # Ends `run_in_parallel` with SystemExit, which passes SIGTERM to the stages, which save.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
     needs = {stage: shapes.INIT_FROM.get(stage) for stage in shapes.STAGES}
-    code = run_side_by_side(needs, lambda stage: _start(stage, workdir), AT_ONCE, end)
+    code = run_in_parallel(needs, lambda stage: _start(stage, workdir), PARALLEL_STAGES, end)
     if code:
         return code
     out = Path(_OUT.value)
@@ -78,8 +80,8 @@ def main(argv: list[str]) -> int:
         folder, adapters = out / name, None
         model = read_model_folder(workdir / stage / "model")
         if name == shipped.STYLE_MODEL:
-            model, adapters = as_adapters(model, read_model_folder(out / BASE[name]))
-        model = with_kernels_in_bfloat16(model)
+            model, adapters = to_adapters(model, read_model_folder(out / BASE[name]))
+        model = cast_kernels_to_bfloat16(model)
         write_model_folder(folder, model, base=BASE.get(name), adapters=adapters)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 1e6:.1f} MB")
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> int:
 
 
 def _start(stage: str, workdir: Path) -> subprocess.Popen:
-    """Starts, or goes on with, the training of a stage."""
+    """Starts or resumes the training of a stage."""
     flags = [f"--config={shapes.__file__}:{stage}", f"--workdir={workdir / stage}"]
     if stage in shapes.INIT_FROM:
         flags.append(f"--config.init_from={workdir / shapes.INIT_FROM[stage]}")
@@ -96,14 +98,23 @@ def _start(stage: str, workdir: Path) -> subprocess.Popen:
         if not (pictures / "captions.csv").exists():
             write_duotone_images(pictures, NUM_IMAGES)
         flags.append(f"--config.data.source={pictures}")
-    # Two progress bars, each on a line of its own.
-    environment = {**os.environ, "TQDM_POSITION": "1" if stage in BESIDE else "0"}
+    # Puts two progress bars on two lines.
+    environment = {**os.environ, "TQDM_POSITION": "1" if stage in LEAVES else "0"}
     command = [sys.executable, "-m", "experiments.train", *flags, *_SET.value]
     return subprocess.Popen(command, env=environment)
 
 
-def as_adapters(style: ModelFolder, base: ModelFolder) -> tuple[ModelFolder, Tree]:
-    """The style with its larger kernels' changes cut down to `STYLE_RANK`, and their adapters."""
+def to_adapters(style: ModelFolder, base: ModelFolder) -> tuple[ModelFolder, Tree]:
+    """Approximates a style by low-rank changes of its base.
+
+    Args:
+      style: The tuned image model.
+      base: The model that it was tuned from.
+
+    Returns:
+      The style with the change of each larger kernel truncated to rank `STYLE_RANK`, and these
+      changes as adapters.
+    """
     images, tuned = partition(base.params["unet"], is_added)[1], style.params["unet"]
     adapters = jax.tree.map(
         lambda leaf: leaf.astype(ml_dtypes.bfloat16), nearest_adapters(images, tuned, STYLE_RANK)
@@ -114,8 +125,8 @@ def as_adapters(style: ModelFolder, base: ModelFolder) -> tuple[ModelFolder, Tre
     return replace(style, params={**style.params, "unet": unet}), adapters
 
 
-def with_kernels_in_bfloat16(model: ModelFolder) -> ModelFolder:
-    """The model at half its size. Vectors, norms' and biases, are few and stay as they are."""
+def cast_kernels_to_bfloat16(model: ModelFolder) -> ModelFolder:
+    """Casts kernels to bfloat16, which halves the model. Norms and biases are few and stay."""
 
     def cast(leaf: np.ndarray) -> np.ndarray:
         return leaf.astype(ml_dtypes.bfloat16) if leaf.ndim > 1 else leaf

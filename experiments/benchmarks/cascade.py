@@ -10,7 +10,6 @@ program that does not fit this machine can be measured, too. With --seconds, run
 and reports its time per frame on this machine.
 """
 
-import dataclasses
 import sys
 import time
 from typing import Any
@@ -21,6 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from data.pipeline import parse_config
 from experiments.benchmarks.harness.workloads import random_like
 from experiments.common.program_flags import read_flags
 from experiments.common.reports import print_table, write_json
@@ -30,8 +30,9 @@ from stunet.diffusion.samplers import resolve_sampler
 from stunet.engine.sampling import ChunkSettings, run_chunk, zero_inputs
 from stunet.errors import UserError, run_command
 from stunet.models.unet import init_unet
-from stunet.schema import from_dict
-from stunet.training.config import TrainConfig
+from stunet.training.config import TrainConfig, parse_train_config
+from stunet.training.initial_model import with_dtype
+from stunet.training.stages import SpatialSuperResolution
 
 STEPS = 100
 
@@ -59,14 +60,13 @@ _REPEATS = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Measures the step for each number of parallel windows and prints a table."""
     values = read_flags(FLAGS, argv, __doc__, _CONFIG)
-    config = from_dict(TrainConfig, values, "config")
-    if config.super_resolution is None or config.unet is None:
-        raise UserError(
-            f"--config: stage is {config.stage!r}, expected 'ssr' with field 'unet' set"
-        )
+    config = parse_train_config(values, parse_config)
+    stage = config.stage
+    if not isinstance(stage, SpatialSuperResolution) or stage.unet is None:
+        raise UserError(f"--config: stage is {stage.name!r}, expected 'ssr' with field 'unet' set")
     prepare_compiler()
-    length, size = config.data["num_frames"], config.data["resolution"]
-    windows = Windows.over(_FRAMES.value, length, stride=config.temporal.stride)
+    length, size = config.data.num_frames, config.data.resolution
+    windows = Windows.over(_FRAMES.value, length, stride=stage.temporal.stride)
     rows = []
     counts = sorted({1, 2, len(windows.starts)})
     for parallel_windows in tqdm(counts, desc="compiling"):
@@ -98,8 +98,7 @@ def measure(
       size: Height and width of the upscaled frames.
       parallel_windows: Number of windows that the program processes in parallel.
     """
-    unet = dataclasses.replace(config.unet, temporal=config.temporal)
-    unet = dataclasses.replace(unet, dtype=config.dtype or unet.dtype)
+    unet = with_dtype(config.stage.architecture(None), config)
     shape = (windows.num_frames, size, size, 3)
     settings = ChunkSettings(
         unet=unet,
@@ -107,7 +106,7 @@ def measure(
         prediction=config.diffusion.prediction,
         sampler=resolve_sampler("ancestral"),
         steps=STEPS,
-        super_resolution=config.super_resolution,
+        super_resolution=config.stage.super_resolution,
         shape=shape,
         windows=windows,
         windows_at_once=parallel_windows,
@@ -115,7 +114,7 @@ def measure(
     structs = jax.eval_shape(lambda: init_unet(unet, jax.random.key(0)))
 
     def inputs(params):
-        return params, *zero_inputs(settings, 1, config.text_encoder.max_tokens)
+        return params, *zero_inputs(settings, 1, config.stage.text_encoder.max_tokens)
 
     start = time.perf_counter()
     compiled = run_chunk.lower(settings, *jax.eval_shape(inputs, structs)).compile()

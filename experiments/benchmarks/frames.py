@@ -28,16 +28,19 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from data.pipeline import parse_config
 from experiments.benchmarks.harness.workloads import METHODS, WINDOW, program_calls
 from experiments.common.program_flags import read_flags
 from experiments.common.reports import print_table, write_json
 from experiments.configs import tiny_t2i, tiny_t2v
-from experiments.tpu.programs import ARCHITECTURES, compile_for, laid_out, sample_program
+from experiments.tpu.programs import ARCHITECTURES, adapt_attention, compile_for, sample_program
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.models.unet import UNetConfig
 from stunet.schema import from_dict
-from stunet.training.config import TrainConfig
+from stunet.training.config import TrainConfig, parse_train_config
+from stunet.training.initial_model import with_dtype
+from stunet.training.stages import TextToVideo
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,7 +65,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _FRAMES = flags.DEFINE_multi_integer(
     "frames",
     [16, 32, 64],
-    "measure clips of this many frames; repeat for several lengths",
+    "measure clips of this many frames",
     lower_bound=WINDOW,
     flag_values=FLAGS,
 )
@@ -77,9 +80,9 @@ _OUT = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Measures a step of each method at each length and prints a table."""
     values = read_flags(FLAGS, argv, __doc__, _CONFIG) or tiny_t2v.get_config().to_dict()
-    config = from_dict(TrainConfig, {**values, "batch_size": 1}, "config")
-    if config.temporal is None or config.stage != "t2v":
-        raise UserError(f"--config: stage is {config.stage!r}, expected 't2v' with 'temporal' set")
+    config = parse_train_config({**values, "batch_size": 1}, parse_config)
+    if not isinstance(config.stage, TextToVideo):
+        raise UserError(f"--config: stage is {config.stage.name!r}, expected 't2v'")
     if not _OUT.value:
         raise UserError("--out: not set, expected a JSON file to write")
     if _TOPOLOGY.value is None:
@@ -152,10 +155,10 @@ def estimate(config: TrainConfig, programs: Sequence[Program]) -> dict[Program, 
 def _unet(config: TrainConfig) -> UNetConfig:
     """Returns the config's network around --backbone, or around that of tiny_t2i.py."""
     if _BACKBONE.value is not None:
-        unet = laid_out(ARCHITECTURES[_BACKBONE.value], config.data["resolution"])
+        unet = adapt_attention(ARCHITECTURES[_BACKBONE.value], config.data.resolution)
     else:
         unet = from_dict(UNetConfig, tiny_t2i.get_config().unet.to_dict(), "unet")
-    return dataclasses.replace(unet, temporal=config.temporal, dtype=config.dtype or unet.dtype)
+    return with_dtype(config.stage.architecture(unet), config)
 
 
 def _tokens() -> int:
@@ -163,7 +166,7 @@ def _tokens() -> int:
 
 
 def _with_frames(config: TrainConfig, frames: int) -> TrainConfig:
-    return dataclasses.replace(config, data={**config.data, "num_frames": frames})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, num_frames=frames))
 
 
 def _random(struct: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Code that the programs in `experiments` share."""
+"""Code that several programs in `experiments` use."""

@@ -1,4 +1,4 @@
-"""Processes of which some need others to have ended, run as soon and as many as can be."""
+"""Runs processes that depend on one another, in parallel where possible."""
 
 import subprocess
 import time
@@ -7,50 +7,51 @@ from collections.abc import Callable, Mapping
 from experiments.common.exit_codes import PREEMPTED
 
 
-def run_side_by_side(
+def run_in_parallel(
     needs: Mapping[str, str | None],
     start: Callable[[str], subprocess.Popen],
-    at_once: int,
+    max_parallel: int,
     end: float | None = None,
 ) -> int:
-    """Runs all to their end, or until one's failure or the time `end`.
+    """Runs processes until all have ended, one has failed, or the time is over.
 
-    The others are told to stop then (SIGTERM) and waited for.
+    In the latter two cases the running processes receive SIGTERM and are waited for.
 
     Args:
-      needs: each name with that of the one which has to have succeeded before it, if any; the
-        earlier of two that could start does.
-      start: starts the one of this name.
-      at_once: how many run side by side.
-      end: by `time.monotonic()`.
+      needs: Name of each process -> name of the process that has to succeed before it starts, or
+        None. If several can start, the first in this order does.
+      start: Starts the process of a name.
+      max_parallel: Number of processes that run at the same time.
+      end: Time of `time.monotonic()` to stop at. None for no limit.
 
     Returns:
-      0, the exit code of the one that failed, or `PREEMPTED`.
+      0, the exit code of the process that failed (128 + N for signal N, as in a shell), or
+      `PREEMPTED`.
     """
     waiting, succeeded, running = list(needs), {None}, {}
     try:
         while waiting or running:
             for name in [name for name in waiting if needs[name] in succeeded]:
-                if len(running) < at_once:
+                if len(running) < max_parallel:
                     waiting.remove(name)
                     running[name] = start(name)
             time.sleep(0.1)
             for name, process in list(running.items()):
                 code = process.poll()
                 if code:
-                    return code if code > 0 else 128 - code  # killed, as a shell counts it
+                    return code if code > 0 else 128 - code
                 if code == 0:
                     succeeded.add(name)
                     del running[name]
             if running and end is not None and time.monotonic() > end:
                 return PREEMPTED
         return 0
-    except KeyboardInterrupt:  # which the processes have heard too
+    except KeyboardInterrupt:  # the terminal sends SIGINT to all processes
         for process in running.values():
             process.wait()
         raise
     finally:
         for process in running.values():
-            process.terminate()  # nothing happens to one that has ended
+            process.terminate()  # has no effect on processes that have ended
         for process in running.values():
             process.wait()

@@ -1,8 +1,7 @@
 """Command-line flags of the programs in `experiments`.
 
-Each program keeps its flags in its own `absl.flags.FlagValues`, so that one process can import two
-programs:
-
+Each program keeps its flags in its own `absl.flags.FlagValues`, so that one process can import
+several programs:
 
     FLAGS = flags.FlagValues()
     _CONFIG = config_flags.DEFINE_config_file("config", None, "...", flag_values=FLAGS)
@@ -14,11 +13,16 @@ programs:
 
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
 from stunet.errors import UserError
+
+_WIDTH = 100  # columns of the help text
+_VALUES = {"int": "N", "float": "X", "string": "TEXT", "config object": "FILE"}
 
 
 def read_flags(
@@ -41,11 +45,13 @@ def read_flags(
       The config's values as nested dicts, or None without a config.
 
     Raises:
-      UserError: A flag is unknown or malformed, the config file cannot be read, or an override
+      UserError: a flag is unknown or malformed, the config file cannot be read, or an override
         names a field that the config file does not have.
     """
     if "--help" in argv[1:]:
-        print(doc.strip(), "", "flags:", flag_values.get_help("  "), sep="\n")
+        print(doc.strip(), "", "Flags:", *_help_lines(flag_values), sep="\n")
+        if config is not None:
+            print(f"\nOverride fields of the config file by --{config.name}.FIELD=VALUE.")
         sys.exit(0)
     try:
         flag_values(argv)
@@ -54,6 +60,41 @@ def read_flags(
     except (KeyError, AttributeError) as error:  # raised by ml_collections for unknown fields
         name, *hint = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "\n")).splitlines()
         hint = "".join(f" ({line})" for line in hint)
-        raise UserError(f"the config file has no field to override: {name}{hint}") from error
+        raise UserError(f"--config: no field to override: {name}{hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _help_lines(flag_values: flags.FlagValues) -> Iterator[str]:
+    """Yields the help of the program's own flags, without those of absl."""
+    modules = flag_values.flags_by_module_dict()
+    own = [flag for module, found in modules.items() if module != "absl.flags" for flag in found]
+    heads = [_head(flag) for flag in own]
+    indent = " " * (max(map(len, heads)) + 4)
+    for head, flag in zip(heads, own, strict=True):
+        first = f"  {head}".ljust(len(indent))
+        yield from textwrap.wrap(
+            _help(flag), _WIDTH, initial_indent=first, subsequent_indent=indent
+        )
+
+
+def _head(flag: flags.Flag) -> str:
+    """Returns the flag with a placeholder for its value: `--out=TEXT`."""
+    kind = flag.flag_type().removeprefix("multi ").removesuffix(" enum")
+    if kind == "bool":
+        return f"--[no]{flag.name}"
+    choices = getattr(flag.parser, "enum_values", None)
+    return f"--{flag.name}={'|'.join(choices) if choices else _VALUES.get(kind, 'VALUE')}"
+
+
+def _help(flag: flags.Flag) -> str:
+    """Returns the help text, followed by the default if there is one."""
+    text = re.sub(r"^<[^>]*>: ", "", flag.help.partition(";\n    repeat this option")[0])
+    repeatable = isinstance(flag, flags.MultiFlag)
+    if repeatable:
+        default = ", ".join(map(str, flag.default or ()))
+    else:
+        default = (flag.default_as_str or "").strip("'").removesuffix("None")
+    notes = ["repeatable"] * repeatable
+    notes += [f"default: {default}"] if default and "default" not in text else []
+    return f"{text} ({'; '.join(notes)})" if notes else text

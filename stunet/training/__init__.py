@@ -1,1 +1,1 @@
-"""Training: stages, the update step, checkpoints, the device mesh, metrics."""
+"""Training: stages, the update step, checkpoints, the device mesh and metrics."""

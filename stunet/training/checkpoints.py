@@ -1,4 +1,4 @@
-"""Orbax checkpoints of training state, behind a few functions."""
+"""Checkpoints of the training state, by Orbax."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from stunet.errors import UserError
-from stunet.training.cluster import first_alone, on_every_process
+from stunet.training.cluster import all_processes_agree, run_on_first_process
 from stunet.training.step import TrainState
 from stunet.weights.trees import compare_shapes
 
@@ -23,14 +23,18 @@ from stunet.weights.trees import compare_shapes
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
-    Each holds the state (step, parameters, EMA, optimiser) and the data iterator's position.
-    Saving is asynchronous; `close` waits for it.
+    A checkpoint contains the state (step, parameters, EMA, optimizer state) and the number of
+    training examples read so far. Saving is asynchronous; `close` waits for it.
+
+    Args:
+      workdir: The run's workdir.
+      keep: Number of checkpoints to keep; older ones are deleted.
     """
 
     def __init__(self, workdir: Path, keep: int):
         self.folder = Path(workdir).absolute() / "checkpoints"
-        # Orbax writes under such a name until a checkpoint is whole. Those of a run that was
-        # killed meanwhile are only told of: Orbax may remove them at any time.
+        # Orbax writes into a folder of this name until a checkpoint is complete. Leftovers of
+        # killed runs are only reported; Orbax may delete them at any time.
         self._unfinished = sorted(
             int(path.name.split(".")[0])
             for path in self.folder.glob("*.orbax-checkpoint-tmp*")
@@ -39,8 +43,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
         )
-        # Orbax warns whenever a save has to wait for the one before. By absl's own function:
-        # whoever else changes the level and restores it (TFDS does) goes by that.
+        # Orbax warns whenever a save waits for the one before. absl's own function sets the level,
+        # because TFDS changes and restores the level that absl knows of.
         absl_logging.set_verbosity(absl_logging.ERROR)
         self._handlers = {
             "state": ocp.StandardCheckpointHandler(),
@@ -51,7 +55,12 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, data_position: int) -> None:
-        """Saves the state under its step, once: a step that is there already is left alone."""
+        """Saves the state, unless there is a checkpoint of its step.
+
+        Args:
+          state: The training state.
+          data_position: Number of training examples read so far.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -66,59 +75,69 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, report: Callable[[str], None]
     ) -> tuple[TrainState, int] | None:
-        """The newest checkpoint that can be read, as (state, data position), or None.
+        """Restores the newest readable checkpoint.
 
-        `abstract` gives shapes, dtypes and shardings. A checkpoint that is incomplete or cannot
-        be read is reported, and the one before it is taken; what was unreadable is set aside.
+        Incomplete and unreadable checkpoints are reported. Unreadable ones are renamed to
+        `damaged-STEP` once an earlier checkpoint was restored.
+
+        Args:
+          abstract: Shapes, types and shardings of the state.
+          report: Called with each line about checkpoints that are skipped.
+
+        Returns:
+          The state and the number of training examples read before, or None if there is no
+          checkpoint.
 
         Raises:
-          UserError: there are checkpoints but none can be read, or their parameters have
-            other shapes than the configured networks, or they are another optimiser's.
+          UserError: there are checkpoints but none is readable, or their parameters have other
+            shapes than the configured networks, or their optimizer state is of another optimizer.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         newest = steps[0] if steps else -1
         incomplete = [step for step in self._unfinished if step > newest]
         for step in incomplete:
-            report(f"checkpoint {self.folder / str(step)} is incomplete")
+            report(f"{self.folder / str(step)}: incomplete checkpoint")
         damaged = []
         for step in steps:
-            reason = "by another process"
+            reason = "in another process"
             try:
                 with _quiet_failure():
                     self._check_fit(step, abstract)
                     state, position = self._read(step, abstract)
             except UserError:
                 raise
-            except Exception as error:  # whatever the storage layers raise on damaged files
+            except Exception as error:  # storage layers raise errors of many types
                 reason = textwrap.shorten(str(error) or repr(error), 120, placeholder=" ...")
                 state = None
-            if not on_every_process(state is not None):
-                report(f"checkpoint {self.folder / str(step)} cannot be read ({reason})")
+            if not all_processes_agree(state is not None):
+                report(f"{self.folder / str(step)}: unreadable checkpoint ({reason})")
                 damaged.append(step)
                 continue
             if incomplete or damaged:
                 report(f"falling back to the checkpoint of step {step}")
-            # Only now that there is another: without one, the next start must fail as well.
-            for other in damaged:
-                self._set_aside(other)
+            # Not before another one was restored: otherwise the next start would train from
+            # scratch instead of failing, too.
+            for damaged_step in damaged:
+                self._set_aside(damaged_step)
             return state, position
         if damaged:
             raise UserError(
-                f"{self.folder}: no complete checkpoint among steps "
-                f"{', '.join(map(str, sorted(steps)))}; remove the folder to start anew"
+                f"{self.folder}: no readable checkpoint among steps "
+                f"{', '.join(map(str, sorted(steps)))}; remove the folder to start from scratch"
             )
         if incomplete:
-            report("there is no checkpoint before it: starting anew")
+            report("no earlier checkpoint: starting from scratch")
         return None
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until all checkpoints are on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
-        # By the handlers, not the manager: that has the processes meet after reading, where those
-        # that cannot read would not come, and be in another collective (over Gloo all then die).
+        # By the handlers, because the manager synchronises processes after reading. A process
+        # that failed to read would not arrive there but in another collective, which over Gloo
+        # ends all processes.
         folder = self.folder / str(step)
         args = ocp.args.StandardRestore(abstract._asdict())
         state = self._handlers["state"].restore(folder / "state", args=args)
@@ -129,41 +148,33 @@ class Checkpoints:
         try:
             saved = self._manager.item_metadata(step)["state"].tree
             params, opt_state = saved["params"], _shapes(saved["opt_state"])
-        except Exception:  # damaged: reading it will say so
+        except Exception:  # damaged metadata: reading the checkpoint reports it
             return
         compare_shapes(abstract.params, params, f"{self.folder / str(step)}: the parameters")
         if opt_state != _shapes(abstract.opt_state):
             raise UserError(
-                f"{self.folder / str(step)}: its optimiser's state does not fit the configured "
-                "optimizer; resume with the one that the run was started with"
+                f"{self.folder / str(step)}: optimizer state of another optimizer; expected "
+                "optimizer.name of the run's start"
             )
 
     def _set_aside(self, step: int) -> None:
-        # Renamed, not deleted: it may still be of use to someone, but no later save at this
-        # step, nor a later start, should meet it.
+        # Renamed, not deleted, in case someone can repair it. A later save of this step and later
+        # starts must not find it.
         def rename() -> None:
-            damaged = self.folder / f"damaged-{step}"
-            shutil.rmtree(damaged, ignore_errors=True)
-            (self.folder / str(step)).rename(damaged)
+            new = self.folder / f"damaged-{step}"
+            shutil.rmtree(new, ignore_errors=True)
+            (self.folder / str(step)).rename(new)
 
-        first_alone(rename)
+        run_on_first_process(rename)
         self._manager.reload()
-
-
-def abstract_state(state: Any) -> Any:
-    """Shapes, dtypes and shardings of a state."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
 
 
 @contextlib.contextmanager
 def _quiet_failure() -> Iterator[None]:
-    """Holds back the tracebacks that a failing restore prints besides what it raises.
+    """Suppresses the tracebacks that a failing restore prints in addition to its exception.
 
-    At the first array that cannot be read Orbax closes its event loop, and each of the others,
-    still being read by other threads, then reports to a loop that is closed, or its error to
-    nobody: of a large state that fills screens.
+    At the first unreadable array Orbax closes its event loop. Threads that still read other arrays
+    then print an error each, which for a large state fills screens.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     held = []
@@ -171,18 +182,18 @@ def _quiet_failure() -> Iterator[None]:
     try:
         yield
     except Exception:
-        # Not set back: the last of them speak up at some later garbage collection.
+        # Not reset, because the last errors are printed at some later garbage collection.
         logger.setLevel(logging.CRITICAL)
         time.sleep(0.5)
         raise
     finally:
         sys.unraisablehook = hook
-    for unraisable in held:  # nothing failed: they are not of a restore
+    for unraisable in held:  # the restore succeeded, so these are not its errors
         hook(unraisable)
 
 
 def _shapes(tree: Any) -> Mapping[str, tuple[int, ...]]:
-    """Shapes by path; Orbax gives back dicts and lists where there were (named) tuples."""
+    """Returns shapes by path, because Orbax restores (named) tuples as dicts and lists."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)

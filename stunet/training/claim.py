@@ -1,4 +1,4 @@
-"""A folder that one process has to itself."""
+"""Exclusive use of a folder by one process."""
 
 import contextlib
 import fcntl
@@ -10,22 +10,24 @@ from stunet.errors import UserError
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keeps an existing folder from others who would claim it; a killed process's claim ends too.
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Locks an existing folder against other processes that claim it.
+
+    The lock ends with the block, and with the process if it is killed. File systems without locks
+    (some network file systems) lock nothing.
 
     Raises:
-      UserError: another process has claimed it.
+      UserError: another process has claimed the folder.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems know no locks: there nobody is kept out.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a file system without locks
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"{folder}: another process is at work there; wait until it has ended, or "
-                    "choose another folder"
+                    f"{folder}: in use by another process; wait for its end or choose another "
+                    "folder"
                 ) from error
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Several processes that train as one: the hosts of a TPU pod, or processes on CPUs.
+"""Training by several processes: the hosts of a TPU pod, or processes on CPUs.
 
-All of them run the same program on arrays that lie over the devices of all; the first one alone
-writes what the run leaves beside its checkpoints, in a workdir that all of them see.
+All processes run the same program on arrays that are sharded over the devices of all. Process 0
+alone writes what a run leaves besides its checkpoints, into a workdir that all processes see.
 """
 
 import signal
@@ -16,91 +16,97 @@ from stunet.errors import UserError
 from stunet.weights.trees import Tree
 
 
-def join_cluster(place: str) -> None:
-    """Joins the other processes; before anything else that JAX does.
+def join_cluster(cluster: str) -> None:
+    """Connects this process to the others. Call it before any other use of JAX.
 
     Args:
-      place: "auto" on a TPU pod, or under Slurm or Open MPI, which say who is who; elsewhere
-        "HOST:PORT,COUNT,NUMBER": where the first process listens, how many there are, and which
-        one this is, from 0.
+      cluster: "auto" on a TPU pod or under Slurm or Open MPI, which assign process numbers;
+        otherwise "HOST:PORT,COUNT,NUMBER": where process 0 listens, the number of processes, and
+        this process's number from 0.
 
     Raises:
-      UserError: `place` is neither, or the others did not appear.
+      UserError: `cluster` has neither form, or the other processes cannot be reached.
     """
-    if place == "auto":
-        arguments = {}
-    else:
-        address, *numbers = place.split(",")
-        if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or ":" not in address:
-            raise UserError(
-                f"--cluster={place}: expected 'auto' or 'HOST:PORT,COUNT,NUMBER', such as "
-                "'localhost:1234,2,0'"
-            )
-        count, number = map(int, numbers)
-        if number >= count:
-            raise UserError(f"--cluster={place}: of {count} processes the last is {count - 1}")
-        arguments = {
-            "coordinator_address": address,
-            "num_processes": count,
-            "process_id": number,
-        }
+    arguments = {} if cluster == "auto" else _parse_cluster(cluster)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--cluster={place}: cannot join the other processes: {reason}") from error
+        raise UserError(
+            f"--cluster={cluster}: cannot join the other processes: {reason}"
+        ) from error
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+def _parse_cluster(cluster: str) -> dict[str, str | int]:
+    address, *numbers = cluster.split(",")
+    if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or ":" not in address:
+        raise UserError(
+            f"--cluster={cluster}: expected 'auto' or 'HOST:PORT,COUNT,NUMBER', such as "
+            "'localhost:1234,2,0'"
+        )
+    count, number = map(int, numbers)
+    if number >= count:
+        raise UserError(
+            f"--cluster={cluster}: process number {number}, expected 0 to {count - 1} for {count} "
+            "processes"
+        )
+    return {"coordinator_address": address, "num_processes": count, "process_id": number}
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files and prints."""
     return jax.process_index() == 0
 
 
-def first_alone(action: Callable[[], None]) -> None:
-    """The first process acts, and the others wait until it has.
+def run_on_first_process(action: Callable[[], None]) -> None:
+    """Runs an action on process 0 while the other processes wait.
 
     Raises:
-      UserError: the action did, or in the other processes: it raised anything.
+      UserError: in all other processes if the action raised any error. Process 0 raises the error
+        itself.
     """
     if jax.process_count() == 1:
         action()
         return
     error = None
-    if is_first():
+    if is_first_process():
         try:
             action()
-        except Exception as raised:  # told to the others before it goes on its way
+        except Exception as raised:  # raised below, once the other processes know of it
             error = raised
     if multihost_utils.broadcast_one_to_all(np.int32(error is not None)):
-        raise error or UserError("the first process of the cluster failed; it says why")
+        raise error or UserError("process 0 of the cluster failed; see its error")
 
 
-def on_every_process(ok: bool) -> bool:
-    """Whether `ok` is true of all processes; each has to ask."""
+def all_processes_agree(ok: bool) -> bool:
+    """Whether `ok` is true in all processes. All of them have to call it."""
     return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(ok).all())
 
 
 def watch_for_sigterm() -> Callable[[int], bool]:
-    """From now on SIGTERM stops nothing; returns whether to stop after a step.
+    """Handles SIGTERM from now on; returns a function that tells whether to stop after a step.
 
-    Every process has to ask after every step. The answer is yes in all of them after the same one,
-    whichever was told; JAX's preemption service, which agrees on it, also knows a TPU's
-    maintenance notices.
+    In a cluster all processes have to call the function after every step, and it returns True in
+    all of them after the same step, whichever process received the signal. JAX's preemption service
+    coordinates this; it also reports maintenance of TPUs.
     """
     if jax.distributed.is_initialized():
         return multihost_utils.reached_preemption_sync_point
-    told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
-    return lambda step: told.is_set()
+    received = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: received.set())
+    return lambda step: received.is_set()
 
 
-def gathered(tree: Tree) -> Tree:
-    """The arrays whole, in the first process; one at a time passes through the others."""
+def gather_to_first_process(tree: Tree) -> Tree:
+    """Copies sharded arrays to the memory of process 0; other processes return None per array.
+
+    In a cluster every process holds one whole array at a time.
+    """
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
-    def whole(array: jax.Array) -> np.ndarray | None:
+    def gather(array: jax.Array) -> np.ndarray | None:
         array = multihost_utils.process_allgather(array, tiled=True)
-        return array if is_first() else None
+        return array if is_first_process() else None
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(gather, tree)

@@ -1,4 +1,4 @@
-"""What a run writes down of itself: a CSV of every step, TensorBoard, and a loss plot."""
+"""Metrics of a training run: a CSV file of every step, TensorBoard, and a plot of the loss."""
 
 import csv
 import io
@@ -18,11 +18,16 @@ FIELDS = ("step", "loss", "grad_norm")
 
 
 class MetricsLog:
-    """Metrics of every step, gathered on the device and written in groups.
+    """Metrics of every step, kept on the device and written in groups.
 
-    `metrics.csv` has a row a step; a resumed run drops the rows after its checkpoint, so the
-    file is what an uninterrupted run would have written. In a cluster every process has a log,
-    and those of which `writes` is false only watch for what is not finite.
+    `metrics.csv` has one row per step. A resumed run drops the rows after its checkpoint, so that
+    the file equals that of an uninterrupted run.
+
+    Args:
+      workdir: The run's workdir.
+      start_step: Step that the run resumes from; 0 for a new run.
+      writes: Whether this process writes. In a cluster every process has a log, and those that do
+        not write only check that metrics are finite.
     """
 
     def __init__(self, workdir: Path, start_step: int, writes: bool = True):
@@ -32,43 +37,41 @@ class MetricsLog:
             return
         self.path = Path(workdir) / "metrics.csv"
         rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
-        # Renamed into place: a run killed here must not have lost the rows before.
+        # Renamed into place, so that a run killed here does not lose earlier rows.
         new = self.path.with_name(".metrics.csv.new")
         with new.open("w", newline="") as file:
-            csv.writer(file).writerows([FIELDS, *map(_texts, rows)])
+            csv.writer(file).writerows([FIELDS, *map(_csv_row, rows)])
         new.replace(self.path)
         self.board = tensorboardX.SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=start_step + 1
         )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Keeps a step's metrics without waiting for the device."""
+        """Adds the metrics of a step without waiting for the device."""
         self._pending.append((step, metrics))
 
     def write(self) -> float:
-        """Writes what was added since the last call and returns the mean loss of it.
+        """Writes the metrics added since the last call and returns their mean loss.
 
         Raises:
-          UserError: a metric is not finite; says between which steps it happened. The steps
-            before it are written all the same.
+          UserError: a metric is not finite. The steps before it are written.
         """
         steps = [step for step, _ in self._pending]
         values = jax.device_get([metrics for _, metrics in self._pending])
         self._pending = []
         rows = [{"step": step} | metrics for step, metrics in zip(steps, values, strict=True)]
-        # A gradient that is not finite makes parameters that are not, at a loss that still is.
+        # A non-finite gradient makes the parameters non-finite while the loss is still finite.
         finite = [all(math.isfinite(row[field]) for field in FIELDS[1:]) for row in rows]
-        good = finite.index(False) if False in finite else len(rows)
+        num_finite = finite.index(False) if False in finite else len(rows)
         if self._writes:
             with self.path.open("a", newline="") as file:
-                csv.writer(file).writerows(map(_texts, rows[:good]))
-        if good < len(rows):
-            step = steps[good]
+                csv.writer(file).writerows(map(_csv_row, rows[:num_finite]))
+        if num_finite < len(rows):
+            step, row = steps[num_finite], rows[num_finite]
             raise UserError(
-                f"training diverged between steps {step - 1} and {step}: the loss of step {step} "
-                f"is {rows[good]['loss']} and its gradient's norm {rows[good]['grad_norm']}; the "
-                "last good checkpoint is kept (lower optimizer.learning_rate or "
-                "optimizer.clip_norm and start again)"
+                f"training diverged between steps {step - 1} and {step}: loss {row['loss']}, "
+                f"grad_norm {row['grad_norm']}, expected finite values; the last checkpoint before "
+                "is kept (lower optimizer.learning_rate or optimizer.clip_norm and start again)"
             )
         if self._writes:
             for field in FIELDS[1:]:
@@ -76,7 +79,7 @@ class MetricsLog:
         return float(np.mean([row["loss"] for row in rows]))
 
     def add_video(self, name: str, video: np.ndarray, fps: float, step: int) -> None:
-        """Puts a clip `[T, H, W, 3]` in [0, 255] on the board, as an animated GIF."""
+        """Adds a video `[T, H, W, 3]` uint8 to TensorBoard, as an animated GIF."""
         frames = [Image.fromarray(frame) for frame in video]
         gif = io.BytesIO()
         duration = round(1000 / fps)
@@ -91,25 +94,28 @@ class MetricsLog:
         self.board.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
-        """Flushes TensorBoard's file."""
+        """Flushes the TensorBoard file."""
         if self._writes:
             self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`; a torn last line, from a killed run, is dropped."""
+    """Reads the rows of a `metrics.csv`, without an incomplete last line of a killed run.
+
+    Returns an empty list if there is no file.
+    """
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        whole = [line for line in file if line.endswith("\n")]
+        lines = [line for line in file if line.endswith("\n")]
     return [
         {"step": int(row["step"]), **{f: float(row[f]) for f in FIELDS[1:]}}
-        for row in csv.DictReader(whole)
+        for row in csv.DictReader(lines)
     ]
 
 
 def plot_loss(workdir: Path) -> None:
-    """Draws `loss.png` from `metrics.csv`: every step, and a running mean."""
+    """Plots the loss of every step and its running mean, from `metrics.csv` to `loss.png`."""
     rows = read_metrics(workdir / "metrics.csv")
     steps, losses = (np.array([row[f] for row in rows]) for f in ("step", "loss"))
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -123,5 +129,5 @@ def plot_loss(workdir: Path) -> None:
     figure.savefig(workdir / "loss.png", dpi=120)
 
 
-def _texts(row: dict[str, float]) -> list[str]:
+def _csv_row(row: dict[str, float]) -> list[str]:
     return [str(row["step"]), *(repr(float(row[f])) for f in FIELDS[1:])]

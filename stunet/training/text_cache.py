@@ -1,14 +1,14 @@
-"""Text states of a dataset, computed once with a frozen text encoder."""
+"""A cache of text encoder states for the captions of a dataset, for a frozen text encoder."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from stunet.engine import encode_text
 from stunet.errors import UserError
 from stunet.model import Model
 from stunet.weights.trees import flatten
@@ -16,15 +16,27 @@ from stunet.weights.trees import flatten
 BATCH = 256
 
 
-def write_text_states(path: Path, captions: Sequence[str], model: Model) -> None:
-    """Writes the states of N captions and of the empty one, `[N + 1, L, D]` float16, to `path`."""
+def write_text_states(
+    path: Path,
+    captions: Sequence[str],
+    model: Model,
+    encode: Callable[[list[str]], jax.Array],
+) -> None:
+    """Writes the states of N captions and of the empty one, `[N + 1, L, D]` float16.
+
+    Args:
+      path: The file, `.npy`. A `.json` file next to it identifies the text encoder.
+      captions: Captions in the order of the dataset's records.
+      model: Model with the text encoder.
+      encode: Maps captions to states `[B, L, D]` of that text encoder.
+    """
     captions = [*captions, ""]
     new = path.with_name(f".{path.name}.new")
     states = None
     for start in tqdm(range(0, len(captions), BATCH), desc="text states", unit="batch"):
         texts = captions[start : start + BATCH]
-        # Filled up to one batch size: one compile.
-        rows = np.asarray(encode_text(model, texts + [""] * (BATCH - len(texts))))[: len(texts)]
+        # Padded to a constant batch size, so that the encoder is compiled once.
+        rows = np.asarray(encode(texts + [""] * (BATCH - len(texts))))[: len(texts)]
         if states is None:
             shape = (len(captions), *rows.shape[1:])
             states = np.lib.format.open_memmap(new, "w+", np.float16, shape)
@@ -35,22 +47,26 @@ def write_text_states(path: Path, captions: Sequence[str], model: Model) -> None
 
 
 def check_text_states(path: Path, model: Model) -> None:
-    """Raises `UserError` unless cached states are there and this model's encoder made them.
+    """Checks that cached states exist and were computed by the model's text encoder.
 
-    A model without a text encoder takes any of its width.
+    For a model without a text encoder, only the width of the states is checked.
+
+    Raises:
+      UserError: there are no states, they have another width than the U-Net reads, or another text
+        encoder computed them.
     """
     hint = "compute them with `python -m experiments.cache_text --config=...`"
     try:
-        made_by = json.loads(_fingerprint_path(path).read_text())["text_encoder"]
+        stored = json.loads(_fingerprint_path(path).read_text())["text_encoder"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"no cached text states at {path}; {hint}") from error
+        raise UserError(f"{path}: no cached text states; {hint}") from error
     width = np.load(path, mmap_mode="r").shape[-1]
     if width != model.unet.text_dim:
         raise UserError(
-            f"{path} holds states of width {width}; the U-Net reads {model.unet.text_dim}; {hint}"
+            f"{path}: text states of width {width}, expected {model.unet.text_dim}; {hint}"
         )
-    if model.text_encoder is not None and made_by != _fingerprint(model):
-        raise UserError(f"{path} was made by another text encoder; {hint}")
+    if model.text_encoder is not None and stored != _fingerprint(model):
+        raise UserError(f"{path}: text states of another text encoder; {hint}")
 
 
 def _fingerprint_path(path: Path) -> Path:

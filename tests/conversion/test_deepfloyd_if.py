@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ def test_stage_two():
 @pytest.mark.parametrize(
     ("experiment", "fields"), [(inflate_if, STAGE_ONE), (inflate_if_ii, STAGE_TWO)]
 )
-def test_the_experiments_inflate_networks_of_that_many_levels(experiment, fields):
+def test_experiments_inflate_networks_with_that_many_levels(experiment, fields):
     config = parse_train_config(experiment.get_config().to_dict(), parse_config)
     unet = dataclasses.replace(
         unet_config_from_diffusers(fields, "c"), temporal=config.stage.temporal
@@ -65,15 +66,15 @@ def test_the_experiments_inflate_networks_of_that_many_levels(experiment, fields
 
 
 @pytest.mark.parametrize("fields", [STAGE_ONE, STAGE_TWO])
-def test_every_parameter_has_one_name_and_comes_back(fields):
+def test_parameters_have_unique_names_and_survive_a_round_trip(fields):
     table = hub_parameters(unet_config_from_diffusers(fields, "c"))
-    assert len({place.name for place in table.values()}) == len(table)
+    assert len({parameter.name for parameter in table.values()}) == len(table)
     for path in ("up_0_res_0/skip/kernel", "mid_attn_0/out/kernel", "conv_in/kernel"):
-        place = table[path]
-        theirs = np.arange(np.prod(place.shape)).reshape(place.shape)
-        back = place.to_hub(place.from_hub(theirs))
-        assert back.shape == place.shape
-        np.testing.assert_array_equal(back, theirs)
+        parameter = table[path]
+        array = np.arange(np.prod(parameter.shape)).reshape(parameter.shape)
+        back = parameter.to_hub(parameter.from_hub(array))
+        assert back.shape == parameter.shape
+        np.testing.assert_array_equal(back, array)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +99,32 @@ def test_names(path, name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"_class_name": "UNet2DModel"}, "c: _class_name is 'UNet2DModel'"),
-        ({"block_out_channels": None}, "c: has no field 'block_out_channels'"),
-        ({"act_fn": "silu"}, "c: act_fn is 'silu'; DeepFloyd IF's is 'gelu'"),
-        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types has 'DownBlock2D'"),
-        ({"up_block_types": STAGE_ONE["up_block_types"][::-1]}, "do not mirror"),
-        ({"attention_head_dim": [32, 64]}, "attention_head_dim differs between levels"),
-        ({"only_cross_attention": [True, False]}, "only_cross_attention differs"),
-        ({"resnet_skip_time_act": True}, "must be activated once"),
-        ({"time_embedding_act_fn": "silu"}, "must be activated once, by 'gelu'"),
-        ({"block_out_channels": 32}, "block_out_channels is 32; expected a list"),
-        ({"down_block_types": [["x"]] * 4}, r"down_block_types has \['x'\]"),
-        ({"attention_head_dim": None}, "c: field 'head_dim' must be int, got None"),
+        ({"_class_name": "UNet2DModel"}, "c: _class_name.*'UNet2DModel', .*'UNet2DConditionModel'"),
+        ({"block_out_channels": None}, "c: .*'block_out_channels'"),
+        ({"act_fn": "silu"}, "c: act_fn.*'silu', .*'gelu'"),
+        (
+            {"down_block_types": ["DownBlock2D"] * 4},
+            "c: down_block_types: .*'DownBlock2D', .*ResnetDownsampleBlock2D",
+        ),
+        (
+            {"up_block_types": STAGE_ONE["up_block_types"][::-1]},
+            "c: up_block_types.*down_block_types",
+        ),
+        ({"attention_head_dim": [32, 64]}, r"c: attention_head_dim.* \[32, 64\]"),
+        ({"only_cross_attention": [True, False]}, r"c: only_cross_attention.* \[True, False\]"),
+        ({"resnet_skip_time_act": True}, "time_embedding_act_fn.* None, .*'gelu'.* True"),
+        ({"time_embedding_act_fn": "silu"}, "time_embedding_act_fn.*'silu', .* None .* False"),
+        ({"block_out_channels": 32}, "c: block_out_channels.* 32, .*list"),
+        ({"down_block_types": [["x"]] * 4}, r"c: down_block_types: .*\['x'\]"),
+        ({"attention_head_dim": None}, "c: head_dim.* None, .*int"),
         ({"attention_head_dim": 0}, "c: head_dim is 0, which does not divide 384"),
-        ({"encoder_hid_dim": "48"}, "c: field 'text_dim' must be int, got '48'"),
-        ({"resnet_out_scale_factor": None}, "c: field 'output_scale_factor' must be float"),
+        ({"encoder_hid_dim": "48"}, "c: text_dim.*'48', .*int"),
+        ({"resnet_out_scale_factor": None}, "c: output_scale_factor.* None, .*float"),
         ({"layers_per_block": [3, 3]}, "c: layers_per_block has 2 entries; channels has 4"),
-        ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
+        ({"class_embed_type": "projection"}, "c: class_embed_type.*'projection', .*'timestep'"),
     ],
 )
-def test_another_network_is_refused(fields, message):
+def test_other_networks_are_rejected(fields, message):
     with pytest.raises(UserError, match=message):
         unet_config_from_diffusers(STAGE_ONE | fields, "c")
 
@@ -128,6 +135,6 @@ def test_resolution(size, expected):
 
 
 @pytest.mark.parametrize("size", [[64, 32], "64", 0])
-def test_no_resolution(size):
-    with pytest.raises(UserError, match=r"c: sample_size is .*; expected one number of pixels"):
+def test_invalid_resolutions(size):
+    with pytest.raises(UserError, match=rf"c: sample_size.* {re.escape(repr(size))}, "):
         resolution_from_diffusers(STAGE_ONE | {"sample_size": size}, "c")

@@ -1,4 +1,4 @@
-"""`experiments.train`, in a process that cannot read the newest checkpoint."""
+"""Runs `experiments.train` in a process that cannot read the newest checkpoint."""
 
 import sys
 
@@ -9,12 +9,12 @@ from stunet.training.checkpoints import Checkpoints
 _read = Checkpoints._read
 
 
-def refused(checkpoints, step, abstract):
+def fail_on_newest(checkpoints, step, abstract):
     if step == checkpoints._manager.latest_step():
-        raise OSError("the disk of this process has failed")
+        raise OSError("a failed disk")
     return _read(checkpoints, step, abstract)
 
 
 if __name__ == "__main__":
-    Checkpoints._read = refused
+    Checkpoints._read = fail_on_newest
     sys.exit(run_command(lambda: main(sys.argv), "experiments.train"))

@@ -14,8 +14,8 @@ def _fast_compiles():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _process_as_before():
-    """Training here leaves neither its signal handler nor its compiler's settings behind."""
+def _restore_process():
+    """Restores what training in this process changes: signal handler and compiler settings."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "prepare_compiler", lambda: None)
@@ -35,7 +35,7 @@ def config(root):
 
 @pytest.fixture(scope="session")
 def whole(root, config):
-    """A run that nothing interrupts: its workdir and what it printed."""
+    """An uninterrupted run: its workdir, stdout and stderr."""
     path = write_config(root / "t2i.py", config)
     process = start(path, root / "whole", root / "cache")
     out, err = process.communicate(timeout=500)

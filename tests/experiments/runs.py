@@ -1,4 +1,4 @@
-"""Tiny training runs, in this process or in real ones."""
+"""Tiny training runs, in this process or in processes of their own."""
 
 import copy
 import os
@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import experiments.train as train
-from stunet.schema import from_dict
-from stunet.training.config import TrainConfig
+from data.pipeline import parse_config
+from experiments import train
+from stunet.training.config import TrainConfig, parse_train_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,13 +54,13 @@ T2I = {
     "mesh": {"fsdp": 1, "frames": 1},
     "batch_size": 4,
     "total_steps": 20,
-    "checkpoint_every": 4,
+    "checkpoint_every": 8,
     "log_every": 1,
 }
 
 
 def changed(config: dict, **changes) -> dict:
-    """A copy with other values, at dotted names given with `__` for the dot."""
+    """Returns a copy with other values; `data__seed` is the seed in data."""
     config = copy.deepcopy(config)
     for name, value in changes.items():
         *path, last = name.split("__")
@@ -72,16 +72,21 @@ def changed(config: dict, **changes) -> dict:
 
 
 def write_config(path: Path, config: dict) -> Path:
-    """An experiment's config file."""
+    """Writes a config file."""
     text = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict("
     path.write_text(f"{text}{config!r})\n")
     return path
 
 
+def parse(config: dict) -> TrainConfig:
+    """Parses a config as the programs do."""
+    return parse_train_config(config, parse_config)
+
+
 def train_here(config: dict, workdir: Path) -> int:
-    """Trains in this process; returns the exit code, raises what is raised."""
+    """Trains in this process and returns the exit code."""
     workdir.mkdir(parents=True, exist_ok=True)
-    return train.train(from_dict(TrainConfig, config, "config"), workdir)
+    return train.train(parse(config), workdir)
 
 
 def start(
@@ -92,7 +97,7 @@ def start(
     devices: int = 1,
     command: str = "experiments.train",
 ) -> subprocess.Popen:
-    """Starts the command as a user does, with quick compiles that later ones share."""
+    """Starts a command as a user does, with fast compilation and a shared compile cache."""
     environment = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
@@ -116,7 +121,7 @@ def start_cluster(
     *options: str,
     commands: tuple[str, str] = ("experiments.train",) * 2,
 ) -> list[subprocess.Popen]:
-    """Two processes of two devices each, that train as one."""
+    """Starts a cluster of two processes with two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -135,7 +140,7 @@ def start_cluster(
 
 
 def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) -> None:
-    """Sends a signal once `step` is logged."""
+    """Sends a signal once `step` is in metrics.csv."""
     metrics = workdir / "metrics.csv"
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The stages `style` and `conditional`, each a whole run of a few steps."""
+"""Runs of a few steps of the stages "style" and "conditional"."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,9 @@ from data.moving_shapes.duotone import (
     duotone,
     write_duotone_images,
 )
-from stunet.engine import load, stylised
+from stunet.engine.cascade import stylize
 from stunet.errors import UserError
+from stunet.model import load
 from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import flatten, is_added
 from tests.experiments.runs import changed, train_here
@@ -37,7 +38,7 @@ def style(root, config, whole):
 
 @pytest.fixture(scope="module")
 def styles(root, style):
-    """Workdirs by the rank of adapters; 0 is the whole network."""
+    """Workdirs by rank of the adapters; 0 trains the network."""
     workdirs = {rank: root / f"style_{rank}" for rank in (0, 2)}
     for rank, workdir in workdirs.items():
         assert train_here(changed(style, adapter_rank=rank), workdir) == 0
@@ -66,7 +67,7 @@ def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(styles, 
 
 def test_a_style_goes_into_a_model_of_videos(styles, video):
     base, look = load(video), load(styles[0])
-    mixed = flatten(stylised(base, look, 0.5).params["unet"])
+    mixed = flatten(stylize(base, look, 0.5).params["unet"])
     for path, leaf in flatten(base.params["unet"]).items():
         other = flatten(look.params["unet"])
         expected = leaf if is_added(path) else (leaf + other[path]) / 2
@@ -121,21 +122,21 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
     assert not any(before[path].any() for path in new)
     assert all(np.array_equal(leaf, before[path]) for path, leaf in source.items())
     for path, leaf in after.items():
-        changed_here = not np.array_equal(leaf, before[path])
-        # Softmax does not see what is added to all of its logits.
-        assert changed_here == is_added(path) or path.endswith("k/bias"), path
-    with pytest.raises(UserError, match=r"whole.* makes images; name a model of stage 't2v'"):
+        is_trained = not np.array_equal(leaf, before[path])
+        # Softmax is invariant to a constant added to all logits, so key biases have no gradient.
+        assert is_trained == is_added(path) or path.endswith("k/bias"), path
+    with pytest.raises(UserError, match=r"init_from: .*whole/model .*'t2v'"):
         train_here(changed(conditional, init_from=str(whole[0])), root / "wrong")
     (root / "fill" / "DONE").unlink()
-    with pytest.raises(UserError, match=r"started with stage 'conditional', but .* 't2v'"):
+    with pytest.raises(UserError, match=r"fill/initial: .*'conditional',.* 't2v'"):
         own = ("conditioning", "cond_in_blocks")
-        unlike = {name: value for name, value in conditional.items() if name not in own}
+        t2v = {name: value for name, value in conditional.items() if name not in own}
         temporal = {"resample": (True,), "attention_layers": 1, "head_dim": 8}
-        unlike |= {"stage": "t2v", "init_from": str(whole[0]), "temporal": temporal}
-        train_here(unlike, root / "fill")
+        t2v |= {"stage": "t2v", "init_from": str(whole[0]), "temporal": temporal}
+        train_here(t2v, root / "fill")
     with pytest.raises(UserError, match=r"fill.*initial.*given/kernel"):
         train_here(changed(conditional, cond_in_blocks=False), root / "fill")
-    with pytest.raises(UserError, match=r"fill.* is a conditional model already"):
+    with pytest.raises(UserError, match=r"init_from: .*fill/model .*conditional"):
         train_here(changed(conditional, init_from=str(root / "fill")), root / "wrong")
 
 

@@ -9,8 +9,8 @@ from experiments.benchmarks.harness.timing import Worker, resident_bytes, take_t
 from experiments.common import networks
 from experiments.common.flops import model_flops
 from experiments.common.op_profile import module_paths, op_seconds
-from experiments.tpu.programs import laid_out
-from stunet.weights.trees import count
+from experiments.tpu.programs import adapt_attention
+from stunet.weights.trees import count_parameters
 
 MIB = 2**20
 
@@ -35,9 +35,9 @@ def by_layer(flops):
 @pytest.mark.parametrize(("unet", "millions"), [("IF_M", 371.6), ("IF_XL", 4304.7)])
 def test_networks_of_if_have_their_published_sizes(unet, millions):
     image_model = getattr(networks, unet).text_to_image()
-    assert round(count(workloads.parameter_structs(image_model)) / 1e6, 1) == millions
-    assert laid_out(image_model, 64) == image_model
-    assert laid_out(image_model, 128).attention_levels == (False, False, True, True)
+    assert round(count_parameters(workloads.parameter_structs(image_model)) / 1e6, 1) == millions
+    assert adapt_attention(image_model, 64) == image_model
+    assert adapt_attention(image_model, 128).attention_levels == (False, False, True, True)
 
 
 def test_flops_of_a_forward_pass():

@@ -1,4 +1,4 @@
-"""Several devices, and several processes, train as one device does."""
+"""Several devices, and several processes, train like one device."""
 
 import re
 import shutil
@@ -21,29 +21,29 @@ def losses(workdir):
 
 
 def ended(*processes, timeout=300):
-    """What each printed, and its exit code; read at once, as one whose pipe is full would wait."""
-    with ThreadPoolExecutor() as readers:
+    """Returns (stdout, stderr, exit code) of each process."""
+    with ThreadPoolExecutor() as readers:  # a process whose pipe is full would wait
         texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
     return [(*text, process.returncode) for text, process in zip(texts, processes, strict=True)]
 
 
 def finish(*processes):
-    """What each printed; all have to end well."""
+    """Returns (stdout, stderr) of each process; all have to succeed."""
     runs = ended(*processes)
     for _, err, code in runs:
         assert code == 0, err
     return [(out, err) for out, err, _ in runs]
 
 
-def said(out):
-    """The lines of `out` but Gloo's, which come from several threads and so at times in pieces."""
+def printed(out):
+    """Returns lines without those of Gloo, which come from several threads, sometimes in parts."""
     gloo = re.compile(r"\[Gloo\]|peer ranks|^[\d .]*$")
     return [line for line in out.splitlines() if not gloo.search(line)]
 
 
 @pytest.fixture(scope="module")
 def cluster(root, whole):
-    """An uninterrupted run of two processes: its workdir, and what they printed."""
+    """An uninterrupted run of two processes: its workdir, and their outputs."""
     workdir = root / "cluster"
     processes = start_cluster(
         root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2"
@@ -53,7 +53,7 @@ def cluster(root, whole):
 
 @pytest.fixture(scope="module")
 def clips(root, config, whole):
-    """A config that trains on clips, and the losses of one device."""
+    """A config that trains on clips, and its losses on one device."""
     values = {name: config[name] for name in ("diffusion", "mesh", "log_every")} | {
         "stage": "t2v",
         "init_from": str(whole[0]),
@@ -75,7 +75,7 @@ def clips(root, config, whole):
 
 @pytest.fixture(scope="module")
 def interrupted(root, cluster):
-    """The same, of which one process is told to stop, then one killed, then run to its end."""
+    """The run of `cluster`, stopped by one process, then one killed, then run to its end."""
     workdir = root / "cluster_interrupted"
 
     def launch():
@@ -99,11 +99,12 @@ def test_all_processes_stop_after_the_step_that_they_save(interrupted):
     _, stopped, (saved, rows), _ = interrupted
     (out, _, code), (quiet_out, _, quiet_code) = stopped
     assert (code, quiet_code) == (75, 75)
-    assert said(out) == [f"stopped by SIGTERM after step {rows}, saved; run the command again"]
-    assert said(quiet_out) == [] and 3 <= rows < 20 and saved[-1] == rows
+    (line,) = printed(out)
+    assert "SIGTERM" in line and f" {rows}," in line
+    assert printed(quiet_out) == [] and 3 <= rows < 20 and saved[-1] == rows
 
 
-def test_without_one_the_others_end_and_all_resume_exactly(cluster, interrupted):
+def test_if_one_is_killed_the_others_end_and_all_resume_exactly(cluster, interrupted):
     workdir, *_, (code, done) = interrupted
     assert code not in (0, 2, 75) and not done
     assert losses(workdir) == losses(cluster[0])
@@ -112,36 +113,35 @@ def test_without_one_the_others_end_and_all_resume_exactly(cluster, interrupted)
             assert path.read_bytes() == (workdir / folder / path.name).read_bytes()
 
 
-def test_all_fall_back_where_what_one_wrote_is_damaged(root, cluster):
+def test_all_fall_back_if_the_files_of_one_are_damaged(root, cluster):
     workdir = root / "cluster_damaged"
     shutil.copytree(cluster[0], workdir)
     (workdir / "DONE").unlink()
     written = list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_1/d/*"))
-    # Emptied, not halved: values come first in these files, and what follows may be nodes that
-    # merging the processes' parts left without use, so that half a file can be read in full.
+    # Emptied, not halved: these files begin with values and may end with nodes that merging left
+    # unused, so that half a file may be readable in full.
     for path in written:
         path.write_bytes(b"")
     (_, err), (_, quiet_err) = finish(
         *start_cluster(root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2")
     )
-    assert written and f"checkpoint {workdir}/checkpoints/20 cannot be read" in err
-    assert "falling back to the checkpoint of step 16" in err and "falling back" not in quiet_err
+    assert written and f"{workdir}/checkpoints/20: " in err and "step 16" in err
+    assert "checkpoints/20" not in quiet_err and "step 16" not in quiet_err
     assert losses(workdir) == losses(cluster[0])
 
 
-def test_all_fall_back_where_one_alone_cannot_read(root, cluster):
+def test_all_fall_back_if_one_cannot_read(root, cluster):
     workdir = root / "cluster_refused"
     shutil.copytree(cluster[0], workdir)
     (workdir / "DONE").unlink()
     options = root / "t2i.py", workdir, root / "cluster_cache", "--config.mesh.fsdp=2"
     commands = "experiments.train", "tests.experiments.cannot_read"
     (_, err), _ = finish(*start_cluster(*options, commands=commands))
-    assert f"checkpoint {workdir}/checkpoints/20 cannot be read (by another process)" in err
-    assert "falling back to the checkpoint of step 16" in err
+    assert re.search(f"{workdir}/checkpoints/20: .*another process", err) and "step 16" in err
     assert losses(workdir) == losses(cluster[0])
 
 
-def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
+def test_one_process_resumes_a_run_of_two(root, cluster, whole):
     workdir = root / "one_of_two"
     shutil.copytree(cluster[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
@@ -152,7 +152,7 @@ def test_one_process_goes_on_where_two_stopped(root, cluster, whole):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_four_devices_train_as_one(root, whole, mesh):
+def test_four_devices_train_like_one(root, whole, mesh):
     fsdp, frames = MESHES[mesh]
     workdir = root / f"four_{fsdp}_{frames}"
     options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
@@ -161,23 +161,24 @@ def test_four_devices_train_as_one(root, whole, mesh):
 
 
 @pytest.mark.parametrize(("fsdp", "frames"), [(2, 2), (1, 4)])
-def test_clips_split_over_devices_train_as_whole_ones(root, clips, fsdp, frames):
+def test_clips_split_over_devices_train_like_whole_ones(root, clips, fsdp, frames):
     workdir = root / f"clips_{fsdp}_{frames}"
     options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
     finish(start(clips[0], workdir, root / "cache", *options, devices=4))
     np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
 
 
-def test_clips_split_over_processes_train_as_whole_ones(root, clips):
+def test_clips_split_over_processes_train_like_whole_ones(root, clips):
     workdir = root / "clips_of_two"
     finish(*start_cluster(clips[0], workdir, root / "clips_cache", "--config.mesh.frames=4"))
     np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
 
 
-def test_two_processes_train_as_one(cluster, whole):
+def test_two_processes_train_like_one(cluster, whole):
     workdir, ((out, err), (quiet_out, quiet_err)) = cluster
     np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
-    assert said(out) == [f"finished: model in {workdir / 'model'}"] and "20/20" in err
-    assert said(quiet_out) == [] and "steps/s" not in quiet_err
+    (line,) = printed(out)
+    assert str(workdir / "model") in line and "20/20" in err
+    assert printed(quiet_out) == [] and "steps/s" not in quiet_err
     names = {path.name for path in workdir.iterdir()}
     assert names == {path.name for path in whole[0].iterdir()}

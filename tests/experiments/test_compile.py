@@ -1,21 +1,19 @@
-"""Narrow networks compiled for TPUs that are not there, as `experiments.compile` does."""
+"""`experiments.compile` of narrow networks for TPUs that are not on this machine."""
 
 import dataclasses
 
 import jax
 import pytest
 
-from experiments.common.flops import model_flops
 from experiments.benchmarks.harness.workloads import forward, make_batch, parameter_structs
+from experiments.common.flops import model_flops
 from experiments.configs import base_128, ssr_1024
 from experiments.tpu.programs import compile_for
 from stunet.errors import UserError
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNetConfig
-from stunet.schema import from_dict
-from stunet.training.config import TrainConfig
-from stunet.weights.trees import count, is_added, partition
-from tests.experiments.runs import changed
+from stunet.weights.trees import count_parameters, is_added, partition
+from tests.experiments.runs import changed, parse
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -33,14 +31,14 @@ TOKENS = 16
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _as_the_program_compiles(_fast_compiles):
+def _full_optimisation(_fast_compiles):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
 
 
 def base(**changes):
-    """The base config of v6e, for a small clip on four chips."""
+    """Returns the base config for v6e with a small video on four chips."""
     small = {
         "temporal": {"resample": (True,)},
         "data__num_frames": 16,
@@ -49,7 +47,7 @@ def base(**changes):
         "mesh": {"fsdp": 4, "frames": 1},
     }
     config = changed(base_128.get_config("v6e").to_dict(), **{**small, **changes})
-    return from_dict(TrainConfig, config, "config")
+    return parse(config)
 
 
 def flops_of_a_video():
@@ -65,14 +63,16 @@ def assert_fits(report):
 def test_a_train_step_of_the_base_model_for_v6e():
     report = compile_for("v6e:2x2", "train", base(), NARROW, None, TOKENS)
     assert_fits(report)
-    # The gradient by the frozen kernels is none, and recomputation comes on top.
+    # Frozen kernels have no gradients; rematerialisation is added.
     assert 2 < report["model_flops"] / flops_of_a_video() < 3
     assert 1 < report["hardware_flops"] / report["model_flops"] < 1.6
-    # A chip has a quarter of all, and is sent the rest: frozen kernels in bfloat16, gradients.
-    trained, frozen = (count(tree) for tree in partition(parameter_structs(NARROW), is_added))
+    # A chip stores a quarter and receives the rest: frozen kernels in bfloat16, gradients.
+    trained, frozen = (
+        count_parameters(tree) for tree in partition(parameter_structs(NARROW), is_added)
+    )
     assert report["argument_bytes"] < 1.2 * (2 * frozen + 12 * trained) / 4 + 16 * 64 * 64 * 3 * 4
     collectives = report["collective_bytes"]
-    assert report["loops"] == 0  # kernels are gathered, not gone through part by part
+    assert report["loops"] == 0  # kernels are all-gathered, not processed shard by shard
     assert collectives["all-gather"] > 2 * (frozen + trained)
     assert collectives.get("reduce-scatter", 0) + collectives["all-reduce"] > trained
 
@@ -81,28 +81,28 @@ def test_a_step_of_the_sampler_for_v5e():
     report = compile_for("v5e:2x2", "sample", base(batch_size=2), NARROW, None, TOKENS)
     assert_fits(report)
     assert report["mesh"] == {"data": 4, "frames": 1}
-    # Two videos, each with and without text, on four chips.
+    # Two videos, each with and without its prompt, on four chips.
     assert report["model_flops"] == pytest.approx(flops_of_a_video(), rel=1e-3)
     assert report["hardware_flops"] == pytest.approx(report["model_flops"], rel=0.1)
 
 
-def test_a_window_of_super_resolution_for_v5p_split_over_its_frames():
+def test_super_resolution_for_v5p_split_over_frames():
     unet = dataclasses.replace(
         NARROW, in_channels=6, self_attention=False, noise_level_embedding=True
     )
     config = changed(ssr_1024.get_config().to_dict(), batch_size=1, data__resolution=256)
-    config = from_dict(TrainConfig, config, "config")
+    config = parse(config)
     report = compile_for("v5p:2x2x1", "sample", config, unet, None, TOKENS)
     assert_fits(report)
     assert report["mesh"] == {"data": 2, "frames": 2}
     assert report["hardware_flops"] == pytest.approx(report["model_flops"], rel=0.2)
-    # A frame from the neighbour for each convolution over time, no clip gathered before.
+    # Each convolution over time receives a frame from the neighbour; nothing is all-gathered.
     frame = 256 * 256 * 128 * 2
     assert report["collective_bytes"]["collective-permute"] >= 4 * frame
 
 
-def test_what_does_not_fit_is_refused_with_the_bytes_that_it_needs():
+def test_a_program_that_exceeds_the_memory():
     config = base(batch_size=512, remat="none")
-    needed = r"it does not fit: .* required .* \([\d.]+G\) exceeds available HBM \([\d.]+G\)"
+    needed = r"--topology=v5e:2x2: .* required .* \([\d.]+G\) exceeds available HBM \([\d.]+G\)"
     with pytest.raises(UserError, match=needed):
         compile_for("v5e:2x2", "train", config, NARROW, None, TOKENS)

@@ -8,10 +8,11 @@ from experiments.configs import base_128, shapes
 from experiments.ucf101 import ZeroShotConfig
 from stunet.models.unet import check_video_shape
 from stunet.schema import from_dict, to_dict
-from stunet.training.config import TrainConfig
+from stunet.training.config import parse_train_config
+from stunet.training.stages import SpatialSuperResolution, TextToVideo
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
-OTHERS = {"ucf101_zero_shot": ZeroShotConfig}  # that do not train
+OTHERS = {"ucf101_zero_shot": ZeroShotConfig}  # configs of other programs
 
 
 def plain(value):
@@ -20,13 +21,13 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def assert_within(said, read, where):
-    """Every value of `said` stands in `read`, which has the defaults too."""
-    for name, value in said.items():
+def assert_within(values, parsed, where):
+    """Checks that `parsed`, which has defaults too, has every value of `values`."""
+    for name, value in values.items():
         if isinstance(value, dict):
-            assert_within(value, read[name], f"{where}.{name}")
+            assert_within(value, parsed[name], f"{where}.{name}")
         else:
-            assert read[name] == value, f"{where}.{name}"
+            assert parsed[name] == value, f"{where}.{name}"
 
 
 def fields_of(name, *arguments):
@@ -35,28 +36,35 @@ def fields_of(name, *arguments):
 
 
 @pytest.mark.parametrize("name", list(OTHERS))
-def test_config_that_does_not_train(name):
-    said = fields_of(name)
-    config = from_dict(OTHERS[name], said, name)
-    assert_within(plain(said), to_dict(config), name)
+def test_config_of_another_program(name):
+    values = fields_of(name)
+    config = from_dict(OTHERS[name], values, name)
+    assert_within(plain(values), to_dict(config), name)
 
 
 WITH_ARGUMENT = {"base_128": base_128.SLICES, "shapes": shapes.STAGES}
 NAMES = {path.stem for path in CONFIGS.glob("[!_]*.py")} - {*WITH_ARGUMENT, *OTHERS}
 CASES = [(name,) for name in sorted(NAMES)]
-CASES += [(name, argument) for name, those in WITH_ARGUMENT.items() for argument in those]
+CASES += [(name, argument) for name, arguments in WITH_ARGUMENT.items() for argument in arguments]
+
+
+def flat_fields(config):
+    """The inverse of `parse_train_config`."""
+    fields = {**to_dict(config), **to_dict(config.stage)}
+    return {**fields, "stage": config.stage.name, "data": to_dict(config.data)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=":".join)
 def test_config(case):
-    name, said = case[0], fields_of(*case)
-    config = from_dict(TrainConfig, said, name)
-    read = to_dict(config)
-    assert_within(plain(said), read, name)
-    assert from_dict(TrainConfig, read, name) == config
-    parse_config(config.data, f"{name}: data")
-    if config.unet is not None:
-        size = config.data["resolution"]
-        check_video_shape(config.unet, config.data["num_frames"], size, size)
-    elif config.temporal is not None:
-        assert config.data["num_frames"] % config.temporal.stride == 0
+    name, values = case[0], fields_of(*case)
+    config = parse_train_config(values, parse_config, name)
+    parsed = flat_fields(config)
+    unset = {"num_examples": None, "sample_prompts": []}  # of other datasets and stages
+    assert_within(plain(values), {**unset, **parsed}, name)
+    assert parse_train_config(parsed, parse_config, name) == config
+    stage, data = config.stage, config.data
+    if not stage.init_from:
+        unet = stage.architecture(None)
+        check_video_shape(unet, data.num_frames, data.resolution, data.resolution)
+    elif isinstance(stage, TextToVideo | SpatialSuperResolution):
+        assert data.num_frames % stage.temporal.stride == 0

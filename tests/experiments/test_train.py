@@ -1,5 +1,6 @@
-"""The command's behaviour in this process, mostly with a stage that costs nothing."""
+"""`experiments.train` in this process, mostly with a loss that costs nothing to compute."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,16 +14,15 @@ import pytest
 from PIL import Image
 
 from experiments import train
+from experiments.tpu.programs import read_networks, train_program
 from stunet.errors import UserError, run_command
-from stunet.schema import from_dict
-from stunet.training.claim import claimed
-from stunet.training.config import TrainConfig
-from stunet.training.initial_model import make_initial_model
+from stunet.training.claim import claim_folder
 from stunet.training.metrics import read_metrics
-from stunet.training.stages import Stage
+from stunet.training.program import build_program
+from stunet.training.stages import TextToImage
 from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import count_parameters, flatten, is_temporal, partition
-from tests.experiments.runs import changed, start, train_here, write_config
+from tests.experiments.runs import changed, parse, start, train_here, write_config
 
 # ml_collections reads a config file by a call that Python means to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -30,27 +30,32 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 @pytest.fixture(scope="module")
 def started(root, config, whole):
-    """A workdir before its first step, to be copied."""
+    """A workdir before the first step, to be copied."""
     folder = root / "started"
     shutil.copytree(whole[0] / "initial", folder / "initial")
     return folder
 
 
-def toy_stage(bad=None):
-    """Pulls the output bias to 1; from an example's position on, its loss is NaN."""
+def patch_loss(monkeypatch, nan_from=None):
+    """Makes stage t2i train the output bias towards 1, with loss NaN from a position on."""
 
-    def make_stage(name, networks, diffusion, **_):
-        def loss(params, batch, seed):
-            distance = jnp.mean((params["unet"]["conv_out"]["bias"] - 1) ** 2)
-            spoilt = jnp.zeros(4, bool) if bad is None else batch["position"] >= bad
-            return jnp.where(spoilt, jnp.nan, distance)
+    def loss(stage, networks, diffusion, params, batch, seed):
+        distance = jnp.mean((params["unet"]["conv_out"]["bias"] - 1) ** 2)
+        is_nan = jnp.zeros(4, bool) if nan_from is None else batch["position"] >= nan_from
+        return jnp.where(is_nan, jnp.nan, distance)
 
-        return Stage(name, lambda path: path.startswith("unet/conv_out"), loss)
+    monkeypatch.setattr(TextToImage, "loss", loss)
+    monkeypatch.setattr(
+        TextToImage, "is_trained", lambda stage, path: path.startswith("unet/conv_out")
+    )
 
-    return make_stage
+
+def initial_model(config):
+    config = parse(config)
+    return config.stage.initial_model(config, config.data, captions=list)
 
 
-def steps_kept(workdir):
+def kept_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
 
 
@@ -59,18 +64,16 @@ def test_nan_stops_with_its_steps_and_keeps_the_last_good_checkpoint(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(started, workdir)
-    config = changed(config, log_every=3, total_steps=12)
-    monkeypatch.setattr(train, "make_stage", toy_stage(bad=6 * 4 + 1))  # in step 7
+    config = changed(config, log_every=3, total_steps=12, checkpoint_every=4)
+    patch_loss(monkeypatch, nan_from=6 * 4 + 1)  # in step 7
     assert run_command(lambda: train_here(config, workdir), "experiments.train") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("experiments.train: error: training diverged between steps 6 and 7: ")
-    assert "the loss of step 7 is nan" in error and "last good checkpoint is kept" in error
+    assert re.fullmatch("experiments.train: error: .* 6 .* 7.* loss nan.*", error)
     assert [row["step"] for row in read_metrics(workdir / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
-    assert steps_kept(workdir) == [4] and not (workdir / "DONE").exists()
+    assert kept_steps(workdir) == [4] and not (workdir / "DONE").exists()
     model = read_model_folder(workdir / "model")
     assert all(np.isfinite(leaf).all() for leaf in flatten(model.params).values())
-    # and it is good: without the fault, the run ends
-    monkeypatch.setattr(train, "make_stage", toy_stage())
+    patch_loss(monkeypatch)  # the run resumes from that checkpoint
     assert train_here(config, workdir) == 0
     losses = [row["loss"] for row in read_metrics(workdir / "metrics.csv")]
     assert len(losses) == 12 and np.all(np.diff(losses) < 0)
@@ -79,15 +82,15 @@ def test_nan_stops_with_its_steps_and_keeps_the_last_good_checkpoint(
 def test_a_huge_learning_rate_diverges(started, config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(started, workdir)
-    monkeypatch.setattr(train, "make_stage", toy_stage())
+    patch_loss(monkeypatch)
     config = changed(config, optimizer={"learning_rate": 1e38, "warmup_steps": 0})
-    with pytest.raises(UserError, match=r"diverged between steps 1 and 2: .* is inf"):
+    with pytest.raises(UserError, match=r" 1 .* 2: .*inf"):
         train_here(config, workdir)
 
 
 @pytest.fixture(scope="module")
 def t2v(root, config, whole):
-    """The T2I run, inflated and trained for three steps."""
+    """A run of three steps that inflates the T2I model: config and workdir."""
     config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "t2v",
         "init_from": str(whole[0]),
@@ -118,7 +121,7 @@ def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
 
 def test_t2v_goes_on_with_an_inflated_model_at_more_frames(t2v):
     config = changed(t2v[0], init_from=str(t2v[1]), data__num_frames=8)
-    started = make_initial_model(from_dict(TrainConfig, config, "config"), list)
+    started = initial_model(config)
     assert started.config["num_frames"] == 8 != t2v[0]["data"]["num_frames"]
     before = flatten(read_model_folder(t2v[1] / "model").params)
     assert flatten(started.params).keys() == before.keys()
@@ -126,8 +129,8 @@ def test_t2v_goes_on_with_an_inflated_model_at_more_frames(t2v):
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
 
 
-def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
-    """From the start on, over a stop, and in the model that is saved; what is trained is not."""
+def test_frozen_kernels_in_bfloat16(t2v, whole, root):
+    """Initially, after resuming, and in the exported model; trained parameters are float32."""
     config = {**t2v[0], "frozen_dtype": "bfloat16", "frozen": ("conv_time",), "sample_prompts": ()}
     workdir = root / "t2v_bfloat16"
     assert train_here({**config, "total_steps": 2}, workdir) == 0
@@ -151,7 +154,7 @@ def test_kernels_that_stay_as_they_are_may_be_bfloat16(t2v, whole, root):
 
 
 def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
-    """Seen in the optimiser's moments: both stages' are of what they train, and nowhere zero."""
+    """The optimizer state has moments of all trained parameters only, none of them zero."""
     for (workdir, step), is_trained in (
         ((whole[0], "20"), lambda path: True),
         ((t2v[1], "3"), is_temporal),
@@ -166,7 +169,7 @@ def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
         assert len(moments) == 2 * len(shapes)
         assert sum(leaf.size for leaf in moments.values()) == 2 * count_parameters(trained)
         still = [path for path, leaf in moments.items() if not np.any(leaf)]
-        # Softmax does not see what is added to all of its logits.
+        # Softmax is invariant to a constant added to all logits, so key biases have no gradient.
         assert [path for path in still if "k']['bias" not in path] == []
 
 
@@ -193,16 +196,56 @@ def test_super_resolution_is_trained_on_crops_of_windows_without_another_model(r
         flatten(read_model_folder(root / "ssr" / name).params) for name in ("initial", "model")
     )
     still = [path for path, leaf in after.items() if np.array_equal(leaf, before[path])]
-    # Softmax does not see what is added to all of its logits.
+    # Softmax is invariant to a constant added to all logits, so key biases have no gradient.
     assert [path for path in still if "k/bias" not in path] == []
     assert any(path.startswith("text_encoder/") for path in after)
     with Image.open(root / "ssr" / "samples" / "step_000003.png") as sheet:
         width, height = sheet.size
-    # Four frames side by side, each the clip given above what was made of it.
+    # Four frames side by side, each the bilinear one above the model's.
     assert width / height == pytest.approx((4 * 16 + 3) / 32)
     (root / "ssr" / "DONE").unlink()
-    with pytest.raises(UserError, match=r"started with super_resolution.factor 2, but .* 4"):
+    with pytest.raises(UserError, match=r"super_resolution.factor 2, .* 4"):
         train_here(changed(ssr, super_resolution={"factor": 4}), root / "ssr")
+
+
+def test_a_stage_from_outside_the_package(root, t2v):
+    config = {**t2v[0], "stage": "tests.training.external_stage:ModuleTuning", "total_steps": 2}
+    config |= {"init_from": str(t2v[1]), "module": "conv_in"}
+    del config["temporal"], config["sample_prompts"]
+    assert train_here(config, root / "external") == 0
+    initial, model = (read_model_folder(root / "external" / name) for name in ("initial", "model"))
+    assert model.config["stage"] == "module_tuning"
+    before, after = flatten(initial.params), flatten(model.params)
+    trained = {path for path in after if not np.array_equal(after[path], before[path])}
+    assert trained == {"unet/conv_in/kernel", "unet/conv_in/bias"}
+    with pytest.raises(UserError, match="'temporal'.* t2v, ssr"):
+        parse({**config, "temporal": t2v[0]["temporal"]})
+
+
+@pytest.mark.parametrize("stage", ["t2i", "t2v"])
+def test_compile_lowers_the_program_that_train_runs(
+    stage, config, t2v, root, tmp_path, monkeypatch
+):
+    """Equal HLO from the abstract arguments of one and the arrays of the other."""
+    config = {"t2i": config, "t2v": {**t2v[0], "frozen_dtype": "bfloat16"}}[stage]
+    config = {**config, "total_steps": 1, "sample_prompts": (), "gradient_accumulation": 2}
+    lowered = []
+
+    def build(*arguments):
+        program = build_program(*arguments)
+
+        def step(*arguments):
+            lowered.append(program.step.lower(*arguments).as_text())
+            return program.step(*arguments)
+
+        return dataclasses.replace(program, step=step)
+
+    monkeypatch.setattr(train, "build_program", build)
+    assert train_here(config, tmp_path / "run") == 0
+    config = parse(config)
+    program = train_program(config, jax.devices(), *read_networks(config, backbone=None))
+    assert [program.function.lower(*program.arguments).as_text()] == lowered
+    assert "stablehlo.convolution" in lowered[0]
 
 
 def test_samples_are_written(t2v):
@@ -212,13 +255,13 @@ def test_samples_are_written(t2v):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Runs the command with a config's content and flags; returns its one line of error."""
+    """Runs the command with a config and flags; returns its one line of error."""
 
     def run(config=None, *options, workdir=tmp_path / "new" / "run"):
         argv = ["train.py", f"--workdir={workdir}", *options]
         if config is not None:
             argv.append(f"--config={write_config(tmp_path / 'config.py', config)}")
-        monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
+        monkeypatch.setattr(sys, "argv", argv)  # config_flags reads overrides from there
         train.FLAGS.unparse_flags()
         assert run_command(lambda: train.main(argv), "experiments.train") == 2
         out, err = capsys.readouterr()
@@ -232,37 +275,69 @@ def command(tmp_path, monkeypatch, capsys):
 
 def test_unknown_fields(command, config):
     error = command({**config, "totl_steps": 3})
-    assert "config: unknown field 'totl_steps'; did you mean 'total_steps'?" in error
+    assert re.search("config: .*'totl_steps'.*'total_steps'", error)
+    error = command({**config, "text_denoisin": 3})
+    assert re.search("config: .*'text_denoisin'.*'text_denoising'", error)
     error = command(changed(config, unet__chanels=(8,)))
-    assert "unet: unknown field 'chanels'; did you mean 'channels'?" in error
+    assert re.search("unet: .*'chanels'.*'channels'", error)
     error = command(changed(config, data__resolutoin=8))
-    assert "config.data: unknown field 'resolutoin'; did you mean 'resolution'?" in error
+    assert re.search("config.data: .*'resolutoin'.*'resolution'", error)
     assert "nonsense" in command(config, "--config.nonsense=1")
     assert "nonsense" in command(config, "--nonsense=1")
 
 
-def test_values_that_cannot_be(command, config):
-    assert "batch_size is 'many', expected int" in command({**config, "batch_size": "many"})
-    assert "total_steps is 0; it must be at least 1" in command({**config, "total_steps": 0})
-    split = {**config, "gradient_accumulation": 3}
-    assert "batch_size is 4; gradient_accumulation 3 does not divide it" in command(split)
-    assert "stage 't2i' needs the field 'unet'" in command({**config, "unet": None})
-    error = command({**config, "super_resolution": {}})
-    assert "stage 't2i' has no use for the field 'super_resolution'" in error
-    error = command({**config, "frozen_dtype": "bfloat16"})
-    assert "stage 't2i' has no use for the field 'frozen_dtype'" in error
-    assert "trained is 'unet', which is a choice for" in command({**config, "trained": "unet"})
-    error = command({**config, "frozen": ("conv_in",)})
-    assert "frozen is conv_in, but without init_from all parameters are random at first" in error
-    error = command(changed(config, stage="ssr", temporal={"resample": (True,)}))
-    assert "stage 'ssr' needs the field 'super_resolution'" in error
+def test_invalid_values(command, config):
+    for changes, found in (
+        ({"batch_size": "many"}, "batch_size.* 'many'.* int"),
+        ({"total_steps": 0}, "total_steps: 0,.* 1"),
+        ({"gradient_accumulation": 3}, "batch_size: 4,.*gradient_accumulation.* 3"),
+        ({"unet": None}, "'t2i'.* unet"),
+        ({"mesh": {"fsdp": 2}}, "mesh: fsdp 2 x frames 1,.* 1 devices"),
+        ({"mesh": {"frames": 0}}, "mesh.frames: 0,.* 1"),
+        ({"stage": "t3v"}, "config.stage: .*'t3v'.* t2i, style, t2v, conditional, ssr"),
+        ({"stage": 3}, "config.stage: 3,.* t2i"),
+        ({"stage": "stunet.schema:from_dict"}, "config.stage: 'stunet.schema:from_dict'.* Stage"),
+    ):
+        assert re.search(found, command({**config, **changes})), changes
     assert "batch_size" in command(config, "--config.batch_size=many")
-    assert "mesh.fsdp 2 x mesh.frames 1 does not divide" in command({**config, "mesh": {"fsdp": 2}})
     error = command(changed(config, unet__text_dim=16))
     assert re.search("text_dim.* 16.* d_model.* 8", error)
     error = command(changed(config, diffusion__variance="learned_range"))
     assert re.search("out_channels.* 3.* 6.*'learned_range'", error)
-    assert "frames are 7x7; both must be" in command(changed(config, data__resolution=7))
+    assert "7x7" in command(changed(config, data__resolution=7))
+
+
+def test_fields_of_other_stages(command, config):
+    for field, value, owners in (
+        ("super_resolution", {}, "ssr"),
+        ("frozen_dtype", "bfloat16", "t2v, conditional, ssr"),
+        ("trained", "unet", "t2v, conditional, ssr"),
+        ("frozen", ("conv_in",), "style, t2v, conditional, ssr"),
+        ("adapter_rank", 2, "style"),
+    ):
+        error = command({**config, field: value})
+        shown = re.escape(repr(value))
+        assert re.search(f"'{field}' is {shown}, .*'t2i'.*{owners}\\)", error), field
+    # Unset, they are accepted: one file can serve several stages.
+    unset = {"frozen": (), "frozen_dtype": None, "trained": "added", "init_from": ""}
+    assert parse({**config, **unset}) == parse(config)
+
+
+def test_fields_that_contradict_each_other(command, config):
+    ssr = changed(config, stage="ssr", temporal={"resample": (True,)})
+    assert re.search("'ssr'.* super_resolution", command(ssr))
+    ssr["super_resolution"] = {"factor": 2}
+    assert re.search("unet: None,.*init_from", command({**ssr, "unet": None}))
+    for field, value in (("frozen", ("conv_in",)), ("frozen_dtype", "bfloat16")):
+        assert re.search(f"{field}: .*{re.escape(repr(value))},", command({**ssr, field: value}))
+    assert re.search("trained: 'unet',.*'added'", command({**ssr, "trained": "unet"}))
+    assert re.search("unet: .*init_from", command({**ssr, "init_from": "somewhere"}))
+    text = {"init_from": "somewhere", "unet": None, "text_encoder": None, "text_denoising": 0.1}
+    assert re.search("text_denoising: 0.1,.*init_from", command({**ssr, **text}))
+    error = command(changed(config, data__text_states=True))
+    assert re.search("data.text_states: True,.*False.*'t2i'", error)
+    corners = changed(ssr, super_resolution__align_corners=True, data__crop=4)
+    assert re.search("align_corners: True,.* 4", command(corners))
 
 
 def test_missing_config(command, tmp_path):
@@ -271,45 +346,43 @@ def test_missing_config(command, tmp_path):
 
 def test_init_from(command, t2v, tmp_path, whole):
     config = t2v[0]
-    assert f"{tmp_path}/no: no such folder" in command({**config, "init_from": f"{tmp_path}/no"})
+    assert f"{tmp_path}/no: " in command({**config, "init_from": f"{tmp_path}/no"})
+    assert re.search("init_from: .*'t2v'|'t2v'.*init_from: ", command({**config, "init_from": ""}))
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     error = command({**config, "init_from": str(tmp_path / "young")})
     assert "young: " in error and "model/" in error and "checkpoint" in error
     another = changed(config, init_from=str(t2v[1]), temporal__block="conv1d")
     error = command(another)
-    assert (
-        f"init_from {t2v[1]}/model is inflated already, with temporal.block 'factorised'" in error
-    )
+    assert re.search(f"temporal.block: 'conv1d',.* 'factorised'.*{t2v[1]}/model", error)
     shutil.copytree(whole[0] / "model", tmp_path / "torn")
     weights = tmp_path / "torn" / "unet_spatial.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     error = command({**config, "init_from": str(tmp_path / "torn")})
-    assert "unet_spatial.safetensors: incomplete" in error
+    assert "unet_spatial.safetensors: " in error
 
 
-def test_frozen_modules_that_there_are_none_of(command, t2v):
+def test_frozen_modules_that_do_not_exist(command, t2v):
     error = command({**t2v[0], "frozen": ("conv_time", "conv_tine")})
-    assert "frozen: no module of the U-Net in" in error
-    assert "is called 'conv_tine'; there are conv" in error and "conv_time, embedding" in error
+    assert re.search("frozen: .*'conv_tine'.* conv.*conv_time, embedding", error)
 
 
 def test_frames_that_the_temporal_stride_does_not_divide(command, t2v):
     error = command(changed(t2v[0], data__num_frames=5))
-    assert "num_frames is 5; the model's temporal stride is 2, so it must be 1" in error
+    assert re.search("num_frames.* 5.* 2", error)
 
 
 def test_unwritable_workdir(command, config, tmp_path):
     (tmp_path / "file").write_text("")
     error = command(config, workdir=tmp_path / "file" / "run")
-    assert f"--workdir={tmp_path}/file/run cannot be made: Not a directory" in error
+    assert f"--workdir={tmp_path}/file/run: " in error and "Not a directory" in error
 
 
-def test_a_workdir_where_another_run_is_at_work(command, config, tmp_path):
+def test_a_workdir_in_use_by_another_process(command, config, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    with claimed(workdir):
+    with claim_folder(workdir):
         error = command(config, workdir=workdir)
-    assert f"{workdir}: another process is at work there; wait until it has ended" in error
+    assert f"{workdir}: in use" in error
     assert list(workdir.iterdir()) == []
 
 
@@ -323,13 +396,13 @@ def test_resuming_with_another_config(command, config, whole, tmp_path):
     assert "wrong shape: unet/" in error
     assert "unet/down_1_attn_0/text_k/kernel (expected (8, 24), got (8, 16))" in error
     error = command(changed(config, diffusion__prediction="eps"), workdir=workdir)
-    assert "the run was started with prediction 'v', but the config says 'eps'" in error
+    assert re.search(f"{workdir}.*prediction 'v'.*'eps'", error)
     error = command(changed(config, unet__head_dim=4), workdir=workdir)
-    assert "the run was started with unet.head_dim 8, but the config says 4" in error
+    assert re.search("unet.head_dim 8.* 4", error)
     error = command({**config, "batch_size": 2}, workdir=workdir)
-    assert "resume with the batch size it was started with" in error
+    assert re.search(f"{workdir}: .* 80 .* 20 .*batch_size 2", error)
     error = command(changed(config, optimizer__name="adafactor"), workdir=workdir)
-    assert "its optimiser's state does not fit the configured optimizer" in error
+    assert re.search("checkpoints/20: .*optimizer.name", error)
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     assert after == contents
 
@@ -337,17 +410,18 @@ def test_resuming_with_another_config(command, config, whole, tmp_path):
 def test_resuming_with_another_type_of_frozen_kernels(command, t2v, tmp_path):
     shutil.copytree(t2v[1] / "initial", tmp_path / "run" / "initial")
     error = command({**t2v[0], "frozen_dtype": "bfloat16"}, workdir=tmp_path / "run")
-    assert "in float32, but frozen_dtype is 'bfloat16'; choose another workdir" in error
+    assert re.search("initial: .*unet/.* float32.*frozen_dtype 'bfloat16'", error)
     error = command({**t2v[0], "frozen_dtype": "bfloat16", "trained": "unet"})
-    assert "trained is 'unet', which leaves nothing for frozen_dtype" in error
+    assert re.search("frozen_dtype: 'bfloat16',.*trained.*'unet'", error)
 
 
-def test_a_model_folder_says_how_it_was_trained(whole, t2v):
-    said = [json.loads((run / "model" / "config.json").read_text()) for run in (whole[0], t2v[1])]
-    assert [model["stage"] for model in said] == ["t2i", "t2v"]
-    assert [model["num_frames"] for model in said] == [1, 4]
-    assert {model["prediction"] for model in said} == {"v"}
-    assert {model["variance"] for model in said} == {"fixed_small"}
+def test_a_model_folder_has_the_settings_of_its_training(whole, t2v):
+    paths = [workdir / "model" / "config.json" for workdir in (whole[0], t2v[1])]
+    configs = [json.loads(path.read_text()) for path in paths]
+    assert [model["stage"] for model in configs] == ["t2i", "t2v"]
+    assert [model["num_frames"] for model in configs] == [1, 4]
+    assert {model["prediction"] for model in configs} == {"v"}
+    assert {model["variance"] for model in configs} == {"fixed_small"}
 
 
 def test_a_real_process_reports_a_mistake_in_one_line(root, config, whole):

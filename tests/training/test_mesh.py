@@ -30,29 +30,29 @@ def test_one_device():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ((2, 1), "mesh.fsdp 2 x mesh.frames 1 does not divide 1 devices"),
-        ((1, 3), "mesh.fsdp 1 x mesh.frames 3 does not divide 1 devices"),
-        ((0, 1), "mesh.fsdp is 0 and mesh.frames 1; both must be at least 1"),
-        ((1, -1), "mesh.frames -1; both must be at least 1"),
+        ((2, 1), "mesh: fsdp 2 x frames 1,.* 1 devices"),
+        ((1, 3), "mesh: fsdp 1 x frames 3,.* 1 devices"),
+        ((0, 1), "mesh.fsdp: 0,.* 1"),
+        ((1, -1), "mesh.frames: -1,.* 1"),
     ],
 )
-def test_axes_that_cannot_be(axes, message):
+def test_invalid_axes(axes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(*axes)
 
 
-def test_batches_that_devices_cannot_share_alike():
+def test_batches_that_do_not_divide_among_devices():
     mesh = AbstractMesh((2, 2, 2), AXES)
     check_batch(mesh, batch_size=8, num_frames=16)
     check_batch(mesh, batch_size=4, num_frames=1)
-    with pytest.raises(UserError, match=r"on 8 devices with mesh.fsdp 2 and mesh.frames 2 it must"):
+    with pytest.raises(UserError, match="batch_size: 6,.* 4 .*8 .*fsdp 2, mesh.frames 2"):
         check_batch(mesh, batch_size=6, num_frames=16)
-    with pytest.raises(UserError, match=r"num_frames is 7, which mesh.frames 2 devices cannot"):
+    with pytest.raises(UserError, match=r"num_frames.* 7.*mesh.frames.* 2"):
         check_batch(mesh, batch_size=8, num_frames=7)
 
 
 def test_sharding_rule():
-    """The largest axis that fsdp divides; small arrays and those without one stay whole."""
+    """Splits the largest axis that fsdp divides; replicates small and indivisible arrays."""
     mesh = AbstractMesh((2, 4, 1), AXES)
     shapes = {
         "kernel": (3, 3, 64, 128),  # the last is the largest
@@ -89,13 +89,12 @@ def test_batches_are_split_over_data_and_fsdp():
 
 PROGRAM = """
 import jax, numpy as np
-from stunet.training.config import OptimizerConfig
+from stunet.training.settings import OptimizerConfig
 from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
-from stunet.training.stages import Stage
 from stunet.training.step import init_state, make_optimizer, make_train_step
 
-def loss(params, batch, seed):
-    noise = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
+def loss(params, frozen, batch):
+    noise = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(3), p))(batch["position"])
     noise = jax.vmap(lambda key: jax.random.normal(key, (48,)))(noise)
     hidden = jax.numpy.tanh((batch["video"].reshape(8, -1) + noise) @ params["in"]["kernel"])
     return ((hidden @ params["out"]["kernel"] + params["out"]["bias"]) ** 2).mean(1)
@@ -116,7 +115,7 @@ batches = [
     for i in range(3)
 ]
 optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2), 10**6)
-train_step = make_train_step(Stage("toy", lambda path: True, loss), optimizer, 0.9, seed=3)
+train_step = make_train_step(loss, optimizer, 0.9)
 
 def run(mesh):
     def place(tree):

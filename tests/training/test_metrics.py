@@ -13,7 +13,7 @@ def add(log, *steps, **changes):
         log.add(step, {"loss": np.float32(step / 4), "grad_norm": np.float32(step / 3)} | changes)
 
 
-def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path):
+def test_a_resumed_log_equals_that_of_an_uninterrupted_run(tmp_path):
     for name in ("whole", "resumed"):
         (tmp_path / name).mkdir()
     log = MetricsLog(tmp_path / "whole", 0)
@@ -46,7 +46,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     assert path.read_bytes() == (HEADER + "1,0.5,1.0\r\n").encode()
 
 
-def test_nothing_written_yet(tmp_path):
+def test_no_metrics_yet(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv") == []
 
 
@@ -55,7 +55,7 @@ def test_divergence_names_its_steps(tmp_path, changes):
     log = MetricsLog(tmp_path, 0)
     add(log, 1, 2, 3)
     add(log, 4, 5, **changes)
-    with pytest.raises(UserError, match="diverged between steps 3 and 4: the loss of step 4 is"):
+    with pytest.raises(UserError, match=" 3 .* 4: loss .*grad_norm "):
         log.write()
     log.close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [1, 2, 3]

@@ -3,13 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.training.config import OptimizerConfig
-from stunet.training.stages import Stage
+from stunet.training.settings import OptimizerConfig
 from stunet.training.step import init_state, make_optimizer, make_train_step
 
 NAMES = ("adamw", "adafactor", "muon")
-OF_ONE = 1.2649  # what Muon's iterations make of a singular value of 1
-RTOL = {"adamw": 1e-5, "adafactor": 1e-5, "muon": 2e-4}  # its iterations magnify rounding
+MUON_OF_ONE = 1.2649  # a singular value of 1 after Muon's iterations
+RTOL = {"adamw": 1e-5, "adafactor": 1e-5, "muon": 2e-4}  # Muon's iterations amplify rounding
 PARAMS = {"conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}}
 
 
@@ -18,7 +17,7 @@ def constant_gradient(value):
 
 
 def updates(config, grads, steps, total_steps=10**6):
-    """The update of each of `steps` steps with the same gradient, parameters held."""
+    """Returns the updates of `steps` steps with a constant gradient and constant parameters."""
     optimizer = make_optimizer(config, total_steps)
     state, result = optimizer.init(PARAMS), []
     for _ in range(steps):
@@ -28,14 +27,14 @@ def updates(config, grads, steps, total_steps=10**6):
 
 
 def rates(config, steps, total_steps=10**6):
-    """The learning rate of each step, by how far a gradient that never changes moves a parameter.
+    """Returns the learning rate of each step, from the updates for a constant gradient.
 
-    AdamW and Adafactor go as far as the rate says. Muon's step is an orthogonal matrix, here of
-    rank one, whose entries would be a fifth of the rate in the root mean square at full rank.
+    Updates of AdamW and Adafactor are as long as the rate. Muon's is an orthogonal matrix, here of
+    rank one; at full rank the RMS of its entries is a fifth of the rate.
     """
     moved = updates(config, constant_gradient(1.0), steps, total_steps)
     if config.name == "muon":
-        return [-update["kernel"][0, 0] * np.sqrt(2) / 0.2 / OF_ONE for update in moved]
+        return [-update["kernel"][0, 0] * np.sqrt(2) / 0.2 / MUON_OF_ONE for update in moved]
     return [-update["bias"][0] for update in moved]
 
 
@@ -80,7 +79,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose(moment, 0.01 * 0.1**2, rtol=1e-5)  # a norm of 0.3 passes
 
 
-def test_adafactor_keeps_less():
+def test_adafactor_has_a_smaller_state():
     params = {"kernel": jnp.ones((256, 512)), "bias": jnp.ones(512)}
     sizes = {}
     for name in ("adamw", "adafactor"):
@@ -90,37 +89,36 @@ def test_adafactor_keeps_less():
     assert sizes["adafactor"] < 2 * (256 + 512 + 512)
 
 
-def test_muons_steps_are_orthogonal_and_as_long_as_adams():
+def test_muon_updates_are_orthogonal_and_as_long_as_adams():
     params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 16)), "bias": jnp.zeros(16)}}
     optimizer = make_optimizer(OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0), 10**6)
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.normal(size=(n, 16)))[0] for n in (36, 16))
     strengths = np.geomspace(0.016, 1.0, 16)
     assert 0.01 < strengths.min() / np.linalg.norm(strengths) < 0.011
-    kernel = 1e3 * left * strengths @ right.T  # the gradient's scale is nothing to it
+    kernel = 1e3 * left * strengths @ right.T  # the gradient's scale has no effect
     bias = np.array([1.0, -2.0] * 8, np.float32)
     grads = {"conv": {"kernel": jnp.asarray(kernel.reshape(3, 3, 4, 16)), "bias": bias}}
     update, _ = optimizer.update(grads, optimizer.init(params), params)
     moved = left.T @ np.reshape(update["conv"]["kernel"], (36, 16)) @ right
-    # Each as far along its direction: the iterations leave them in a band around 1.
+    # Equal steps along all directions, up to the band that the iterations map to.
     np.testing.assert_allclose(np.diag(moved) / (-0.1 * 0.2 * np.sqrt(36)), 1, atol=0.27)
     np.testing.assert_allclose(moved, np.diag(np.diag(moved)), atol=1e-5)
-    down = -np.sign(bias) * update["conv"]["bias"]  # Adam's: all as far
+    down = -np.sign(bias) * update["conv"]["bias"]  # Adam: equal steps
     np.testing.assert_allclose(down, np.abs(down[0]), rtol=1e-2)
 
 
-def quadratic(params, batch, seed):
-    distance = sum(jnp.sum((p - 1.0) ** 2) for p in jax.tree.leaves(params))
-    return distance * batch["weight"] + seed
+def quadratic(trained, frozen, batch):
+    distance = sum(jnp.sum((p - 1.0) ** 2) for p in jax.tree.leaves((trained, frozen)))
+    return distance * batch["weight"] + 3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_step(name):
-    """Loss, gradient norm, descent and the moving average; frozen parameters are only read."""
+    """Loss, gradient norm, descent and moving average; frozen parameters are read only."""
     config = OptimizerConfig(name, learning_rate=0.05, warmup_steps=0, ema_decay=0.15)
     optimizer = make_optimizer(config, 10**6)
-    stage = Stage("toy", lambda path: True, quadratic)
-    step = jax.jit(make_train_step(stage, optimizer, config.ema_decay, seed=3))
+    step = jax.jit(make_train_step(quadratic, optimizer, config.ema_decay))
     frozen = {"frozen": {"kernel": jnp.full((2, 2), 3.0)}}
     batch = {"weight": jnp.array([1.0, 3.0])}
     state = init_state(PARAMS, optimizer)
@@ -128,7 +126,7 @@ def test_training_step(name):
     for i in range(12):
         before = np.asarray(state.params["conv"]["bias"])
         state, metrics = step(state, frozen, batch)
-        if i == 0:  # nine entries at distance 1, four at 2, mean weight 2, and the seed
+        if i == 0:  # nine entries at distance 1, four at 2, mean weight 2, plus 3
             np.testing.assert_allclose(metrics["loss"], 2 * (9 + 16) + 3, rtol=1e-6)
             np.testing.assert_allclose(metrics["grad_norm"], 2 * 2 * np.sqrt(9), rtol=1e-6)
         assert np.all(np.asarray(state.params["conv"]["bias"]) < before)
@@ -141,52 +139,52 @@ def test_training_step(name):
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
-def test_accumulated_gradients_are_the_whole_batch_s(parts):
-    def loss(params, batch, seed):
-        kernel = params["conv"]["kernel"]
-        return jnp.sin(batch["x"] @ kernel).sum(-1) + seed * params["conv"]["bias"].sum()
+def test_accumulated_gradients_equal_those_of_the_whole_batch(parts):
+    def loss(trained, frozen, batch):
+        kernel = trained["conv"]["kernel"]
+        return jnp.sin(batch["x"] @ kernel).sum(-1) + 3 * trained["conv"]["bias"].sum()
 
-    stage = Stage("toy", lambda path: True, loss)
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 10**6)
     batch = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)}
 
-    def run(parts):
-        step = make_train_step(stage, optimizer, 0.9, seed=3, gradient_accumulation=parts)
+    def run(parts, unrolled=False):
+        step = make_train_step(loss, optimizer, 0.9, parts, unrolled=unrolled)
         return jax.jit(step)(init_state(PARAMS, optimizer), {}, batch)
 
-    (whole, metrics), (split, split_metrics) = run(1), run(parts)
-    for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose(split_metrics[name], metrics[name], rtol=1e-5)
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    whole, metrics = run(1)
+    for unrolled in (False, True):
+        split, split_metrics = run(parts, unrolled)
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(split_metrics[name], metrics[name], rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_accumulation_holds_one_part_s_activations():
+def test_accumulation_keeps_activations_of_one_part():
     params = {"conv": {"kernel": jnp.eye(64)}}
 
-    def loss(params, batch, seed):
+    def loss(trained, frozen, batch):
         x = batch["x"]
         for _ in range(6):
-            x = jnp.tanh(x @ params["conv"]["kernel"])
+            x = jnp.tanh(x @ trained["conv"]["kernel"])
         return x.sum((1, 2))
 
     optimizer = make_optimizer(OptimizerConfig(), 10**6)
     batch = {"x": jnp.ones((8, 1024, 64)), "tokens": jnp.ones((8, 3), jnp.int32)}
-    held = {}
+    sizes = {}
     for parts in (1, 4):
-        stage = Stage("toy", lambda path: True, loss)
-        step = make_train_step(stage, optimizer, 0.9, seed=3, gradient_accumulation=parts)
+        step = make_train_step(loss, optimizer, 0.9, parts, unrolled=True)
         lowered = jax.jit(step).lower(init_state(params, optimizer), {}, batch)
-        held[parts] = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert held[4] < 0.6 * held[1]
+        sizes[parts] = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert sizes[4] < 0.6 * sizes[1]
 
 
-def test_a_fresh_average_is_a_copy():
-    """Of its own memory: the first update takes over both."""
+def test_the_initial_average_is_a_copy():
+    """It has memory of its own, because the first update donates both."""
     state = init_state(PARAMS, make_optimizer(OptimizerConfig(), 10**6))
-    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
-        assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()
-        np.testing.assert_array_equal(one, other)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
+        assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_model_stored_in_bfloat16_is_trained_in_float32():

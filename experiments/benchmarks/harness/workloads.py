@@ -26,10 +26,12 @@ from stunet.model import Model, parameter_shapes
 from stunet.models.t5 import T5Config
 from stunet.models.unet import UNet, UNetConfig, init_unet
 from stunet.text import load_tokenizer, train_tokenizer
-from stunet.training.config import DiffusionConfig, OptimizerConfig
-from stunet.training.stages import Networks, make_stage
+from stunet.training.losses import Batch
+from stunet.training.networks import Networks
+from stunet.training.settings import DiffusionConfig, OptimizerConfig
+from stunet.training.stages import TextToVideo
 from stunet.training.step import TrainState, init_state, make_optimizer, make_train_step
-from stunet.weights.trees import Tree, partition
+from stunet.weights.trees import Tree
 
 # Methods to generate a clip, for `program_calls`.
 METHODS = ("space-time", "full rate", "cascade")
@@ -128,17 +130,20 @@ def train_step(
 
     The second function maps parameters to (train state, frozen parameters).
     """
-    networks, diffusion = Networks(config, None, remat), DiffusionConfig(prediction="v")
-    stage = make_stage("t2v", networks, diffusion, trains="added")
+    networks = Networks(config, text_encoder=None, remat=remat)
+    diffusion = DiffusionConfig(prediction="v")
+    stage = TextToVideo(init_from="not read", temporal=config.temporal)
     optimizer = make_optimizer(OptimizerConfig(), 10**6)
 
     def init(params: Tree) -> tuple[TrainState, Tree]:
-        trained, frozen = partition({"unet": params}, stage.is_trained)
+        trained, frozen = stage.split({"unet": params}, seed=0)
         return init_state(trained, optimizer), frozen
 
-    step = make_train_step(
-        stage, optimizer, 0.999, seed=0, gradient_accumulation=gradient_accumulation
-    )
+    def loss(trained: Tree, frozen: Tree, batch: Batch) -> jax.Array:
+        return stage.loss(networks, diffusion, stage.join(trained, frozen), batch, seed=0)
+
+    unrolled = jax.default_backend() == "cpu"
+    step = make_train_step(loss, optimizer, 0.999, gradient_accumulation, unrolled=unrolled)
     return step, init
 
 

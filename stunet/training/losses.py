@@ -1,0 +1,229 @@
+"""Losses of a batch: denoising of videos, and denoising of captions.
+
+Batches have the keys "video" `[B, T, H, W, 3]` float32 in [-1, 1]; "position" `[B]` uint32, the
+global position of each example in the data's order; and either "text_states" `[B, L, D]`, or
+"tokens" `[B, L]` int32 with "token_mask" `[B, L]` bool.
+
+All random numbers depend on (seed, global position) only, so that a resumed run, and any number of
+devices or hosts, draws the same numbers.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stunet.diffusion import (
+    MaskMixture,
+    SuperResolution,
+    add_noise,
+    augment,
+    downsample,
+    draw_mask,
+    mask_conditioning,
+    min_snr_weight,
+    sample_training_time,
+    simple_loss,
+    split_output,
+    to_prediction,
+    upsample,
+    variational_loss,
+)
+from stunet.models.t5 import T5Config, T5Encoder
+from stunet.text import UNK_ID
+from stunet.training.networks import Networks
+from stunet.training.settings import DiffusionConfig
+from stunet.weights.trees import Tree
+
+Batch = dict[str, jax.Array]
+
+HIDDEN_TOKENS = 0.15  # share of a caption's tokens, as in T5 pre-training (1910.10683, 3.1.4)
+
+# Streams of random numbers per example, folded into its key. Noise uses the key itself.
+_HIDDEN_TOKENS, _NOISE_LEVEL, _AUGMENTATION, _MASK = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class DenoisingInputs:
+    """The diffused videos of a batch, and the inputs of the U-Net besides noise and text.
+
+    Attributes:
+      x0: Videos to diffuse `[B, T, H, W, 3]`.
+      low_resolution: Enlarged and noised low-resolution videos `[B, T, H, W, 3]`, which the U-Net
+        reads as further channels of its input; None without super-resolution.
+      noise_level: Augmentation levels `[B]` of `low_resolution`, or None.
+      cond: Known pixels and their mask `[B, T, H, W, 4]`, or None.
+    """
+
+    x0: jax.Array
+    low_resolution: jax.Array | None = None
+    noise_level: jax.Array | None = None
+    cond: jax.Array | None = None
+
+
+# (videos [B, T, H, W, 3], random keys [B]) -> inputs
+MakeInputs = Callable[[jax.Array, jax.Array], DenoisingInputs]
+
+
+def text_to_video_inputs(video: jax.Array, keys: jax.Array) -> DenoisingInputs:
+    """Returns inputs without conditioning other than text."""
+    del keys
+    return DenoisingInputs(video)
+
+
+def super_resolution_inputs(
+    config: SuperResolution, video: jax.Array, keys: jax.Array
+) -> DenoisingInputs:
+    """Returns inputs with a low-resolution video, noised to a random augmentation level."""
+
+    def draw(key):
+        level = jax.random.uniform(
+            jax.random.fold_in(key, _NOISE_LEVEL), (), maxval=config.max_noise_level
+        )
+        return level, jax.random.normal(jax.random.fold_in(key, _AUGMENTATION), video.shape[1:])
+
+    level, eps = jax.vmap(draw)(keys)
+    large = upsample(downsample(video, config.factor), config.factor, config.align_corners)
+    return DenoisingInputs(config.from_frames(video, large), augment(large, eps, level), level)
+
+
+def masked_inputs(mixture: MaskMixture, video: jax.Array, keys: jax.Array) -> DenoisingInputs:
+    """Returns inputs with the pixels that a mask drawn from the mixture marks as known."""
+
+    def draw(key):
+        return draw_mask(mixture, jax.random.fold_in(key, _MASK), video.shape[1:4])
+
+    return DenoisingInputs(video, cond=mask_conditioning(video, jax.vmap(draw)(keys)))
+
+
+def denoising_loss(
+    networks: Networks,
+    diffusion: DiffusionConfig,
+    params: Tree,
+    batch: Batch,
+    seed: int,
+    make_inputs: MakeInputs = text_to_video_inputs,
+) -> jax.Array:
+    """Computes the diffusion loss `[B]` of a batch.
+
+    Args:
+      networks: The networks that `params` belong to.
+      diffusion: Prediction target, loss and noise schedule.
+      params: Parameters of all networks.
+      batch: See the module's docstring.
+      seed: Seed of noise levels and noise.
+      make_inputs: Derives the inputs of the U-Net from the videos.
+    """
+    video, keys = batch["video"], _example_keys(batch, seed)
+    eps = jax.vmap(lambda key: jax.random.normal(key, video.shape[1:]))(keys)
+    uniform = stratified_uniform(batch["position"], seed)
+    t, log_snr = sample_training_time(diffusion.schedule, uniform)
+    states = text_states(networks, params, batch)
+    inputs = make_inputs(video, keys)
+    x0 = inputs.x0
+    x_t = add_noise(x0, eps, log_snr)
+    channels = [x_t] if inputs.low_resolution is None else [x_t, inputs.low_resolution]
+    x = jnp.concatenate(channels, axis=-1)
+    output = networks.apply_unet(
+        {"params": params["unet"]}, x, t, states, inputs.noise_level, inputs.cond
+    )
+
+    learned_variance = diffusion.variance == "learned_range"
+    mean, _ = split_output(output, x0.shape[-1], learned_variance)
+    loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)
+    if diffusion.loss == "min_snr":
+        loss = loss * min_snr_weight(diffusion.prediction, log_snr)
+    if learned_variance:
+        prediction = to_prediction(diffusion.prediction, output, x_t, log_snr, learned_variance)
+        loss = loss + variational_loss(
+            diffusion.schedule, t, x0, x_t, prediction.x0, prediction.variance
+        )
+    return loss
+
+
+def joint_loss(
+    text_denoising: float,
+    networks: Networks,
+    diffusion: DiffusionConfig,
+    params: Tree,
+    batch: Batch,
+    seed: int,
+    make_inputs: MakeInputs = text_to_video_inputs,
+) -> jax.Array:
+    """Computes `denoising_loss` plus `text_denoising_loss` `[B]`, the latter weighted.
+
+    Args:
+      text_denoising: Weight of the text encoder's loss, 0 for a text encoder that is not trained.
+      networks: See `denoising_loss`, as all other arguments.
+      diffusion: See `denoising_loss`.
+      params: See `denoising_loss`.
+      batch: See the module's docstring.
+      seed: Seed of all random numbers.
+      make_inputs: See `denoising_loss`.
+    """
+    loss = denoising_loss(networks, diffusion, params, batch, seed, make_inputs)
+    if text_denoising:
+        loss += text_denoising * text_denoising_loss(
+            networks.text_encoder, params["text_encoder"], batch, seed
+        )
+    return loss
+
+
+def text_states(networks: Networks, params: Tree, batch: Batch) -> jax.Array:
+    """Returns text encoder states `[B, L, D]`: those of the batch, or encoded from its tokens."""
+    if "text_states" in batch:
+        return batch["text_states"].astype(jnp.float32)
+    encoder = T5Encoder(networks.text_encoder)
+    return encoder.apply({"params": params["text_encoder"]}, batch["tokens"], batch["token_mask"])
+
+
+def text_denoising_loss(config: T5Config, params: Tree, batch: Batch, seed: int) -> jax.Array:
+    """Computes the cross entropy `[B]` of restoring captions with hidden tokens.
+
+    This is a masked-language objective for the encoder alone: logits are products of its states
+    with the token embeddings. An encoder trained on single frames only would lose words that a
+    single frame does not show, such as those of motion, and a video model trained later on its
+    frozen states could not learn them.
+
+    Args:
+      config: Architecture of the text encoder.
+      params: Its parameters.
+      batch: See the module's docstring; needs "tokens" and "token_mask".
+      seed: Seed of the hidden positions.
+    """
+    tokens, mask = batch["tokens"], batch["token_mask"]
+    keys = _example_keys(batch, seed)
+    draw = jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(key, _HIDDEN_TOKENS), tokens.shape[1:])
+    )
+    # Our byte-level tokenizers never produce <unk>, which is therefore free to mark hidden tokens.
+    corrupted = jnp.where(draw(keys) < HIDDEN_TOKENS, UNK_ID, tokens)
+    states = T5Encoder(config).apply({"params": params}, corrupted, mask).astype(jnp.float32)
+    logits = states @ params["shared"]["embedding"].T / math.sqrt(config.d_model)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+    return jnp.where(mask, losses, 0.0).sum(1) / mask.sum(1)
+
+
+def stratified_uniform(position: jax.Array, seed: int) -> jax.Array:
+    """Returns numbers in [0, 1) that cover it evenly over any run of successive positions.
+
+    Noise levels drawn with them vary less between batches than independent draws, which reduces
+    the variance of the gradient (the aim of 2107.00630, appendix I.1). The additive recurrence
+    with the golden ratio used here does not depend on the batch size.
+
+    Args:
+      position: Global positions `[B]` uint32.
+      seed: Seed of the offset.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)  # differs from all example keys
+    start = jax.random.bits(key, dtype=jnp.uint32)
+    phase = start + position.astype(jnp.uint32) * jnp.uint32(2654435769)  # 2**32 / golden ratio
+    return (phase >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _example_keys(batch: Batch, seed: int) -> jax.Array:
+    """Returns a random key `[B]` per example, derived from (seed, global position)."""
+    return jax.vmap(lambda p: jax.random.fold_in(jax.random.key(seed), p))(batch["position"])
