@@ -86,15 +86,15 @@ class SuperResolution:
 
 
 def downsample(
-    video: Video, factor: int
-) -> Float[Array, "batch frames small_height small_width channels"]:
+    video: Float[ArrayLike, "batch frames height width channels"], factor: int
+) -> Float[ArrayLike, "batch frames small_height small_width channels"]:
     """Averages squares of `factor` x `factor` pixels.
 
     Cropping on multiples of `factor` commutes with downsampling, so a model can be trained on
     crops.
 
     Args:
-      video: [B, T, H, W, C] with H and W multiples of `factor`.
+      video: [B, T, H, W, C] with H and W multiples of `factor`. A NumPy array gives a NumPy array.
       factor: Side of the squares in pixels.
     """
     b, t, h, w, c = video.shape
@@ -103,7 +103,9 @@ def downsample(
 
 
 def upsample(
-    video: Video, factor: int, align_corners: bool = False
+    video: Float[ArrayLike, "batch frames height width channels"],
+    factor: int,
+    align_corners: bool = False,
 ) -> Float[Array, "batch frames large_height large_width channels"]:
     """Enlarges height and width by `factor` with bilinear interpolation.
 
