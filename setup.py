@@ -14,17 +14,17 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "stunet/__init__.py").read_
 
 TRAIN = [
     "absl-py>=2.1",
-    "array-record>=0.6",
-    "chex>=0.1.88",
-    "grain>=0.2.6",
-    # tensorflow-datasets 4.9.10 imports it without declaring it.
+    "array-record>=0.8.1",
+    "chex>=0.1.90",
+    "grain>=0.2.12",
+    # tensorflow-datasets imports it without declaring it.
     "importlib-resources>=6.0",
     "matplotlib>=3.10.8",
     "ml-collections>=1.0",
-    "optax>=0.2.4",
-    "orbax-checkpoint>=0.11.13",
+    "optax>=0.2.7",
+    "orbax-checkpoint>=0.11.24",
     "tensorboardX>=2.6.4",
-    "tensorflow-datasets>=4.9.9",
+    "tensorflow-datasets>=4.9.10",
 ]
 
 setup(
@@ -39,19 +39,19 @@ setup(
     package_data={"stunet": ["py.typed", "shipped/*/*"]},  # type information, trained models
     install_requires=[
         "av>=18.0",
-        "flax>=0.10.6",
-        "jax>=0.6.1",  # jax.lax.axis_size
+        "flax>=0.11.2",
+        "jax>=0.7.2",
         "jaxtyping>=0.3.2",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "pillow>=10.0",
         "safetensors>=0.5",
-        "scipy>=1.12",
+        "scipy>=1.13",
         "tokenizers>=0.20",
         "tqdm>=4.66",
     ],
     extras_require={
         "train": TRAIN,
-        "dev": [*TRAIN, "beartype>=0.18", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
+        "dev": [*TRAIN, "beartype>=0.20", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],
         "studio": ["gradio>=6,<7"],
         "browser": ["playwright>=1.40"],  # for the studio's tests; Chromium is Debian's
