@@ -1,1 +1,4 @@
-"""Starting experiments on Cloud TPU pods, by xpk or by queued resources: `docs/pods.md`."""
+"""Launches training on Cloud TPU pods by xpk or queued resources (docs/pods.md).
+
+`__main__.py` is the program. `configs/` has examples of its config file.
+"""

@@ -1,6 +1,6 @@
-"""The commands of a launch, each a list of arguments; nothing here runs any.
+"""Builds the commands of a launch as argument lists; `runner.py` runs them.
 
-Their flags are those of gcloud 528 and xpk 1.16.
+The flags are those of gcloud 528 and xpk 1.16.
 """
 
 import shlex
@@ -8,8 +8,8 @@ import shlex
 from experiments.common.exit_codes import PREEMPTED
 from experiments.launch.config import Launch
 
-BASE_IMAGE = "python:3.12"  # for a checkout: it has git, which the slim one lacks
-GRACE_S = 300  # from SIGTERM to SIGKILL, for saving; a Spot VM gives up to 30 s, whatever this is
+BASE_IMAGE = "python:3.12"  # for a checkout; has git, unlike python:3.12-slim
+GRACE_S = 300  # from SIGTERM to SIGKILL, to save a checkpoint; Spot VMs allow at most 30 s
 
 # https://cloud.google.com/storage/docs/cloud-storage-fuse/install
 INSTALL_GCSFUSE = " && ".join(
@@ -26,10 +26,10 @@ INSTALL_GCSFUSE = " && ".join(
 
 
 def training(config: Launch) -> str:
-    """The shell line that trains, in the container, on every host.
+    """Returns the shell line that trains, to run in a container on every host.
 
-    It ends in `exec`, so that SIGTERM reaches training itself. A checkout that cannot be had exits
-    1: with git's own 128 xpk would start it again.
+    The line ends in `exec`, so that training receives SIGTERM. If the checkout fails, it exits with
+    code 1: xpk would restart git's own exit code 128.
     """
     train = [
         *("python", "-m", "experiments.train"),
@@ -50,9 +50,9 @@ def training(config: Launch) -> str:
 
 
 def xpk_create(config: Launch) -> list[str]:
-    """Hands the workload to the cluster, which starts it again whenever it was preempted.
+    """Returns the command that submits the workload to the cluster, which restarts it if preempted.
 
-    By itself xpk restarts exit code 42 and those from 127 on, hence a killed container too.
+    xpk restarts exit codes 42 and 127 to 255 by default, including killed containers.
     """
     return [
         *("xpk", "workload", "create", f"--workload={config.name}"),
@@ -69,19 +69,22 @@ def xpk_create(config: Launch) -> list[str]:
 
 
 def xpk_wait(config: Launch) -> list[str]:
-    """Waits for the workload's end: exit code 0 it is done, 124 a week went by, 125 it failed."""
+    """Returns the command that waits for the workload's end.
+
+    Its exit code is 0 if the workload is done, 124 after a week, and 125 if the workload failed.
+    """
     wait = f"--wait-for-job-completion={config.name}"
     return ["xpk", "workload", "list", wait, *_xpk_flags(config)]
 
 
 def state(config: Launch) -> list[str]:
-    """Prints the queued resource's state; nothing where there is none."""
-    named = [f"--filter=name~/{config.name}$", "--format=value(state.state)"]
-    return [*_queued("list"), *_gcloud_flags(config), *named]
+    """Returns the command that prints the queued resource's state, or nothing if there is none."""
+    selection = [f"--filter=name~/{config.name}$", "--format=value(state.state)"]
+    return [*_queued("list"), *_gcloud_flags(config), *selection]
 
 
 def create(config: Launch) -> list[str]:
-    """Asks for the TPU, in a queue."""
+    """Returns the command that requests the TPU as a queued resource."""
     argv = [
         *_queued("create"),
         config.name,
@@ -99,19 +102,20 @@ def create(config: Launch) -> list[str]:
 
 
 def delete(config: Launch) -> list[str]:
-    """Gives the queued resource back, with its TPU."""
+    """Returns the command that deletes the queued resource and its TPU."""
     return [*_queued("delete"), config.name, *_gcloud_flags(config), "--force", "--quiet"]
 
 
 def start(config: Launch) -> list[str]:
-    """Mounts the workdir and starts training in a container, on every host where it isn't running.
+    """Returns the command that mounts the workdir and starts training in a container on every host.
 
-    The container outlives the connection that started it, and what it printed outlives it.
+    Hosts whose container is running are left alone. The container survives the connection that
+    started it, and its log survives the container's end.
     """
     image = config.image or BASE_IMAGE
     run = [
         *("sudo", "docker", "run", "--detach", f"--name={config.name}"),
-        *("--privileged", "--net=host", "--shm-size=16g"),  # what a container needs for the TPU
+        *("--privileged", "--net=host", "--shm-size=16g"),  # required for TPU access
         f"--stop-timeout={GRACE_S}",
         "--env=PYTHONUNBUFFERED=1",
         f"--volume={config.mount}:{config.mount}",
@@ -121,41 +125,44 @@ def start(config: Launch) -> list[str]:
     registry = image.split("/")[0]
     if registry.endswith(("docker.pkg.dev", "gcr.io")):
         script += f" && sudo gcloud auth configure-docker {registry} --quiet"
-    # Not --force: that would kill, where `docker stop` lets training save.
+    # `docker rm --force` would kill running training, which `docker stop` lets save.
     script += (
         f" && if sudo docker ps --format={{{{.Names}}}} | grep -qx {config.name};"
-        f" then echo {config.name} is running already;"
+        f" then echo {config.name} is already running;"
         f" else sudo docker rm {config.name}; {shlex.join(run)}; fi"
     )
     return _on_all_hosts(config, script)
 
 
 def follow(config: Launch) -> list[str]:
-    """Shows what training prints and exits with its code; may be broken off and begun again."""
+    """Returns the command that prints the training log and exits with training's exit code.
+
+    It can be interrupted and run again.
+    """
     logs = f"sudo docker logs --follow --tail=1000 {config.name}"
-    # Two steps: `exit` with nothing would be 2, a mistake of the user's.
+    # Two steps, because `exit` without a number would exit with 2, the code for wrong usage.
     return _on_all_hosts(config, f"{logs}; code=$(sudo docker wait {config.name}) && exit $code")
 
 
 def plan(config: Launch) -> list[tuple[str, list[str]]]:
-    """Every command that the launch may run, each with when it does."""
+    """Returns all commands that the launch may run, each with a description of when it runs."""
     if config.launcher == "xpk":
         return [
-            ("once; the cluster starts training again after a preemption", xpk_create(config)),
-            ("until it is done, or has failed for good", xpk_wait(config)),
+            ("once; the cluster restarts training after a preemption", xpk_create(config)),
+            ("until training is done or has failed", xpk_wait(config)),
         ]
     return [
         ("first, every minute while waiting, and after every failure", state(config)),
-        ("where it was suspended or has failed", delete(config)),
-        ("where there is none, or no more", create(config)),
-        ("when it is ACTIVE", start(config)),
-        (f"until training ends; after exit code {PREEMPTED}: start again", follow(config)),
+        ("if the TPU is suspended or has failed", delete(config)),
+        ("if there is no TPU", create(config)),
+        ("when the TPU is ACTIVE", start(config)),
+        (f"until training ends; exit code {PREEMPTED} restarts it", follow(config)),
         ("when training is done", delete(config)),
     ]
 
 
 def _mount(config: Launch) -> str:
-    """Mounts the bucket or disk where it isn't yet; a disk is never formatted here."""
+    """Returns the shell line that mounts the bucket or disk unless it is mounted."""
     if config.workdir.startswith("gs:"):
         mount = f"command -v gcsfuse >/dev/null || {{ {INSTALL_GCSFUSE}; }}"
         mount += f"; sudo mkdir -p {config.mount}"

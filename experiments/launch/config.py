@@ -1,4 +1,4 @@
-"""What is launched, and where: the schema that a launch's config file is read into."""
+"""Schema of the launcher's config file."""
 
 import re
 from dataclasses import dataclass, fields
@@ -6,18 +6,18 @@ from typing import Literal
 
 from stunet.errors import UserError
 
-# What GKE, xpk (40 characters at most) and TPU nodes all take for a name.
+# Names that GKE, xpk (at most 40 characters) and TPU nodes all accept.
 NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """Code that every host fetches: a git repository that can be read without a password.
+    """A public git repository, from which every host fetches the code.
 
     Attributes:
-      repository: its address.
-      revision: a commit, tag or branch. With a branch that moves on, a restarted run goes on with
-        other code than it began with.
+      repository: URL of the repository, readable without a password.
+      revision: Commit, tag or branch. With a branch, a restarted run continues with the branch's
+        latest code.
     """
 
     repository: str
@@ -26,27 +26,30 @@ class Checkout:
 
 @dataclass(frozen=True)
 class Launch:
-    """One experiment on one TPU.
+    """An experiment, and the TPU that it trains on.
 
     Attributes:
-      launcher: "xpk", onto a GKE cluster, or "queued_resources", onto TPU VMs of its own.
-      name: of the workload, or of the queued resource and its TPU.
-      project: the Google Cloud project's id.
-      zone: such as "us-west4-a".
-      tpu_type: such as "v5litepod-8" or "v6e-4".
-      experiment: the experiment's config file, a path in the checkout.
-      workdir: "gs://BUCKET/FOLDER" or "disk://DISK/FOLDER"; bucket or disk is mounted on
-        /mnt/BUCKET or /mnt/DISK. To xpk both are the name of a storage of the cluster.
-      overrides: fields of the experiment, "name=value" as after `--config.` on a command line.
-      image: a container image whose working directory is a checkout, with everything installed.
-      checkout: instead of an image: code to fetch and install whenever training starts.
-      cluster: for "xpk": the GKE cluster.
-      num_slices: for "xpk": how many slices of `tpu_type`.
-      max_restarts: for "xpk": how often the cluster starts training again.
-      runtime_version: for "queued_resources": of the TPU VM's software.
-      spot: for "queued_resources": cheaper, and preempted at any time.
-      disk_device: for "queued_resources": the device that a "disk://" workdir's disk appears as.
-      max_failures: for "queued_resources": how many failures in a row end the launch.
+      launcher: "xpk" runs on a GKE cluster, "queued_resources" on TPU VMs created for the run.
+      name: Name of the workload, or of the queued resource and its TPU.
+      project: Google Cloud project ID.
+      zone: Zone, such as "us-west4-a".
+      tpu_type: Accelerator type, such as "v5litepod-8" or "v6e-4".
+      experiment: Config file of `experiments.train`, a path relative to the checkout.
+      workdir: "gs://BUCKET/FOLDER" or "disk://DISK/FOLDER". The bucket or disk is mounted at
+        /mnt/BUCKET or /mnt/DISK; for xpk, it is the name of a storage of the cluster.
+      overrides: Overrides of the experiment's config, "name=value" as after `--config.` on the
+        command line.
+      image: Container image with everything installed, whose working directory is a checkout. Set
+        either `image` or `checkout`.
+      checkout: Code to fetch and install whenever training starts.
+      cluster: Name of the GKE cluster (xpk).
+      num_slices: Number of slices of `tpu_type` (xpk).
+      max_restarts: Number of times that the cluster restarts training (xpk).
+      runtime_version: Software version of the TPU VM (queued_resources).
+      spot: Whether to use a Spot TPU: cheaper, but it can be preempted at any time
+        (queued_resources).
+      disk_device: Device of the disk of a "disk://" workdir (queued_resources).
+      max_failures: Number of consecutive failures that end the launch (queued_resources).
     """
 
     launcher: Literal["xpk", "queued_resources"]
@@ -68,47 +71,51 @@ class Launch:
     max_failures: int = 5
 
     def __post_init__(self):
-        needed = {"xpk": "cluster", "queued_resources": "runtime_version"}[self.launcher]
-        for name in ("project", "zone", "tpu_type", "experiment", needed):
+        required = {"xpk": "cluster", "queued_resources": "runtime_version"}[self.launcher]
+        for name in ("project", "zone", "tpu_type", "experiment", required):
             if not getattr(self, name):
-                raise UserError(f"launcher {self.launcher!r} needs the field '{name}'")
-        others = {
+                raise UserError(f"{name}: empty, required for launcher {self.launcher!r}")
+        unused = {
             "xpk": ("runtime_version", "spot", "disk_device", "max_failures"),
             "queued_resources": ("cluster", "num_slices", "max_restarts"),
         }[self.launcher]
         defaults = {field.name: field.default for field in fields(self)}
-        for name in others:
+        for name in unused:
             if getattr(self, name) != defaults[name]:
-                raise UserError(f"launcher {self.launcher!r} has no use for the field '{name}'")
+                raise UserError(
+                    f"{name}: {getattr(self, name)!r}, expected the default {defaults[name]!r} for "
+                    f"launcher {self.launcher!r}"
+                )
         if bool(self.image) == (self.checkout is not None):
-            raise UserError("give either 'image' or 'checkout'")
+            state = "both" if self.image else "neither"
+            raise UserError(f"image, checkout: {state} set, expected one of them")
         if not re.fullmatch(NAME, self.name):
             raise UserError(
-                f"name is {self.name!r}; it must be at most 40 small letters, digits and dashes, "
-                "a letter first and no dash last"
+                f"name: {self.name!r}, expected at most 40 of a-z, 0-9 and '-', starting with a "
+                "letter and not ending with '-'"
             )
         if not re.fullmatch(r"(gs|disk)://[a-z0-9][-_.a-z0-9]*/\S+", self.workdir):
             raise UserError(
-                f"workdir is {self.workdir!r}; it must be gs://BUCKET/FOLDER or disk://DISK/FOLDER"
+                f"workdir: {self.workdir!r}, expected gs://BUCKET/FOLDER or disk://DISK/FOLDER"
             )
         for override in self.overrides:
             if not re.fullmatch(r"[\w.]+=.*", override):
-                raise UserError(f"an override is {override!r}; it must be a line 'name=value'")
+                raise UserError(f"overrides: {override!r}, expected one line NAME=VALUE")
         for name in ("num_slices", "max_restarts", "max_failures"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name}: {getattr(self, name)}, expected at least 1")
 
     @property
     def store(self) -> str:
-        """The bucket or disk that holds the workdir."""
+        """Name of the bucket or disk of the workdir."""
         return self.workdir.split("/")[2]
 
     @property
     def mount(self) -> str:
-        """The folder that the bucket or disk is mounted on."""
+        """Folder at which the bucket or disk is mounted."""
         return f"/mnt/{self.store}"
 
     @property
     def mounted_workdir(self) -> str:
-        """The workdir's path where it is mounted."""
+        """Path of the mounted workdir."""
         return "/".join([self.mount, *self.workdir.split("/")[3:]])

@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import experiments.launch.__main__ as launcher
 from experiments.launch.commands import plan
 from tests.launch.examples import example
 
@@ -14,7 +16,7 @@ CONFIGS = "experiments/launch/configs"
 
 
 def run(*arguments, path=""):
-    """The launcher as a user runs it, with these programs."""
+    """Runs the launcher with the programs of the folder `path`."""
     return subprocess.run(
         [sys.executable, "-m", "experiments.launch", *arguments],
         cwd=ROOT,
@@ -36,15 +38,15 @@ def test_dry_run_prints_all_and_runs_nothing(tmp_path, launcher):
     assert printed == [argv for _, argv in plan(example(launcher))]
 
 
-def test_help_tells_what_it_does_and_its_flags():
+def test_help_has_the_docstring_and_the_flags():
     ran = run("--help")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("Launches an experiment on a Cloud TPU pod")
-    assert "--config: what to launch, and where" in ran.stdout
+    assert ran.stdout.startswith(launcher.__doc__)
+    assert "--config=" in ran.stdout and "dry_run" in ran.stdout
 
 
 def test_it_runs_what_it_printed(tmp_path):
-    """Both tools stand in: the workload is created, then found to have completed."""
+    """A fake xpk creates the workload, then reports its completion."""
     (tmp_path / "xpk").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/calls\n')
     (tmp_path / "xpk").chmod(0o755)
     ran = run(
@@ -58,20 +60,20 @@ def test_it_runs_what_it_printed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config=FILE is needed; experiments/launch/configs has examples"),
-        ([f"--config={CONFIGS}/xpk.py"], "the command 'xpk' is not on the PATH"),
-        ([f"--config={CONFIGS}/queued_resources.py"], "the command 'gcloud' is not on the PATH"),
-        ([f"--config={CONFIGS}/xpk.py", "--config.project="], "'xpk' needs the field 'project'"),
-        ([f"--config={CONFIGS}/xpk.py", "--config.zoom=1"], "no field to override"),
-        (["--dry"], "Unknown command line flag 'dry'"),
+        ([], "--config: .*experiments/launch/configs"),
+        ([f"--config={CONFIGS}/xpk.py"], "xpk: .*PATH"),
+        ([f"--config={CONFIGS}/queued_resources.py"], "gcloud: .*PATH"),
+        ([f"--config={CONFIGS}/xpk.py", "--config.project="], "project: .*'xpk'"),
+        ([f"--config={CONFIGS}/xpk.py", "--config.zoom=1"], "--config.*zoom"),
+        (["--dry"], "'dry'"),
     ],
 )
-def test_mistakes(arguments, message):
+def test_wrong_usage_is_one_line_and_exits_with_2(arguments, message):
     ran = run(*arguments)
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert line.startswith("experiments.launch: error: ")
-    assert message in line
+    assert re.search(message, line), line
 
 
 def test_it_loads_no_jax():

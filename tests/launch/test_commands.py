@@ -1,5 +1,4 @@
 import os
-import re
 import shlex
 import subprocess
 
@@ -77,13 +76,15 @@ def test_disk():
 
 @pytest.fixture
 def host(tmp_path):
-    """A host of which only its shell is real: `run(script, ...)` gives what it would have run."""
+    """Returns run(script, ...), which runs a script with fake programs.
+
+    It returns the exit code and the calls of sudo."""
     calls = tmp_path / "calls"
 
     def run(script, mounted=True, running="", **fails):
         programs = {
             "mountpoint": f"exit {int(not mounted)}",
-            # One call a line, its arguments apart by tabs; `ps` names what is running.
+            # Writes one call per line with tabs between arguments; `docker ps` prints `running`.
             "sudo": f"(IFS='\t'; echo \"$*\" >> {calls})\n"
             f'[ "$2" = ps ] && echo "{running}"\n'
             + "".join(f'[ "$1" = {name} ] && exit {code}\n' for name, code in fails.items())
@@ -95,7 +96,7 @@ def host(tmp_path):
             (tmp_path / name).chmod(0o755)
         calls.write_text("")
         env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        # As ssh hands it over: the words joined by spaces again.
+        # Like ssh, which joins the words by spaces.
         code = subprocess.run(["bash", "-c", " ".join(script.split(" "))], env=env).returncode
         return code, [line.split("\t") for line in calls.read_text().splitlines()]
 
@@ -134,7 +135,7 @@ def test_start_mounts_a_disk(host):
     ]
 
 
-def test_start_does_not_train_where_nothing_is_mounted(host):
+def test_start_does_not_train_if_mounting_fails(host):
     code, calls = host(
         script_of(commands.start(example("queued_resources"))), mounted=False, gcsfuse=1
     )
@@ -150,7 +151,7 @@ def test_start_leaves_a_running_container_alone(host):
 
 @pytest.mark.parametrize("fails", ["nothing", "clone", "checkout", "install"])
 def test_training_in_a_checkout(tmp_path, fails):
-    """With programs that stand in: git and pip fail at one word; python shows what it was given."""
+    """Fake git and pip fail at the step `fails`; fake python prints its arguments."""
     step = f'[ "$1" = clone ] && mkdir stunet\n[ "$1" != {fails} ] || exit 128'
     programs = {"git": step, "pip": step, "python": 'pwd; printf "%s\\n" "$@"; exit 75'}
     for name, lines in programs.items():
@@ -170,38 +171,38 @@ def test_training_in_a_checkout(tmp_path, fails):
         expected = [str(tmp_path / "stunet"), *TRAIN[1:6], f"--config.{override}"]
         assert ran.stdout.splitlines() == expected
     else:
-        assert (ran.returncode, ran.stdout) == (1, "")  # git's 128 would be started again by xpk
+        assert (ran.returncode, ran.stdout) == (1, "")  # xpk would restart git's 128
 
 
 BAD = [
-    ({"launcher": "slurm"}, "launcher is 'slurm', expected one of 'xpk', 'queued_resources'"),
-    ({"zones": "z"}, "unknown field 'zones'; did you mean 'zone'?"),
-    ({"project": ""}, "launcher 'queued_resources' needs the field 'project'"),
-    ({"runtime_version": ""}, "launcher 'queued_resources' needs the field 'runtime_version'"),
-    ({"cluster": "c"}, "launcher 'queued_resources' has no use for the field 'cluster'"),
-    ({"num_slices": 2}, "launcher 'queued_resources' has no use for the field 'num_slices'"),
-    ({"image": "stunet:1"}, "give either 'image' or 'checkout'"),
-    ({"checkout": None}, "give either 'image' or 'checkout'"),
-    ({"checkout": {"repository": "r"}}, "config: checkout: missing field revision"),
-    ({"name": "Tiny_T2I"}, "name is 'Tiny_T2I'; it must be at most 40 small letters"),
-    ({"name": "a" * 41}, "it must be at most 40 small letters"),
-    ({"workdir": "runs/tiny"}, "workdir is 'runs/tiny'; it must be gs://BUCKET/FOLDER or disk:"),
-    ({"workdir": "gs://bucket"}, "it must be gs://BUCKET/FOLDER"),
-    ({"overrides": ["total_steps"]}, "an override is 'total_steps'; it must be a line 'name=val"),
-    ({"overrides": ["a='\n'"]}, "it must be a line 'name=value'"),
-    ({"max_failures": 0}, "max_failures is 0; it must be at least 1"),
+    ({"launcher": "slurm"}, "launcher.*slurm.*'xpk', 'queued_resources'"),
+    ({"zones": "z"}, "'zones'.*'zone'"),
+    ({"project": ""}, "project: .*'queued_resources'"),
+    ({"runtime_version": ""}, "runtime_version: .*'queued_resources'"),
+    ({"cluster": "c"}, "cluster: 'c', .*''.*'queued_resources'"),
+    ({"num_slices": 2}, "num_slices: 2, .*1.*'queued_resources'"),
+    ({"image": "stunet:1"}, "image, checkout: both"),
+    ({"checkout": None}, "image, checkout: neither"),
+    ({"checkout": {"repository": "r"}}, "config.*checkout.*revision"),
+    ({"name": "Tiny_T2I"}, "name: 'Tiny_T2I', .*40"),
+    ({"name": "a" * 41}, "name: 'a{41}', .*40"),
+    ({"workdir": "runs/tiny"}, "workdir: 'runs/tiny', .*gs://BUCKET/FOLDER.*disk://DISK/FOLDER"),
+    ({"workdir": "gs://bucket"}, "workdir: 'gs://bucket', .*gs://BUCKET/FOLDER"),
+    ({"overrides": ["total_steps"]}, "overrides: 'total_steps', .*NAME=VALUE"),
+    ({"overrides": ["a='\n'"]}, "overrides: .*NAME=VALUE"),
+    ({"max_failures": 0}, "max_failures: 0, .*1"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda value: str(value)[:30])
 def test_bad_config(changes, message):
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         example("queued_resources", **changes)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_config_of_xpk():
-    with pytest.raises(UserError, match="'xpk' needs the field 'cluster'"):
+    with pytest.raises(UserError, match="cluster: .*'xpk'"):
         example("xpk", cluster="")
-    with pytest.raises(UserError, match="'xpk' has no use for the field 'spot'"):
+    with pytest.raises(UserError, match="spot: True, .*False.*'xpk'"):
         example("xpk", spot=True)

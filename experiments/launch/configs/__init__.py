@@ -1,1 +1,1 @@
-"""What to launch where, an example for each launcher."""
+"""Example configs, one for each launcher."""

@@ -1,15 +1,15 @@
-"""The tiny text-to-image experiment on one v5e host, by queued resources.
+"""Trains the tiny text-to-image model on one v5e host by queued resources.
 
     python -m experiments.launch --config=experiments/launch/configs/queued_resources.py --dry-run
 
-Put your own project, bucket and commit in: see `docs/pods.md`. No TPU has run it yet.
+Replace project, bucket and repository by your own (docs/pods.md). Not yet run on a TPU.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """A Spot TPU of 8 chips, which has one host; made anew whenever it is preempted."""
+    """Returns the config of a Spot TPU with 8 chips on one host, recreated after a preemption."""
     return ConfigDict(
         {
             "launcher": "queued_resources",
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "spot": True,
             "checkout": {
                 "repository": "https://github.com/me/stunet.git",
-                "revision": "main",  # better a commit: a restart then resumes the very same code
+                "revision": "main",  # use a commit so that a restart runs the same code
             },
             "experiment": "experiments/configs/tiny_t2i.py",
             "overrides": (

@@ -1,15 +1,15 @@
-"""The tiny text-to-image experiment on one v6e host, by xpk on GKE.
+"""Trains the tiny text-to-image model on one v6e host by xpk on GKE.
 
     python -m experiments.launch --config=experiments/launch/configs/xpk.py --dry-run
 
-Put your own project, cluster, bucket and image in: see `docs/pods.md`. No TPU has run it yet.
+Replace project, cluster, bucket and image by your own (docs/pods.md). Not yet run on a TPU.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """A container image that holds a checkout with everything installed."""
+    """Returns the config of a workload whose container image holds an installed checkout."""
     return ConfigDict(
         {
             "launcher": "xpk",
