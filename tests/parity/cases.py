@@ -1,7 +1,7 @@
-"""Small networks with every feature of DeepFloyd IF's and T5's configs, as their owners describe
-them, with weights and inputs that any machine makes alike.
+"""Small networks with every feature of the DeepFloyd IF and T5 configs, weights and inputs.
 
-What PyTorch computes from them is in `golden/`; `make_golden.py` wrote it.
+Configs have the format of their publishers. Weights and inputs are reproducible on any machine. The
+outputs of PyTorch for them are stored in `golden/`, written by `make_golden.py`.
 """
 
 import zlib
@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def blocks(attention):
-    """diffusers' block types for levels with and without attention."""
+    """Returns diffusers' block types for levels with and without attention."""
     kinds = {True: "SimpleCrossAttn{}Block2D", False: "Resnet{}sampleBlock2D"}
     down = [kinds[on].format("Down") for on in attention]
     up = [kinds[on].format("Up") for on in reversed(attention)]
@@ -53,7 +53,7 @@ STAGE_TWO = STAGE_ONE | {
     "time_embedding_act_fn": "gelu",
     "time_embedding_dim": 80,
 }
-# Quick to compile, for what needs no more.
+# Compiles quickly.
 SMALL = STAGE_ONE | {
     **blocks((False, True)),
     "block_out_channels": [32, 64],
@@ -64,7 +64,7 @@ SIZES = {"stage_one": (8, 12), "stage_two": (16, 32)}  # not square
 
 
 def full_size(config, channels, **fields):
-    """A case's config with DeepFloyd's own heads and text, and these widths."""
+    """Returns a config with DeepFloyd's heads and text dimensions, and the given widths."""
     sizes = {
         "addition_embed_type_num_heads": 64,
         "attention_head_dim": 64,
@@ -108,7 +108,7 @@ T5 = {
     "relative_attention_num_buckets": 32,
     "vocab_size": 500,
 }
-LENGTHS = (77, 9, 1)  # of three captions of 77 tokens
+LENGTHS = (77, 9, 1)  # valid tokens of three captions of 77 tokens
 
 SENTENCES = (
     "a red circle moving left",
@@ -121,13 +121,13 @@ SENTENCES = (
 
 
 def noise(name, *shape):
-    """Standard normal numbers that depend on the name alone."""
+    """Returns standard normal numbers, seeded by the name."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     return rng.standard_normal(shape, np.float32)
 
 
 def weight(name, shape):
-    """A tensor of a state dict: of a size that keeps activations near 1, norms near identity."""
+    """Returns a tensor of a state dict, scaled for activations near 1. Norms are near identity."""
     drawn = noise(name, *shape)
     if "norm" in name and name.endswith("weight"):
         return 1 + 0.1 * drawn
@@ -139,7 +139,7 @@ def weight(name, shape):
 
 
 def unet_inputs(name):
-    """x [2, C, H, W], timesteps, text states, noise levels (of stage II)."""
+    """Returns x [2, C, H, W], timesteps, text states and noise levels (used by stage II)."""
     config = UNETS[name]
     x = noise(f"{name} x", 2, config["in_channels"], *SIZES[name])
     text = noise(f"{name} text", 2, 77, config["encoder_hid_dim"])
@@ -147,7 +147,7 @@ def unet_inputs(name):
 
 
 def t5_inputs():
-    """Token ids [3, 77] and their mask."""
+    """Returns token ids [3, 77] and their mask."""
     rng = np.random.default_rng(5)
     mask = np.arange(77) < np.array(LENGTHS)[:, None]
     ids = rng.integers(3, T5["vocab_size"], mask.shape)
@@ -155,7 +155,7 @@ def t5_inputs():
 
 
 def trajectory_inputs():
-    """Start noise [2, 3, H, W], a step's noise for each step, text states and empty ones."""
+    """Returns start noise [2, 3, H, W], noise of each step, text states and empty-prompt states."""
     size = SIZES["stage_one"]
     text = noise("trajectory text", 2, 77, STAGE_ONE["encoder_hid_dim"])
     empty = noise("trajectory empty", 1, 77, STAGE_ONE["encoder_hid_dim"])

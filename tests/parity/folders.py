@@ -1,4 +1,4 @@
-"""The networks of `cases` as their owners would publish them, made without torch."""
+"""Writes the networks of `cases` in the layout of the Hugging Face hub, without torch."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from tests.parity import cases
 
 
 def write_unet(folder: Path, config: dict, dtype=np.float32, shard_bytes=10**9) -> Path:
-    """A U-Net's folder."""
+    """Writes the folder of a U-Net."""
     table = deepfloyd_if.hub_parameters(deepfloyd_if.unet_config_from_diffusers(config, "config"))
     write_component(folder, "diffusion_pytorch_model", _weights(table, dtype), config, shard_bytes)
     return folder
 
 
 def write_t5(folder: Path) -> Path:
-    """A text encoder's folder, with `spiece.model` in it."""
+    """Writes the folder of a text encoder, including `spiece.model`."""
     table = t5_v1_1.hub_parameters(t5_v1_1.t5_config_from_transformers(cases.T5, "t5"))
     write_component(folder, "model", _weights(table, np.float32), cases.T5, 10**9)
     (folder / "spiece.model").write_bytes((cases.GOLDEN / "spiece.model").read_bytes())
@@ -26,7 +26,7 @@ def write_t5(folder: Path) -> Path:
 
 
 def write_pipeline(folder: Path, unet: dict = cases.STAGE_ONE) -> Path:
-    """A whole pipeline of the first stage."""
+    """Writes a pipeline of stage I."""
     write_unet(folder / "unet", unet)
     write_t5(folder / "text_encoder")
     (folder / "tokenizer").mkdir()
@@ -39,6 +39,6 @@ def write_pipeline(folder: Path, unet: dict = cases.STAGE_ONE) -> Path:
 
 def _weights(table, dtype):
     return {
-        place.name: np.asarray(cases.weight(place.name, place.shape), dtype)
-        for place in table.values()
+        parameter.name: np.asarray(cases.weight(parameter.name, parameter.shape), dtype)
+        for parameter in table.values()
     }

@@ -1,5 +1,6 @@
-"""Writes `golden/`, what PyTorch computes for `cases`; needs torch, diffusers, transformers and
-sentencepiece (the extra `parity`).
+"""Writes the outputs of PyTorch for `cases` and `metric_cases` to `golden/`.
+
+Needs torch, diffusers, transformers and sentencepiece (the extra `parity`).
 
     python -m tests.parity.make_golden
 """
@@ -17,7 +18,7 @@ VOCAB_SIZE = 300
 
 
 def main():
-    """Computes and writes."""
+    """Computes and writes all golden files."""
     cases.GOLDEN.mkdir(exist_ok=True)
     for name, output in torch_reference.outputs().items():
         np.save(cases.GOLDEN / f"{name}.npy", output)
@@ -26,7 +27,7 @@ def main():
     tokenizer, ids = torch_metrics.clip_tokenizer()
     (cases.GOLDEN / "clip_tokenizer.json").write_bytes(tokenizer)
     (cases.GOLDEN / "clip_ids.json").write_text(json.dumps(ids) + "\n")
-    model = io.BytesIO()  # a file's path would be written into it
+    model = io.BytesIO()  # with a file, the model would contain its path
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([prompt.text for prompt in draw_prompts("train", 500)]),
         model_writer=model,

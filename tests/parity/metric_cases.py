@@ -1,6 +1,6 @@
-"""Small networks of the metrics, weights and inputs for them that any machine makes alike.
+"""Small networks of the metrics, weights and inputs, reproducible on any machine.
 
-What PyTorch computes from them is in `golden/`; `make_golden.py` wrote it.
+The outputs of PyTorch for them are stored in `golden/`, written by `make_golden.py`.
 """
 
 import json
@@ -11,9 +11,10 @@ import numpy as np
 from stunet.weights.safetensors_io import write_safetensors
 from tests.parity.cases import GOLDEN, noise
 
-# Widths are an eighth and a sixteenth of the real ones.
+# An eighth and a sixteenth of the published widths.
 I3D_STEM, C3D_WIDTH = 8, 4
-# Odd lengths and sizes that are no multiples: "same" padding on either side, more than one moment.
+# Odd lengths and sizes that are not multiples of strides, for "same" padding on both sides and more
+# than one temporal position.
 I3D_SHAPE = (2, 17, 200, 218, 3)
 C3D_SHAPE = (2, 16, 128, 128, 3)
 
@@ -27,7 +28,7 @@ TOWER = {
 
 
 def clip(activation):
-    """A config.json with one of the two activations."""
+    """Returns the content of a config.json with one of the two activations."""
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -61,18 +62,18 @@ SENTENCES = (
     "",
 )
 MERGES = ("r e", "re d</w>", "i n", "in g</w>", "s t", "a r</w>", "st ar</w>", "b o", "bo u", "n c")
-PICTURE = (45, 61, 3)  # of the image that is resized
+PICTURE = (45, 61, 3)  # shape of the image to resize
 
 
 def _alphabet():
-    """Bytes as the printable characters that GPT-2's and CLIP's vocabularies write them as."""
+    """Returns the printable characters that stand for bytes in GPT-2 and CLIP vocabularies."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
 
 
 def vocabulary():
-    """Token -> id, in the order of CLIP's own: bytes, bytes that end a word, merges, specials."""
+    """Returns token -> id in CLIP's order: bytes, bytes at the end of a word, merges, specials."""
     bytes_ = _alphabet()
     tokens = [*bytes_, *(f"{byte}</w>" for byte in bytes_)]
     tokens += [merge.replace(" ", "") for merge in MERGES]
@@ -84,11 +85,11 @@ TOKENS = len(vocabulary())
 
 
 def weight(name, shape):
-    """A tensor of a state dict: of a size that keeps activations near 1, and spreads of classes."""
+    """Returns a tensor of a state dict, scaled for activations near 1 and distinct classes."""
     drawn = noise(name, *shape)
     if name.endswith("running_var"):
         return 1 + 0.3 * np.abs(drawn)
-    if name == "mean":  # of C3D
+    if name == "mean":  # C3D
         return 100 + 10 * drawn
     if name.endswith("weight") and (".bn." in name or "norm" in name or "layrnorm" in name):
         return 1 + 0.1 * drawn
@@ -96,25 +97,25 @@ def weight(name, shape):
         return 0.1 * drawn
     if "embedding" in name and len(shape) == 2:
         return 0.5 * drawn
-    if name == "conv1.weight":  # sees 0..255
+    if name == "conv1.weight":  # C3D, input in 0..255
         drawn = drawn / 64
     return drawn * np.sqrt(2 / np.prod(shape[1:], dtype=np.float32))
 
 
 def video(name, shape):
-    """A clip in [-1, 1]: a coarse pattern, so that pooling has something to see."""
+    """Returns a clip in [-1, 1] with a coarse pattern, which survives pooling."""
     coarse = noise(name, *shape[:2], shape[2] // 8 + 1, shape[3] // 8 + 1, 3)
     fine = coarse.repeat(8, 2).repeat(8, 3)[:, :, : shape[2], : shape[3]]
     return np.clip(0.5 * fine, -1, 1)
 
 
 def picture():
-    """`[H, W, 3]` uint8."""
+    """Returns an image `[H, W, 3]` uint8."""
     return (127.5 * (video("picture", (1, 1, *PICTURE))[0, 0] + 1)).astype(np.uint8)
 
 
 def clip_inputs():
-    """Images [3, 28, 28, 3], normalised; token ids [4, 16], the last of each closed by the end."""
+    """Returns normalised images [3, 28, 28, 3], token ids [4, 16] and end token positions."""
     images = noise("clip images", 3, 28, 28, 3)
     rng = np.random.default_rng(7)
     lengths = np.array([16, 5, 2, 9])
@@ -125,7 +126,7 @@ def clip_inputs():
 
 
 def write_weights(path: Path, table) -> Path:
-    """A safetensors file of a network's `renamed` table."""
+    """Writes a safetensors file with the tensors of a parameter table."""
     write_safetensors(
         path,
         {
@@ -137,7 +138,7 @@ def write_weights(path: Path, table) -> Path:
 
 
 def write_clip(folder: Path, activation, table) -> Path:
-    """A CLIP model's folder, as transformers writes it."""
+    """Writes the folder of a CLIP model, as transformers does."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(clip(activation)))
     (folder / "tokenizer.json").write_bytes((GOLDEN / "clip_tokenizer.json").read_bytes())

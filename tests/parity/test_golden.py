@@ -1,4 +1,4 @@
-"""What was imported computes what PyTorch's own modules compute, by the files in `golden/`."""
+"""Imported networks reproduce the outputs of PyTorch that are stored in `golden/`."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 
 from stunet.conversion.convert import import_if
 from stunet.conversion.sentence_piece import tokenizer_json
-from stunet.diffusion import guided_denoiser, make_sampler, run_steps, thresholded_denoiser
+from stunet.diffusion import Ancestral, guided_denoiser, run_steps, thresholded_denoiser
 from stunet.model import load
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet, UNetConfig
@@ -28,7 +28,7 @@ def _fast_compiles():
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """The first stage's pipeline as a model."""
+    """Imports the stage I pipeline."""
     folder = tmp_path_factory.mktemp("golden")
     import_if(folders.write_pipeline(folder / "if"), folder / "model", None, lambda size: None)
     return load(folder / "model")
@@ -43,7 +43,7 @@ def relative_error(got, expected):
 
 
 def channels_last(x):
-    """[..., C, H, W] -> [..., 1, H, W, C]."""
+    """Converts [..., C, H, W] to [..., 1, H, W, C]."""
     return jnp.moveaxis(jnp.asarray(x), -3, -1)[..., None, :, :, :]
 
 
@@ -75,7 +75,7 @@ def test_t5(imported):
     assert relative_error(states, golden("t5")) <= 1e-4
 
 
-def test_a_guided_trajectory(imported):
+def test_guided_trajectory(imported):
     start, steps, text, empty = cases.trajectory_inputs()
     params = {"params": imported.params["unet"]}
     denoiser = guided_denoiser(
@@ -88,7 +88,7 @@ def test_a_guided_trajectory(imported):
         learned_variance=imported.variance == "learned_range",
     )
     denoiser = thresholded_denoiser(denoiser, imported.schedule, imported.threshold)
-    sampler = make_sampler("ancestral", imported.schedule, cases.STEPS, variance=imported.variance)
+    sampler = Ancestral().bind(imported.schedule, cases.STEPS, variance=imported.variance)
     assert imported.variance == "learned_range" and sampler.grid.timesteps[0] == 900
     table = channels_last(steps)
     run = jax.jit(
@@ -105,5 +105,5 @@ def test_sentence_piece(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(tokenizer_json(cases.GOLDEN / "spiece.model"))
     ids, mask = load_tokenizer(path)(list(expected))
-    for row, kept, pieces in zip(ids, mask, expected.values(), strict=True):
-        assert row[kept].tolist() == [*pieces, 1]
+    for row, is_token, pieces in zip(ids, mask, expected.values(), strict=True):
+        assert row[is_token].tolist() == [*pieces, 1]

@@ -1,4 +1,4 @@
-"""The networks of the metrics compute what PyTorch computes, by the files in `golden/`."""
+"""Networks of the metrics reproduce the outputs of PyTorch that are stored in `golden/`."""
 
 import json
 
@@ -46,7 +46,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Weights of the narrow networks, by name."""
+    """Writes the weights of the narrow networks and returns their paths by name."""
     root = tmp_path_factory.mktemp("weights")
     return {
         name: cases.write_weights(
@@ -70,9 +70,9 @@ def test_network(files, name):
     assert_close(np.asarray(got), golden(name))
 
 
-def test_c3d_gives_probabilities_of_resized_clips(files):
+def test_c3d_returns_class_probabilities(files):
     extractor = load_c3d(files["c3d"])
-    video = cases.video("c3d", cases.C3D_SHAPE)  # of the size that it is resized to
+    video = cases.video("c3d", cases.C3D_SHAPE)  # has the size that clips are resized to
     logits = golden("c3d").astype(np.float64)
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
@@ -105,17 +105,17 @@ def test_clip(tmp_path, activation):
     expected = json.loads((cases.GOLDEN / "clip_ids.json").read_text())
     assert tokens.tolist() == expected
     assert [row.index(cases.TOKENS - 1) for row in expected] == ends.tolist()
-    assert max(ends) == 15  # one of them is cut
+    assert max(ends) == 15  # one sentence is truncated
 
 
-def test_clips_picture():
-    """Resized and cropped as transformers does; its numbers are normalised."""
+def test_clip_preprocessing():
+    """Compares the normalised image with that of transformers after resizing and cropping."""
     resized = Resize(28, "bicubic")(cases.picture()[None] / np.float32(127.5) - 1)[0]
     got = ((resized + 1) / 2 - np.array(MEAN)) / np.array(STD)
     assert_close(got, golden("clip_picture"))
 
 
-def test_frames_and_texts_are_of_length_one(tmp_path):
+def test_clip_embeddings_have_unit_length(tmp_path):
     config = clip_config(cases.clip("gelu"), "config")
     table = torch_parameters(jax.eval_shape(lambda: init_clip(config, jax.random.key(0))))
     clip = load_clip(cases.write_clip(tmp_path / "clip", "gelu", table))
@@ -142,7 +142,7 @@ def test_frames_and_texts_are_of_length_one(tmp_path):
         (lambda t: t.update({"conv3a.weight": np.zeros(1)}), "C3D weights"),
     ],
 )
-def test_other_weights_are_one_line(files, tmp_path, change, message):
+def test_errors_of_mismatched_weights_are_one_line(files, tmp_path, change, message):
     tensors = load_file(files["i3d"])
     change(tensors)
     path = tmp_path / "changed.safetensors"
@@ -152,7 +152,7 @@ def test_other_weights_are_one_line(files, tmp_path, change, message):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_files_that_are_none(tmp_path, files):
+def test_errors_of_unusable_files(tmp_path, files):
     pickle = tmp_path / "rgb_imagenet.pt"
     pickle.write_bytes(b"")
     with pytest.raises(UserError, match=r"rgb_imagenet\.pt: .*pickle.*python -c"):

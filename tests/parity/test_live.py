@@ -1,4 +1,4 @@
-"""`golden/` is what PyTorch computes today; runs where the extra `parity` is installed."""
+"""The installed PyTorch packages reproduce `golden/`. Needs the extra `parity`."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 
-# Real widths, layers and heads; diffusers' own defaults where DeepFloyd's files are silent.
+# Published widths, layers and heads; diffusers' defaults for fields that DeepFloyd's files omit.
 STAGE_ONE = cases.blocks((False, True, True, True)) | {"layers_per_block": 3}
 REAL = {
     "IF-I-M": cases.full_size(cases.STAGE_ONE, [192, 384, 576, 768], **STAGE_ONE),
@@ -45,13 +45,13 @@ REAL = {
 def test_golden_is_current(name):
     from tests.parity import torch_reference
 
-    made = {
+    output = {
         "t5": torch_reference.t5_states,
         "trajectory": torch_reference.trajectory,
     }.get(name, lambda: torch_reference.unet_output(name))()
-    # Ten guided steps multiply rounding: PyTorch's own on two kinds of CPU were 1.6e-4 apart.
+    # Ten guided steps amplify rounding: PyTorch on two kinds of CPU differed by 1.6e-4.
     atol = 5e-4 if name == "trajectory" else 1e-5
-    np.testing.assert_allclose(made, np.load(cases.GOLDEN / f"{name}.npy"), atol=atol)
+    np.testing.assert_allclose(output, np.load(cases.GOLDEN / f"{name}.npy"), atol=atol)
 
 
 def test_golden_pieces_are_current():
@@ -61,30 +61,30 @@ def test_golden_pieces_are_current():
 
 
 @pytest.mark.parametrize("name", list(REAL))
-def test_every_name_of_a_real_state_dict(name):
+def test_parameter_names_of_a_published_unet(name):
     with torch.device("meta"):
         module = diffusers.UNet2DConditionModel.from_config(REAL[name])
-    theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     table = deepfloyd_if.hub_parameters(deepfloyd_if.unet_config_from_diffusers(REAL[name], name))
-    assert {place.name: place.shape for place in table.values()} == theirs
-    assert len(table) == len(theirs)  # each of ours is one of theirs
+    assert {parameter.name: parameter.shape for parameter in table.values()} == expected
+    assert len(table) == len(expected)  # no parameter is read twice
 
 
-def test_every_name_of_t5():
+def test_parameter_names_of_t5():
     with torch.device("meta"):
         module = transformers.T5EncoderModel(transformers.T5Config.from_dict(cases.T5))
-    theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    theirs.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    expected.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
     table = t5_v1_1.hub_parameters(t5_v1_1.t5_config_from_transformers(cases.T5, "t5"))
-    assert {place.name: place.shape for place in table.values()} == theirs
+    assert {parameter.name: parameter.shape for parameter in table.values()} == expected
 
 
 @pytest.mark.parametrize("name", ["i3d", "c3d", "clip_quick_gelu", "clip_gelu", "clip_picture"])
 def test_golden_metrics_are_current(name):
     from tests.parity import torch_metrics
 
-    made = torch_metrics.OUTPUTS[name]()
-    np.testing.assert_allclose(made, np.load(cases.GOLDEN / f"{name}.npy"), atol=1e-5, rtol=1e-4)
+    output = torch_metrics.OUTPUTS[name]()
+    np.testing.assert_allclose(output, np.load(cases.GOLDEN / f"{name}.npy"), atol=1e-5, rtol=1e-4)
 
 
 def test_golden_tokens_of_clip_are_current():
@@ -96,7 +96,7 @@ def test_golden_tokens_of_clip_are_current():
 
 
 @pytest.mark.parametrize("name", ["I3D", "C3D"])
-def test_every_name_of_a_video_classifier(name):
+def test_parameter_names_of_a_video_classifier(name):
     from tests.parity import torch_metrics
 
     network, clip = {"I3D": (I3D(), (1, 9, 224, 224, 3)), "C3D": (C3D(), (1, 16, 128, 128, 3))}[
@@ -104,11 +104,11 @@ def test_every_name_of_a_video_classifier(name):
     ]
     with torch.device("meta"):
         module = getattr(torch_metrics, name)()
-    ours = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(clip))["params"])
-    assert_same_names(ours, module)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(clip))["params"])
+    assert_same_names(shapes, module)
 
 
-# The sizes of openai/clip-vit-base-patch32 and openai/clip-vit-large-patch14.
+# Sizes of openai/clip-vit-base-patch32 and openai/clip-vit-large-patch14.
 CLIPS = {
     "ViT-B/32": {"text_config": {}, "vision_config": {}, "projection_dim": 512},
     "ViT-L/14": {
@@ -130,29 +130,29 @@ CLIPS = {
 
 
 @pytest.mark.parametrize("name", list(CLIPS))
-def test_every_name_of_clip(name):
+def test_parameter_names_of_clip(name):
     with torch.device("meta"):
         module = transformers.CLIPModel(transformers.CLIPConfig(**CLIPS[name]))
     config = clip_config({"model_type": "clip", **CLIPS[name]}, name)
     assert_same_names(jax.eval_shape(lambda: init_clip(config, jax.random.key(0))), module)
 
 
-def test_a_config_of_clip_that_states_its_text_twice():
-    stated = {
+def test_clip_config_with_two_text_configs():
+    content = {
         "model_type": "clip",
         "text_config": {"hidden_act": "gelu", "hidden_size": 768},
         "text_config_dict": {"hidden_size": 256},
     }
-    theirs = transformers.CLIPConfig.from_dict(stated).text_config
-    ours = clip_config(stated, "config").text
-    for name, value in dataclasses.asdict(ours).items():
-        assert getattr(theirs, name) == value, name
+    expected = transformers.CLIPConfig.from_dict(content).text_config
+    text_config = clip_config(content, "config").text
+    for name, value in dataclasses.asdict(text_config).items():
+        assert getattr(expected, name) == value, name
 
 
-def assert_same_names(ours, module):
+def assert_same_names(shapes, module):
     ignored = ("num_batches_tracked", "logit_scale", "position_ids")
-    theirs = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    theirs = {key: shape for key, shape in theirs.items() if not key.endswith(ignored)}
-    table = torch_parameters(ours)
-    assert {place.name: place.shape for place in table.values()} == theirs
-    assert len(table) == len(theirs)
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    expected = {key: shape for key, shape in expected.items() if not key.endswith(ignored)}
+    table = torch_parameters(shapes)
+    assert {parameter.name: parameter.shape for parameter in table.values()} == expected
+    assert len(table) == len(expected)

@@ -1,6 +1,6 @@
-"""I3D and C3D in plain PyTorch, by their papers and public state dicts; CLIP is transformers' own.
+"""I3D and C3D in PyTorch, written from their papers and public state dicts; CLIP of transformers.
 
-Nothing here is shared with `stunet.evaluation`.
+Shares no code with `stunet.evaluation`.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.parity import metric_cases as cases
 
 
 def _pad_same(x, kernel, stride):
-    """TensorFlow's rule: as many outputs as ceil(size / stride), the odd zero at the end."""
+    """Pads as TensorFlow does: ceil(size / stride) outputs, an odd zero goes to the end."""
     pads = []
     for size, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((math.ceil(size / s) - 1) * s + k - size, 0)
@@ -71,7 +71,7 @@ class Classifier(nn.Module):
 
 
 class I3D(nn.Module):
-    """Widths are divided by `divisor`."""
+    """I3D (1705.07750) with all widths divided by `divisor`."""
 
     def __init__(self, divisor=1, classes=400):
         super().__init__()
@@ -103,7 +103,7 @@ class I3D(nn.Module):
         self.logits = Classifier(*n(1024), classes)
 
     def forward(self, x):
-        """[B, 3, T, H, W] -> [B, classes]; modules run in the order that they are written in."""
+        """Maps [B, 3, T, H, W] to logits [B, classes]; modules run in order of definition."""
         for module in self.children():
             x = module(x)
         assert x.shape[3:] == (1, 1)
@@ -111,7 +111,7 @@ class I3D(nn.Module):
 
 
 class C3D(nn.Module):
-    """`width` is the first layer's, 64 in the paper."""
+    """C3D (1412.0767); `width` is the width of the first layer, 64 in the paper."""
 
     def __init__(self, width=64, classes=101):
         super().__init__()
@@ -125,7 +125,7 @@ class C3D(nn.Module):
         self.mean = nn.Parameter(torch.zeros(3, 16, 112, 112))
 
     def forward(self, x):
-        """[B, 3, 16, 128, 128] in [-1, 1], red first -> [B, classes]."""
+        """Maps RGB clips [B, 3, 16, 128, 128] in [-1, 1] to logits [B, classes]."""
         x = (x + 1) / 2 * 255
         x = x[..., 8:120, 8:120].flip(1) - self.mean
 
@@ -142,8 +142,8 @@ class C3D(nn.Module):
         return self.fc8(torch.relu(self.fc7(x)))
 
 
-def filled(module):
-    """The module with `cases.weight` in every parameter and statistic."""
+def set_weights(module):
+    """Sets all parameters and statistics to `cases.weight` and returns the module."""
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and name != "logit_scale":
@@ -158,23 +158,23 @@ def _channels_first(video):
 
 @torch.no_grad()
 def i3d():
-    """Logits [2, 400] of the narrow network."""
-    return filled(I3D(64 // cases.I3D_STEM))(
+    """Returns logits [2, 400] of the narrow network."""
+    return set_weights(I3D(64 // cases.I3D_STEM))(
         _channels_first(cases.video("i3d", cases.I3D_SHAPE))
     ).numpy()
 
 
 @torch.no_grad()
 def c3d():
-    """Logits [2, 101] of the narrow network."""
-    network = filled(C3D(cases.C3D_WIDTH))
+    """Returns logits [2, 101] of the narrow network."""
+    network = set_weights(C3D(cases.C3D_WIDTH))
     return network(_channels_first(cases.video("c3d", cases.C3D_SHAPE))).numpy()
 
 
 @torch.no_grad()
 def clip(activation):
-    """Embeddings of 3 images and 4 texts, [7, 20], of length 1."""
-    model = filled(transformers.CLIPModel(transformers.CLIPConfig(**cases.clip(activation))))
+    """Returns unit-length embeddings [7, 20] of 3 images and 4 texts."""
+    model = set_weights(transformers.CLIPModel(transformers.CLIPConfig(**cases.clip(activation))))
     images, ids, _ = cases.clip_inputs()
     output = model(
         input_ids=torch.from_numpy(ids), pixel_values=_channels_first(images), return_loss=False
@@ -183,7 +183,7 @@ def clip(activation):
 
 
 def clip_picture():
-    """The picture as transformers prepares it, [28, 28, 3]."""
+    """Returns the image preprocessed by transformers, [28, 28, 3]."""
     processor = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
     )
@@ -192,7 +192,7 @@ def clip_picture():
 
 
 def clip_tokenizer():
-    """transformers' tokenizer of the small vocabulary: its tokenizer.json, and ids of sentences."""
+    """Returns tokenizer.json of the small vocabulary, and token ids of the sentences."""
     with tempfile.TemporaryDirectory() as folder:
         vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         vocab.write_text(json.dumps(cases.vocabulary()))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from stunet.diffusion import (
+    Ancestral,
     Schedule,
     Threshold,
     guided_denoiser,
-    make_sampler,
     run_steps,
     thresholded_denoiser,
 )
@@ -167,7 +167,7 @@ def test_equality_holds_through_a_whole_sampler():
     stride, steps, schedule = config.temporal_stride, 10, Schedule()
     noise = jax.random.normal(jax.random.key(5), (steps + 1, 1, 8, SIZE, SIZE, 3))
     text = jax.random.normal(jax.random.key(6), (1, 5, 8))
-    sampler = make_sampler("ancestral", schedule, steps)
+    sampler = Ancestral().bind(schedule, steps)
 
     def sample(config, params, noise):
         network = lambda *args: UNet(config).apply({"params": params}, *args)  # noqa: E731

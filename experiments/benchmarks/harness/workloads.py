@@ -11,13 +11,13 @@ import numpy as np
 
 from stunet.diffusion import (
     COND_CHANNELS,
+    Ancestral,
     Carry,
     Schedule,
     Threshold,
     Windows,
     guided_denoiser,
     keyed_noise,
-    make_sampler,
     run_steps,
     thresholded_denoiser,
 )
@@ -152,7 +152,7 @@ def sampler_step(
 ) -> tuple[Callable[[Tree, Carry, dict[str, jax.Array]], Carry], Carry]:
     """Returns one guided, thresholded ancestral step as `stunet.engine` runs it, and its carry."""
     schedule, shape = Schedule(), batch["video"].shape[1:]
-    sampler = make_sampler("ancestral", schedule, 100)
+    sampler = Ancestral().bind(schedule, 100)
 
     def step(params: Tree, carry: Carry, batch: dict[str, jax.Array]) -> Carry:
         text = batch["text_states"]
