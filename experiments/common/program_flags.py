@@ -49,7 +49,8 @@ def read_flags(
         names a field that the config file does not have.
     """
     if "--help" in argv[1:]:
-        print(doc.strip(), "", "Flags:", *_help_lines(flag_values), sep="\n")
+        lines = list(_help_lines(flag_values))
+        print(doc.strip(), *(["", "Flags:"] if lines else []), *lines, sep="\n")
         if config is not None:
             print(f"\nOverride fields of the config file by --{config.name}.FIELD=VALUE.")
         sys.exit(0)
@@ -70,7 +71,7 @@ def _help_lines(flag_values: flags.FlagValues) -> Iterator[str]:
     modules = flag_values.flags_by_module_dict()
     own = [flag for module, found in modules.items() if module != "absl.flags" for flag in found]
     heads = [_head(flag) for flag in own]
-    indent = " " * (max(map(len, heads)) + 4)
+    indent = " " * (max(map(len, heads), default=0) + 4)
     for head, flag in zip(heads, own, strict=True):
         first = f"  {head}".ljust(len(indent))
         yield from textwrap.wrap(

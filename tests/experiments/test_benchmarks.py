@@ -33,7 +33,7 @@ def by_layer(flops):
 
 
 @pytest.mark.parametrize(("unet", "millions"), [("IF_M", 371.6), ("IF_XL", 4304.7)])
-def test_networks_of_if_have_their_published_sizes(unet, millions):
+def test_if_networks_have_their_published_sizes(unet, millions):
     image_model = getattr(networks, unet).text_to_image()
     assert round(count_parameters(workloads.parameter_structs(image_model)) / 1e6, 1) == millions
     assert adapt_attention(image_model, 64) == image_model
@@ -44,8 +44,8 @@ def test_flops_of_a_forward_pass():
     assert by_layer(model_flops(Net().apply, PARAMS, X)) == {"conv": CONV, "dense": DENSE}
 
 
-def test_flops_of_a_gradient_are_twice_more():
-    """The strided convolution's input gradient is a dilated one: its zeros do not count."""
+def test_a_gradient_takes_three_times_the_flops_of_the_forward_pass():
+    """The zeros in the dilated input gradient of the strided convolution do not count."""
 
     def loss(params, x):
         return Net().apply(params, x).sum()
@@ -55,15 +55,15 @@ def test_flops_of_a_gradient_are_twice_more():
     assert flops["conv"] == pytest.approx(3 * CONV)
 
 
-def test_flops_in_a_scan_count_each_time():
+def test_flops_in_a_scan_count_for_each_step():
     def repeated(x):
         return jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0]
 
     assert sum(model_flops(repeated, jnp.ones((4, 4))).values()) == 5 * 2 * 4**3
 
 
-def test_time_of_an_operation_is_found_by_its_module():
-    # One large matrix product against a small one: no doubt where the time goes.
+def test_the_time_of_an_operation_is_attributed_to_its_module():
+    # The large matrix product takes nearly all of the time.
     def work(x, y):
         with jax.named_scope("large"):
             x = x @ x
@@ -88,13 +88,13 @@ def use_memory(mebibytes):
         block = np.ones(mebibytes * MIB, np.uint8)
         return (block.astype(np.float32)[: 4 * MIB] ** 2).sum()
 
-    return run, idle, {"asked": mebibytes}
+    return run, idle, {"mebibytes": mebibytes}
 
 
 def test_workers_take_turns_on_their_cpus():
     small, large = take_turns([Worker(1, use_memory, n) for n in (8, 64)], 3)
     assert len(small.seconds) == len(large.seconds) == 3
-    assert small.best <= small.median and large.info == {"asked": 64}
+    assert small.best <= small.median and large.info == {"mebibytes": 64}
     assert large.cpus < 1.1
     assert large.peak_bytes - large.idle_bytes >= 64 * MIB
     assert large.as_json()["best_s"] == large.best
@@ -105,6 +105,6 @@ def fail():
 
 
 def test_a_worker_that_fails_ends_the_benchmark(capfd):
-    with pytest.raises(SystemExit, match="its error is above"):
+    with pytest.raises(SystemExit, match="worker process failed"):
         Worker(1, fail)
     assert "no such device" in capfd.readouterr().err

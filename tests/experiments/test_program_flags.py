@@ -69,3 +69,10 @@ def test_unknown_flag():
     values, config = make_flags()
     with pytest.raises(UserError, match="nonsense"):
         read_flags(values, ["program", "--nonsense=1"], "", config)
+
+
+def test_help_of_a_program_without_flags_is_its_docstring(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        read_flags(flags.FlagValues(), ["gallery", "--help"], "Runs the commands.")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == "Runs the commands.\n"
