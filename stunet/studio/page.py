@@ -44,6 +44,9 @@ CSS = """
 .status [role=alert] { border-left: 4px solid #b91c1c; padding: 0.5rem 0.75rem; font-weight: 600; }
 /* Trimming would load FFmpeg for browsers from another server. */
 [title="Trim video to selection"], [title="Reset video to initial value"] { display: none; }
+/* Aligns inputs below labels of different heights. */
+.numbers label { display: flex; flex-direction: column; height: 100%; }
+.numbers input { margin-top: auto; }
 .status ul { margin: 0.25rem 0 0 1.25rem; list-style: disc; }
 """
 
@@ -170,7 +173,7 @@ class _Tab:
                 )
             if models.upscalers:
                 fields["enlarge"] = gr.Checkbox(True, label=f"Enlarge {models.factor} times")
-        with gr.Row():
+        with gr.Row(elem_classes="numbers"):
             fields["seed"] = gr.Number(
                 0,
                 label="Seed",
@@ -241,7 +244,7 @@ class _Tab:
         choices = [PAINTED, FROM_FILE, *([] if margins is None else [margins.label])]
         self.fields["region"] = region = gr.Radio(choices, value=PAINTED, label=option.label)
         self.fields["painting"] = painting = gr.ImageEditor(
-            label="Paint over the region",
+            label="Mask",
             type="pil",
             sources=[],
             transforms=[],

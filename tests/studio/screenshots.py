@@ -26,7 +26,7 @@ from tests.studio.page_driver import (
     upload,
 )
 
-TALL = {"width": 1280, "height": 1600}
+TALL = {"width": 1280, "height": 1640}
 GALLERY = Path("docs/images/gallery")
 
 
