@@ -1,6 +1,7 @@
 """Docstrings, comments, messages and documents avoid phrases that readers had to read twice."""
 
 import ast
+import functools
 import io
 import json
 import re
@@ -37,14 +38,19 @@ FRAGMENT = re.compile(r"\A\s*of\b|^\s*[\w, *]+: of\b", re.IGNORECASE | re.MULTIL
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@functools.cache
+def nodes(path):
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def texts(path):
     """Yields (line, text) of every string literal and every block of comment lines."""
-    source = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
     first, last, block = 0, 0, ""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    source = io.StringIO(path.read_text(encoding="utf-8"))
+    for token in tokenize.generate_tokens(source.readline):
         if token.type != tokenize.COMMENT:
             continue
         line = token.start[0]
@@ -96,7 +102,7 @@ def test_no_docstring_or_entry_starts_with_of(package):
         f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {match.group().strip()} ..."
         for path in MODULES
         if path.relative_to(ROOT).parts[0] == package
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, DOCUMENTED)
         and (match := FRAGMENT.search(ast.get_docstring(node) or ""))
     ]
