@@ -9,7 +9,7 @@ import numpy as np
 
 from stunet.errors import UserError
 from stunet.evaluation.clip_folders import ClipFolder
-from stunet.evaluation.metrics import Comparison, Metric
+from stunet.evaluation.metric import Comparison, Metric
 
 # Called with the number of clips that were measured since the last call.
 OnClips = Callable[[int], object]

@@ -9,7 +9,7 @@ import numpy as np
 from stunet.errors import UserError
 from stunet.evaluation.clip import ClipModel, mean_cosine
 from stunet.evaluation.features import Extractor
-from stunet.evaluation.metrics import Comparison, Metric
+from stunet.evaluation.metric import Comparison, Metric
 from stunet.evaluation.scores import frechet_distance, inception_score
 
 FEW_CLIPS = 400  # an FVD of fewer clips is unreliable: about as many as I3D has features

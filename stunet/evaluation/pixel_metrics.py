@@ -8,7 +8,7 @@ import numpy as np
 
 from stunet.diffusion import Windows
 from stunet.errors import UserError
-from stunet.evaluation.metrics import Comparison, Metric
+from stunet.evaluation.metric import Comparison, Metric
 from stunet.evaluation.seams import frame_differences, seam_mask, seam_ratio
 from stunet.evaluation.temporal import MIN_FLICKER_FRAMES, flicker
 
