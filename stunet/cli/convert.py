@@ -1,4 +1,4 @@
-"""`stunet import-if`, `import-t5`, `export-if`: weights from elsewhere and to elsewhere."""
+"""`stunet import-if`, `import-t5` and `export-if`: conversion of published weights."""
 
 import argparse
 import contextlib
@@ -8,45 +8,46 @@ from pathlib import Path
 from stunet.errors import UserError
 
 IMPORT_IF = """\
-Makes a model folder of DeepFloyd IF's weights in diffusers' layout, a tensor at a time.
+Converts DeepFloyd IF weights in diffusers' layout to a model folder, one tensor at a time.
 
   stunet import-if IF-I-M-v1.0 models/if_m
 
-SRC is a pipeline's folder (unet/, scheduler/; text_encoder/ comes along where it is), or a U-Net's
-(config.json and safetensors). Weights keep their type; pickles are never read.
+SRC is the folder of a pipeline (unet/, scheduler/, optionally text_encoder/) or of a U-Net
+(config.json and safetensors). Keeps the type of the weights. Does not read pickles.
 """
 IMPORT_T5 = """\
-Puts a T5 v1.1 encoder into a model folder, in place of the one that it has.
+Adds a T5 v1.1 encoder to a model folder, replacing its text encoder if it has one.
 
   stunet import-t5 IF-I-XL-v1.0/text_encoder models/if_m
 
-SRC holds config.json, safetensors, and tokenizer.json or spiece.model (there, or in a tokenizer/
-beside it); or it is a pipeline's folder with a text_encoder/ of that kind.
+SRC contains config.json, safetensors, and tokenizer.json or spiece.model (there or in a sibling
+folder tokenizer/), or is the folder of a pipeline with a text_encoder/.
 """
 EXPORT_IF = """\
-Writes a model's text-to-image part as a diffusers pipeline's unet/ and scheduler/.
+Writes a model's text-to-image part as unet/ and scheduler/ of a diffusers pipeline.
 
-  stunet export-if models/if_m IF-again
+  stunet export-if models/if_m exported
 
-What was imported and not trained comes out equal, byte for byte.
+Weights that were imported and not trained since are exported byte for byte.
 """
 
 
 def add_commands(command: Callable) -> None:
-    """Adds these commands by `command(name, run, **texts)`."""
-    for name, run, texts in (
-        ("import-if", _import_if, ("DeepFloyd IF's weights become a model folder", IMPORT_IF)),
-        ("import-t5", _import_t5, ("add a T5 v1.1 text encoder to a model folder", IMPORT_T5)),
-        ("export-if", _export_if, ("a model's weights for diffusers", EXPORT_IF)),
+    """Adds the three commands with `command(name, run, **texts)`."""
+    for name, run, summary, description in (
+        ("import-if", _import_if, "convert DeepFloyd IF weights to a model folder", IMPORT_IF),
+        ("import-t5", _import_t5, "add a T5 v1.1 text encoder to a model folder", IMPORT_T5),
+        ("export-if", _export_if, "export a model's weights for diffusers", EXPORT_IF),
     ):
-        add = command(name, run, help=texts[0], description=texts[1])
-        add("source", metavar="SRC", type=Path, help="what is read")
-        add("target", metavar="DST", type=Path, help="the folder that is written")
+        add = command(name, run, help=summary, description=description)
+        add("source", metavar="SRC", type=Path, help="folder to read")
+        add("target", metavar="DST", type=Path, help="folder to write")
         if run is not _export_if:
             add(
                 "--variant",
                 metavar="NAME",
-                help="of the weights, such as fp16; default: the plain ones, or the only ones",
+                help="variant of the weights to read, such as fp16; default: the weights without a "
+                "variant, else the only ones",
             )
 
 
@@ -55,10 +56,10 @@ def _import_if(args: argparse.Namespace) -> None:
 
     with _byte_progress("importing") as on_bytes:
         model = import_if(args.source, args.target, args.variant, on_bytes)
-    print(f"{args.target}: {_described(model.params)}")
+    print(f"{args.target}: {_summarize_sizes(model.params)}")
     if "text_encoder" not in model.params:
         print(
-            "It has no text encoder, which prompts need: "
+            "The model has no text encoder, which prompts need: "
             f"`stunet import-t5 T5_FOLDER {args.target}` adds one."
         )
 
@@ -68,7 +69,7 @@ def _import_t5(args: argparse.Namespace) -> None:
 
     with _byte_progress("importing") as on_bytes:
         model = import_t5(args.source, args.target, args.variant, on_bytes)
-    print(f"{args.target}: {_described(model.params)}")
+    print(f"{args.target}: {_summarize_sizes(model.params)}")
 
 
 def _export_if(args: argparse.Namespace) -> None:
@@ -79,24 +80,28 @@ def _export_if(args: argparse.Namespace) -> None:
     print(args.target)
 
 
-def _described(params: dict) -> str:
+def _summarize_sizes(params: dict) -> str:
     from stunet.weights.trees import count_parameters
 
     return ", ".join(
-        f"{part} of {count_parameters(tree):,} parameters" for part, tree in params.items()
+        f"{part} with {count_parameters(tree):,} parameters" for part, tree in params.items()
     )
 
 
 @contextlib.contextmanager
-def _byte_progress(doing: str) -> "Iterator[Callable[[int], object]]":
-    """A bar for `on_bytes`, once something is read; a folder that may not be read is one line."""
+def _byte_progress(label: str) -> "Iterator[Callable[[int], object]]":
+    """Yields a callback that shows a progress bar from its first call on.
+
+    Raises:
+      UserError: The block raised an `OSError`, such as for an unreadable folder.
+    """
     from tqdm import tqdm
 
     bars = []
 
     def on_bytes(size: int) -> None:
         if not bars:
-            bars.append(tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1024))
+            bars.append(tqdm(desc=label, unit="B", unit_scale=True, unit_divisor=1024))
         bars[0].update(size)
 
     try:

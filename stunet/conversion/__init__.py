@@ -1,1 +1,1 @@
-"""Checkpoints of other projects: DeepFloyd IF, T5 v1.1 and files in the Hugging Face layout."""
+"""Import and export of DeepFloyd IF and T5 v1.1 checkpoints in the Hugging Face layout."""

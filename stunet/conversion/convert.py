@@ -1,4 +1,4 @@
-"""Published weights become model folders, and a model folder's spatial part is exported."""
+"""Import of published weights into model folders, and export of text-to-image weights."""
 
 import dataclasses
 import json
@@ -35,44 +35,45 @@ from stunet.weights.model_folder import (
 from stunet.weights.safetensors_io import TransformedTensor
 from stunet.weights.trees import Tree, compare_shapes
 
-DEEPFLOYD_STAGE_TWO = SuperResolution(factor=4, align_corners=True)  # 64 pixels to 256
-EXPORT_SHARD_BYTES = 10 * 10**9  # as diffusers splits
+DEEPFLOYD_STAGE_TWO = SuperResolution(factor=4, align_corners=True)  # from 64 to 256 pixels
+EXPORT_SHARD_BYTES = 10 * 10**9  # the default of diffusers
 
-# Called with the size in bytes of every tensor that has been read.
+# Progress callback: receives the size in bytes of every tensor that was read.
 OnBytes = Callable[[int], object]
 
 
 def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes) -> ModelFolder:
-    """Makes a model folder of a DeepFloyd IF pipeline, or of one of its U-Nets.
+    """Converts a DeepFloyd IF pipeline, or one of its U-Nets, to a model folder.
 
-    Tensors go from file to file one at a time, in the type that they are stored in. A text
-    encoder in the pipeline's folder comes along.
+    Copies one tensor at a time and keeps dtypes. Includes the pipeline's text encoder if it has
+    one.
 
     Args:
-      source: a pipeline's folder (`unet/`, `scheduler/`, maybe `text_encoder/` and
-        `tokenizer/`), or a U-Net's (`config.json` and safetensors).
-      target: the model folder.
-      variant: of the weights, such as "fp16"; None for the plain ones, or the only ones.
-      on_bytes: for progress.
+      source: Folder of a pipeline (`unet/`, `scheduler/`, optionally `text_encoder/` and
+        `tokenizer/`) or of a U-Net (`config.json` and safetensors).
+      target: Model folder to write.
+      variant: Variant of the weights, such as "fp16". None uses those without a variant, else the
+        only ones.
+      on_bytes: Progress callback.
 
     Returns:
-      What was written; its parameters are still in the files of `source`.
+      The contents of the new folder, as lazy tensors of the files of `source`.
 
     Raises:
-      UserError: something is missing, is a pickle, or is not DeepFloyd IF's; one line says what.
+      UserError: A file is missing or a pickle, or the weights are not DeepFloyd IF's.
     """
-    source = source.absolute()  # what lies beside "." is found too
+    source = source.absolute()  # so that "." has a parent
     folder = source / "unet" if (source / "unet").is_dir() else source
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(
-            f"{source}: neither a pipeline's folder (no unet/) nor a U-Net's (no config.json)"
+            f"{source}: no U-Net found, expected unet/ (pipeline) or config.json (U-Net)"
         )
-    described = read_json(config_file)
-    unet = deepfloyd_if.unet_config_from_diffusers(described, str(config_file))
+    unet_json = read_json(config_file)
+    unet = deepfloyd_if.unet_config_from_diffusers(unet_json, str(config_file))
     tensors = open_weight_files(find_weight_files(folder, variant))
     table = deepfloyd_if.hub_parameters(unet)
-    _compare(table, tensors, folder, deepfloyd_if.ORIGIN_HINTS)
+    _check_tensors(table, tensors, folder, deepfloyd_if.ORIGIN_HINTS)
 
     scheduler_file = folder.parent / "scheduler" / "scheduler_config.json"
     if folder != source or scheduler_file.is_file():
@@ -81,13 +82,13 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
         )
     else:
         diffusion = deepfloyd_if.default_diffusion_settings(unet)
-    enlarges = unet.noise_level_embedding
+    is_upscaler = unet.noise_level_embedding
     model = ModelFolder(
         {
             "architecture": to_dict(unet),
-            "stage": "ssr" if enlarges else "t2i",
-            "super_resolution": to_dict(DEEPFLOYD_STAGE_TWO) if enlarges else None,
-            "resolution": deepfloyd_if.resolution_from_diffusers(described, str(config_file)),
+            "stage": "ssr" if is_upscaler else "t2i",
+            "super_resolution": to_dict(DEEPFLOYD_STAGE_TWO) if is_upscaler else None,
+            "resolution": deepfloyd_if.resolution_from_diffusers(unet_json, str(config_file)),
             "num_frames": 1,
             "fps": None,
             **to_dict(diffusion),
@@ -97,73 +98,81 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
     )
     if (source / "text_encoder").is_dir():
         model = _with_text_encoder(model, source / "text_encoder", variant)
-    model_from_folder(model, source)
-    write_model_folder(target, _watched(model, on_bytes))
+    model_from_folder(model, source)  # checks it
+    write_model_folder(target, _with_progress(model, on_bytes))
     return model
 
 
 def import_t5(source: Path, target: Path, variant: str | None, on_bytes: OnBytes) -> ModelFolder:
-    """Puts a T5 v1.1 encoder into a model folder, in place of what text encoder it has.
+    """Adds a T5 v1.1 encoder to a model folder, replacing its text encoder if it has one.
 
     Args:
-      source: T5's folder (`config.json`, safetensors, and `tokenizer.json` or `spiece.model`
-        there or in a `tokenizer/` beside it), or a pipeline's with a `text_encoder/`.
-      target: the model folder, or a training workdir's.
-      variant, on_bytes: as for `import_if`.
+      source: Folder of T5 (`config.json`, safetensors, and `tokenizer.json` or `spiece.model`
+        there or in a sibling folder `tokenizer/`) or of a pipeline with a `text_encoder/`.
+      target: Model folder, or a training workdir that contains one.
+      variant: Variant of the weights; see `import_if`.
+      on_bytes: Progress callback.
 
     Returns:
-      What was written; its parameters are still in the files that they were read from.
+      The contents of the new folder, as lazy tensors of the files that were read.
 
     Raises:
-      UserError: something is missing, is a pickle, is not T5 v1.1, or does not fit the model.
+      UserError: A file is missing or a pickle, the weights are not T5 v1.1's, or the encoder does
+        not fit the U-Net.
     """
     source, target = source.absolute(), find_model_folder(target)
     folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
     model = _with_text_encoder(open_model_folder(target), folder, variant)
-    model_from_folder(model, source)
-    write_model_folder(target, _watched(model, on_bytes))
+    model_from_folder(model, source)  # checks it
+    write_model_folder(target, _with_progress(model, on_bytes))
     return model
 
 
 def export_if(
     source: Path, target: Path, on_bytes: OnBytes, shard_bytes: int = EXPORT_SHARD_BYTES
 ) -> None:
-    """Writes a model's text-to-image part as a diffusers pipeline's `unet/` and `scheduler/`.
+    """Writes a model's text-to-image part as `unet/` and `scheduler/` of a diffusers pipeline.
 
-    Tensors keep their type, so what was imported comes out equal, byte for byte.
+    Keeps dtypes, so that imported weights are exported byte for byte.
+
+    Args:
+      source: Model folder, training workdir or name of a model of the package.
+      target: Folder to create.
+      on_bytes: Progress callback.
+      shard_bytes: Maximum size of a weight file.
 
     Raises:
-      UserError: `source` is no model, has something that diffusers cannot describe, or `target`
-        is not empty or cannot be written.
+      UserError: `source` is not a model, diffusers does not support it, or `target` is not empty or
+        cannot be written.
     """
     folder, target = find_model_folder(source), target.resolve()
     content = open_model_folder(folder)
     model = model_from_folder(content, folder)
     if model.super_resolution is not None and model.super_resolution.residual_scale:
         raise UserError(
-            f"{folder}: makes what an enlarged clip lacks (super_resolution.residual_scale), which "
-            "diffusers cannot describe"
+            f"{folder}: super_resolution.residual_scale is "
+            f"{model.super_resolution.residual_scale:g}, expected 0 as in diffusers"
         )
     diffusion = deepfloyd_if.DiffusionSettings(
         model.schedule, model.prediction, model.variance, model.threshold
     )
     unet = model.unet.text_to_image()
-    described = deepfloyd_if.unet_config_to_diffusers(unet, model.resolution)
-    scheduler = deepfloyd_if.scheduler_to_diffusers(diffusion)
-    params = _watched(content, on_bytes).params["unet"]
+    unet_json = deepfloyd_if.unet_config_to_diffusers(unet, model.resolution)
+    scheduler_json = deepfloyd_if.scheduler_to_diffusers(diffusion)
+    params = _with_progress(content, on_bytes).params["unet"]
     tensors = to_hub(deepfloyd_if.hub_parameters(unet), params)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is there already; name a new folder")
+        raise UserError(f"{target}: already exists, expected a new or empty folder")
     new = target.with_name(f".{target.name}.new")
     try:
-        shutil.rmtree(new, ignore_errors=True)  # left behind by a process that was killed
-        write_component(new / "unet", "diffusion_pytorch_model", tensors, described, shard_bytes)
+        shutil.rmtree(new, ignore_errors=True)  # from a killed process
+        write_component(new / "unet", "diffusion_pytorch_model", tensors, unet_json, shard_bytes)
         (new / "scheduler").mkdir()
-        text = json.dumps(scheduler, indent=2) + "\n"
+        text = json.dumps(scheduler_json, indent=2) + "\n"
         (new / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
         new.replace(target)
     except OSError as error:
-        raise UserError(f"{target}: cannot write: {error}") from error
+        raise UserError(f"{target}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -173,7 +182,7 @@ def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) ->
     t5 = t5_v1_1.t5_config_from_transformers(read_json(path), str(path))
     tensors = t5_v1_1.encoder_tensors(open_weight_files(find_weight_files(folder, variant)))
     table = t5_v1_1.hub_parameters(t5)
-    _compare(table, tensors, folder, t5_v1_1.ORIGIN_HINTS)
+    _check_tensors(table, tensors, folder, t5_v1_1.ORIGIN_HINTS)
     return dataclasses.replace(
         model,
         config={
@@ -181,40 +190,44 @@ def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) ->
             "text_encoder": to_dict(TextEncoderConfig(t5, max_tokens=MAX_TOKENS)),
         },
         params={**model.params, "text_encoder": from_hub(table, tensors)},
-        tokenizer=_tokenizer(folder),
+        tokenizer=_read_tokenizer(folder),
     )
 
 
-def _compare(
-    table: Mapping[str, HubParameter], tensors: Mapping[str, Any], folder: Path, families: Mapping
+def _check_tensors(
+    table: Mapping[str, HubParameter],
+    tensors: Mapping[str, Any],
+    folder: Path,
+    origin_hints: Mapping[str, str],
 ) -> None:
-    expected = {place.name: place for place in table.values()}
-    compare_shapes(expected, tensors, str(folder), families)
+    """Checks the names and shapes of a state dict; see `compare_shapes`."""
+    expected = {parameter.name: parameter for parameter in table.values()}
+    compare_shapes(expected, tensors, str(folder), origin_hints)
 
 
-def _tokenizer(folder: Path) -> bytes:
-    """tokenizer.json's content, from T5's folder or the `tokenizer/` beside it."""
-    for place in (folder, folder.parent / "tokenizer"):
-        path = place / "tokenizer.json"
+def _read_tokenizer(folder: Path) -> bytes:
+    """Returns a `tokenizer.json`, from T5's folder or its sibling folder `tokenizer/`."""
+    sibling = folder.parent / "tokenizer"
+    for location in (folder, sibling):
+        path = location / "tokenizer.json"
         if path.is_file():
             return path.read_bytes()
-        if (place / "spiece.model").is_file():
-            return tokenizer_json(place / "spiece.model")
+        if (location / "spiece.model").is_file():
+            return tokenizer_json(location / "spiece.model")
     raise UserError(
-        f"{folder}: no tokenizer.json or spiece.model, neither there nor in "
-        f"{folder.parent / 'tokenizer'}"
+        f"{folder}: no tokenizer found, expected tokenizer.json or spiece.model in it or {sibling}"
     )
 
 
-def _watched(model: ModelFolder, on_bytes: OnBytes) -> ModelFolder:
-    """The same, reporting the size of every tensor that is read."""
+def _with_progress(model: ModelFolder, on_bytes: OnBytes) -> ModelFolder:
+    """Wraps a model's tensors so that reading one calls `on_bytes` with its size."""
 
-    def watch(leaf: Any) -> TransformedTensor:
-        def read(array: Any) -> Any:
+    def wrap(leaf: Any) -> TransformedTensor:
+        def report(array: Any) -> Any:
             on_bytes(array.nbytes)
             return array
 
-        return TransformedTensor(leaf, leaf.shape, read)
+        return TransformedTensor(leaf, leaf.shape, report)
 
-    params: dict[str, Tree] = jax.tree.map(watch, model.params)
+    params: dict[str, Tree] = jax.tree.map(wrap, model.params)
     return dataclasses.replace(model, params=params)

@@ -1,7 +1,7 @@
-"""DeepFloyd IF in diffusers' layout: config, scheduler and parameter names, as ours, and back.
+"""DeepFloyd IF in diffusers' layout: conversion of configs, schedulers and parameter names.
 
-Everything here is said once, as a table of names, and read in both directions. Facts are from the
-public sources of diffusers (`UNet2DConditionModel`) and deep-floyd/IF; see lumiere.md section 5.
+Every name is in one table, which is used in both directions. Source: the public code of diffusers
+(`UNet2DConditionModel`, `DDPMScheduler`) and of deep-floyd/IF.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from stunet.models.unet import UNetConfig, init_unet
 from stunet.schema import from_dict
 from stunet.weights.trees import flatten
 
-# diffusers block type -> whether its level attends; all resize by a residual block
+# diffusers block type -> whether its level has attention. All resize by a residual block.
 _DOWN_BLOCKS = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
 _UP_BLOCKS = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 
-# What our network computes, and so what a config must say (or leave at diffusers' default).
+# Fields with one supported value, which a config must have or leave at diffusers' default.
 _FIXED = {
-    "act_fn": ("gelu", "silu"),  # (needed, diffusers' default)
+    "act_fn": ("gelu", "silu"),  # (supported value, default of diffusers)
     "addition_embed_type": ("text", None),
     "center_input_sample": (False, False),
     "class_embeddings_concat": (False, False),
@@ -46,55 +46,65 @@ _FIXED = {
 
 
 def unet_config_from_diffusers(config: Mapping[str, Any], where: str) -> UNetConfig:
-    """Our config of the U-Net that a diffusers `config.json` describes.
+    """Converts the `config.json` of a diffusers U-Net.
+
+    Args:
+      config: Contents of the file.
+      where: Path of the file, for error messages.
 
     Raises:
-      UserError: it describes another network than IF's; names the field, its value and what it
-        would have to be.
+      UserError: A field has a value that DeepFloyd IF does not have.
     """
     if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
         raise UserError(
-            f"{where}: _class_name is {config['_class_name']!r}, not UNet2DConditionModel"
+            f"{where}: _class_name is {config['_class_name']!r}, expected 'UNet2DConditionModel'"
         )
     for name in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
         if config.get(name) is None:
-            raise UserError(f"{where}: has no field '{name}', which every DeepFloyd IF U-Net has")
+            raise UserError(f"{where}: missing field '{name}', expected a DeepFloyd IF U-Net")
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
         if not isinstance(config[name], list) or not config[name]:
-            raise UserError(f"{where}: {name} is {config[name]!r}; expected a list")
-    for name, (needed, default) in _FIXED.items():
+            raise UserError(f"{where}: {name} is {config[name]!r}, expected a list")
+    for name, (supported, default) in _FIXED.items():
         value = default if config.get(name) is None else config[name]
-        if value != needed:
-            raise UserError(f"{where}: {name} is {value!r}; DeepFloyd IF's is {needed!r}")
+        if value != supported:
+            raise UserError(f"{where}: {name} is {value!r}, expected {supported!r} (DeepFloyd IF)")
     attention = _attention_levels(
         config["down_block_types"], _DOWN_BLOCKS, f"{where}: down_block_types"
     )
     up = _attention_levels(config["up_block_types"], _UP_BLOCKS, f"{where}: up_block_types")
     if up[::-1] != attention:
-        raise UserError(f"{where}: up_block_types do not mirror down_block_types")
+        raise UserError(
+            f"{where}: up_block_types is {config['up_block_types']}, "
+            "expected the levels of down_block_types in reverse"
+        )
     layers = config.get("layers_per_block", 2)
-    only_text = _one(config, "only_cross_attention", False, where)
+    only_text = _single_value(config, "only_cross_attention", False, where)
     if (mid := config.get("mid_block_only_cross_attention")) not in (None, only_text):
         raise UserError(
-            f"{where}: mid_block_only_cross_attention is {mid!r}, only_cross_attention is "
-            f"{only_text!r}; one value is supported"
+            f"{where}: mid_block_only_cross_attention is {mid!r}, expected {only_text!r} as "
+            "only_cross_attention"
         )
     once = config.get("resnet_skip_time_act", False)
-    if config.get("time_embedding_act_fn") != ("gelu" if once else None):
+    # The time embedding passes one activation: in the blocks, or before them.
+    activation = "gelu" if once else None
+    if config.get("time_embedding_act_fn") != activation:
         raise UserError(
-            f"{where}: time_embedding_act_fn is {config.get('time_embedding_act_fn')!r} and "
-            f"resnet_skip_time_act is {once!r}; the embedding must be activated once, by 'gelu'"
+            f"{where}: time_embedding_act_fn is {config.get('time_embedding_act_fn')!r}, "
+            f"expected {activation!r} with resnet_skip_time_act {once!r}"
         )
     class_embedding = config.get("class_embed_type")
     if class_embedding not in (None, "timestep"):
-        raise UserError(f"{where}: class_embed_type is {class_embedding!r}; use null or 'timestep'")
+        raise UserError(
+            f"{where}: class_embed_type is {class_embedding!r}, expected null or 'timestep'"
+        )
     fields = {
         "channels": config["block_out_channels"],
         "layers_per_block": layers if isinstance(layers, list) else [layers] * len(attention),
         "attention_levels": attention,
-        "head_dim": _one(config, "attention_head_dim", 8, where),
+        "head_dim": _single_value(config, "attention_head_dim", 8, where),
         "text_dim": config["encoder_hid_dim"],
-        "cross_attention_dim": _one(config, "cross_attention_dim", 1280, where),
+        "cross_attention_dim": _single_value(config, "cross_attention_dim", 1280, where),
         "pooling_heads": config.get("addition_embed_type_num_heads", 64),
         "in_channels": config.get("in_channels", 4),
         "out_channels": config.get("out_channels", 4),
@@ -109,10 +119,12 @@ def unet_config_from_diffusers(config: Mapping[str, Any], where: str) -> UNetCon
 
 
 def resolution_from_diffusers(config: Mapping[str, Any], where: str) -> int:
-    """Height and width in pixels that a diffusers `config.json` names, or IF's own.
+    """Returns the height and width in pixels in a diffusers `config.json`.
+
+    A config without `sample_size` gets DeepFloyd IF's: 64, or 256 for the second stage.
 
     Raises:
-      UserError: they are not one whole number.
+      UserError: `sample_size` is not one positive integer.
     """
     size = config.get("sample_size")
     if size is None:
@@ -120,27 +132,28 @@ def resolution_from_diffusers(config: Mapping[str, Any], where: str) -> int:
     if isinstance(size, list) and len(set(map(str, size))) == 1:
         size = size[0]
     if type(size) is not int or size < 1:
-        raise UserError(f"{where}: sample_size is {size!r}; expected one number of pixels")
+        raise UserError(f"{where}: sample_size is {size!r}, expected one number of pixels")
     return size
 
 
 def unet_config_to_diffusers(config: UNetConfig, resolution: int) -> dict[str, Any]:
-    """The `config.json` that describes the text-to-image part of a U-Net: undoes `unet_config`.
+    """Returns the diffusers `config.json` of the text-to-image part of a U-Net.
+
+    The inverse of `unet_config_from_diffusers`.
 
     Raises:
-      UserError: diffusers cannot describe it.
+      UserError: diffusers does not support the architecture.
     """
-    groups, needed = config.norm_groups, _FIXED["norm_num_groups"][0]
-    if groups != needed:
+    groups, supported = config.norm_groups, _FIXED["norm_num_groups"][0]
+    if groups != supported:
         raise UserError(
-            f"the U-Net's norm_groups is {groups}; diffusers' attention always has {needed}, so "
-            "this one has no equal there"
+            f"norm_groups: the U-Net has {groups}, expected {supported} as in diffusers' attention"
         )
     down, up = ({on: name for name, on in blocks.items()} for blocks in (_DOWN_BLOCKS, _UP_BLOCKS))
     only_text = not config.self_attention
     return {
         "_class_name": "UNet2DConditionModel",
-        **{name: value for name, (value, _) in _FIXED.items()},
+        **{name: supported for name, (supported, _) in _FIXED.items()},
         "addition_embed_type_num_heads": config.pooling_heads,
         "attention_head_dim": config.head_dim,
         "block_out_channels": list(config.channels),
@@ -165,7 +178,7 @@ def unet_config_to_diffusers(config: UNetConfig, resolution: int) -> dict[str, A
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """What a scheduler's config says, in our words; see `stunet.model.Model`."""
+    """Settings of a scheduler's config; `stunet.model.Model` describes the fields."""
 
     schedule: Schedule
     prediction: str
@@ -179,25 +192,28 @@ _SCHEDULER = "DDPMScheduler"
 
 
 def scheduler_from_diffusers(config: Mapping[str, Any], where: str) -> DiffusionSettings:
-    """What a diffusers `scheduler_config.json` says.
+    """Converts the `scheduler_config.json` of diffusers.
+
+    Args:
+      config: Contents of the file.
+      where: Path of the file, for error messages.
 
     Raises:
-      UserError: it names betas, a variance or a clip that samplers here do not have.
+      UserError: The samplers of this package do not support a field's value.
     """
     if (kind := config.get("_class_name", _SCHEDULER)) != _SCHEDULER:
-        raise UserError(f"{where}: _class_name is {kind!r}; DeepFloyd IF's is {_SCHEDULER}")
+        raise UserError(f"{where}: _class_name is {kind!r}, expected {_SCHEDULER!r}")
     if config.get("trained_betas") is not None:
-        raise UserError(f"{where}: trained_betas are not read; DeepFloyd IF's are null")
+        raise UserError(f"{where}: trained_betas is {config['trained_betas']}, expected null")
 
     def field(name: str, default: Any) -> Any:
         value = config.get(name, default)
         if type(value) is not type(default) and not (type(value) is int and type(default) is float):
-            kind = type(default).__name__
-            raise UserError(f"{where}: {name} is {value!r}; expected a value of type {kind}")
+            raise UserError(f"{where}: {name} is {value!r}, expected {type(default).__name__}")
         return value
 
     if field("rescale_betas_zero_snr", False):
-        raise UserError(f"{where}: rescale_betas_zero_snr is true; DeepFloyd IF's is false")
+        raise UserError(f"{where}: rescale_betas_zero_snr is True, expected False")
     threshold = None
     if field("thresholding", False):
         limits = {
@@ -207,7 +223,7 @@ def scheduler_from_diffusers(config: Mapping[str, Any], where: str) -> Diffusion
         threshold = from_dict(Threshold, limits, where)
     elif field("clip_sample", True):
         if (span := field("clip_sample_range", 1.0)) != 1:
-            raise UserError(f"{where}: clip_sample_range is {span}; only 1.0 is known")
+            raise UserError(f"{where}: clip_sample_range is {span}, expected 1.0")
         threshold = Threshold(max_value=1.0)
     prediction = field("prediction_type", "epsilon")
     variance = field("variance_type", "fixed_small")
@@ -217,40 +233,41 @@ def scheduler_from_diffusers(config: Mapping[str, Any], where: str) -> Diffusion
         ("variance_type", variance, VARIANCES),
     ):
         if value not in choices:
-            raise UserError(f"{where}: {name} is {value!r}; known are {', '.join(choices)}")
+            raise UserError(f"{where}: {name} is {value!r}, expected one of {', '.join(choices)}")
     steps = {"num_timesteps": field("num_train_timesteps", 1000)}
     schedule = from_dict(Schedule, steps, where)
     return DiffusionSettings(schedule, _PREDICTIONS[prediction], variance, threshold)
 
 
 def default_diffusion_settings(config: UNetConfig) -> DiffusionSettings:
-    """DeepFloyd IF's own settings, for a U-Net that comes without a scheduler."""
+    """Returns DeepFloyd IF's settings, for a U-Net without a scheduler's config."""
     variance = "learned_range" if config.out_channels == 6 else "fixed_small"
     threshold = Threshold(max_value=1.0 if config.noise_level_embedding else 1.5)
     return DiffusionSettings(Schedule(), "eps", variance, threshold)
 
 
 def scheduler_to_diffusers(diffusion: DiffusionSettings) -> dict[str, Any]:
-    """The `scheduler_config.json` of diffusers' `DDPMScheduler`: undoes `read_scheduler`.
+    """Returns the `scheduler_config.json` of diffusers' `DDPMScheduler`.
 
-    Whether the threshold is the clip's or a frame's is not said: diffusers knows images.
+    The inverse of `scheduler_from_diffusers`, except for `threshold.over`, because diffusers'
+    scheduler samples images.
 
     Raises:
-      UserError: diffusers has no such schedule.
+      UserError: diffusers does not support the noise schedule.
     """
     if diffusion.schedule.kind != "cosine":
         raise UserError(
-            f"the model's schedule is {diffusion.schedule.kind!r}; diffusers has 'cosine' alone"
+            f"schedule: kind is {diffusion.schedule.kind!r}, expected 'cosine' as in diffusers"
         )
     threshold = diffusion.threshold
-    theirs = {ours: name for name, ours in _PREDICTIONS.items()}
+    predictions = {prediction: name for name, prediction in _PREDICTIONS.items()}
     return {
         "_class_name": _SCHEDULER,
         "beta_schedule": _BETAS,
         "clip_sample": threshold is not None,
         "clip_sample_range": 1.0,
         "num_train_timesteps": diffusion.schedule.num_timesteps,
-        "prediction_type": theirs[diffusion.prediction],
+        "prediction_type": predictions[diffusion.prediction],
         "thresholding": threshold is not None,
         "dynamic_thresholding_ratio": 0.95 if threshold is None else threshold.quantile,
         "sample_max_value": 1.0 if threshold is None else threshold.max_value,
@@ -262,34 +279,34 @@ def scheduler_to_diffusers(diffusion: DiffusionSettings) -> dict[str, Any]:
 def _attention_levels(types: list[Any], known: Mapping[str, bool], where: str) -> tuple[bool, ...]:
     for name in types:
         if not isinstance(name, str) or name not in known:
-            raise UserError(f"{where} has {name!r}; DeepFloyd IF has {' and '.join(known)}")
+            raise UserError(f"{where}: unknown block {name!r}, expected one of {', '.join(known)}")
     return tuple(known[name] for name in types)
 
 
-def _one(config: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
-    """The value of a field that may be a list with a value for each level."""
+def _single_value(config: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
+    """Returns the value of a field that may be a list of equal values for the levels."""
     value = config.get(name, default)
     values = value if isinstance(value, list) else [value]
     if not values or any(other != values[0] for other in values):
-        raise UserError(f"{where}: {name} differs between levels ({value}); one value is supported")
+        raise UserError(f"{where}: {name} is {value}, expected one value for all levels")
     return values[0]
 
 
-# A part of a tensor's name that IF does not have -> where such tensors are from.
+# Substring of an unexpected tensor name -> likely origin, for error messages.
 ORIGIN_HINTS = {
-    "temporal_": "these are an inflated model's, not diffusers'",
-    "motion_modules": "these weights are AnimateDiff's",
-    "temp_": "these weights are a video model's of another family",
-    "transformer_blocks": "these weights are of the Stable DiffusionSettings family",
-    "encoder.block": "these weights are a text encoder's",
-    "input_blocks": "these weights are in the layout of before diffusers",
-    "lora": "these weights are low-rank adapters, not a whole network",
-    "class_embedding": "these weights are a stage II's and config.json a stage I's",
+    "temporal_": "these are weights of an inflated model, not of diffusers",
+    "motion_modules": "these are AnimateDiff weights",
+    "temp_": "these are weights of another family of video models",
+    "transformer_blocks": "these are weights of the Stable Diffusion family",
+    "encoder.block": "these are weights of a text encoder",
+    "input_blocks": "these weights have the layout of the original repository, not of diffusers",
+    "lora": "these are low-rank adapters, not a complete network",
+    "class_embedding": "these are stage II weights, but config.json is of stage I",
 }
 
 
-# Inside a block: our name -> diffusers'.
-_RES = {
+# Modules of a block: name in this package -> name in diffusers.
+_RESIDUAL = {
     "norm_1": "norm1",
     "conv_1": "conv1",
     "embedding": "time_emb_proj",
@@ -307,7 +324,8 @@ _ATTENTION = {
     "text_v": "add_v_proj",
     "out": "to_out.0",
 }
-_OUTSIDE = {
+# Modules outside of blocks.
+_TOP_LEVEL = {
     "time_embedding/linear_1": "time_embedding.linear_1",
     "time_embedding/linear_2": "time_embedding.linear_2",
     "noise_level_embedding/linear_1": "class_embedding.linear_1",
@@ -327,33 +345,38 @@ _OUTSIDE = {
 
 
 def hub_parameters(config: UNetConfig) -> dict[str, HubParameter]:
-    """Our path -> its place in diffusers' layout, for every parameter of the T2I network."""
+    """Returns a table of path -> parameter in diffusers' layout, for the text-to-image network."""
     config = config.text_to_image()
     shapes = flatten(jax.eval_shape(lambda: init_unet(config, jax.random.key(0))))
-    return {path: _renamed(path, leaf.shape, len(config.channels)) for path, leaf in shapes.items()}
+    levels = len(config.channels)
+    return {path: _hub_parameter(path, leaf.shape, levels) for path, leaf in shapes.items()}
 
 
-def _renamed(path: str, shape: tuple[int, ...], levels: int) -> HubParameter:
+def _hub_parameter(path: str, shape: tuple[int, ...], levels: int) -> HubParameter:
     module, leaf = path.rsplit("/", 1)
-    if module in _OUTSIDE:
-        theirs = _OUTSIDE[module]
-    else:
-        block, inner = module.split("/")
-        part, *rest = block.split("_")
-        if part == "mid":
-            kind, index = rest
-            where = "mid_block"
-        else:
-            level, kind, *index = rest
-            index = index[0] if index else "0"
-            where = f"{part}_blocks.{level if part == 'down' else levels - 1 - int(level)}"
-        group = {"res": "resnets", "attn": "attentions", "resample": f"{part}samplers"}[kind]
-        theirs = f"{where}.{group}.{index}.{(_ATTENTION if kind == 'attn' else _RES)[inner]}"
+    hub_module = _hub_module(module, levels)
     if leaf == "kernel" and len(shape) == 4:
-        return HubParameter(f"{theirs}.weight", (shape[3], shape[2], *shape[:2]), (2, 3, 1, 0))
+        return HubParameter(f"{hub_module}.weight", (shape[3], shape[2], *shape[:2]), (2, 3, 1, 0))
     if leaf == "kernel" and module.endswith("/skip"):
-        return HubParameter(f"{theirs}.weight", (shape[1], shape[0], 1, 1), None)
+        return HubParameter(f"{hub_module}.weight", (shape[1], shape[0], 1, 1), None)
     if leaf == "kernel":
-        return HubParameter(f"{theirs}.weight", shape[::-1], (1, 0))
+        return HubParameter(f"{hub_module}.weight", shape[::-1], (1, 0))
     name = {"scale": "weight", "bias": "bias"}.get(leaf, leaf)
-    return HubParameter(f"{theirs}.{name}", shape, tuple(range(len(shape))))
+    return HubParameter(f"{hub_module}.{name}", shape, tuple(range(len(shape))))
+
+
+def _hub_module(module: str, levels: int) -> str:
+    """Converts a module's path: "up_0_res_1/conv_1" -> "up_blocks.3.resnets.1.conv1"."""
+    if module in _TOP_LEVEL:
+        return _TOP_LEVEL[module]
+    block, inner = module.split("/")
+    part, *rest = block.split("_")
+    if part == "mid":
+        kind, index = rest
+        level_name = "mid_block"
+    else:
+        level, kind, *index = rest
+        index = index[0] if index else "0"
+        level_name = f"{part}_blocks.{level if part == 'down' else levels - 1 - int(level)}"
+    group = {"res": "resnets", "attn": "attentions", "resample": f"{part}samplers"}[kind]
+    return f"{level_name}.{group}.{index}.{(_ATTENTION if kind == 'attn' else _RESIDUAL)[inner]}"

@@ -1,10 +1,10 @@
-"""A component's folder as diffusers and transformers write it: config.json and safetensors.
+"""Component folders in the layout of diffusers and transformers.
 
     config.json
-    NAME[.VARIANT].safetensors                    whole, or
-    NAME[.VARIANT]-00001-of-00002.safetensors ... in shards
+    NAME[.VARIANT].safetensors                      one file, or
+    NAME[.VARIANT]-00001-of-00002.safetensors ...   shards
 
-Pickles are never read: loading one runs whatever code is in it.
+Pickles are not read, because loading one executes code in it.
 """
 
 import json
@@ -29,20 +29,20 @@ from stunet.weights.trees import Tree, flatten, unflatten
 
 _WEIGHTS = re.compile(
     r"(?P<name>[^.]+?)(\.(?P<variant>[^.]+?))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
-    r"(\.(?P<older>[^.]+?))?\.safetensors"  # diffusers once named the variant after the shard
+    r"(\.(?P<older>[^.]+?))?\.safetensors"  # older diffusers put the variant after the shard
 )
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class HubParameter:
-    """A parameter's place in a published layout.
+    """A parameter in the state dict of a published checkpoint.
 
     Attributes:
-      name: in the state dict there.
-      shape: there.
-      axes: the transposition that leads from there to ours; None where a 1x1 convolution there
-        is a dense layer here.
+      name: Name in the state dict.
+      shape: Shape in the state dict.
+      axes: Transposition that converts it to this package's layout. None converts the kernel of a
+        1x1 convolution to that of a dense layer.
     """
 
     name: str
@@ -50,54 +50,62 @@ class HubParameter:
     axes: tuple[int, ...] | None
 
     def from_hub(self, array: np.ndarray) -> np.ndarray:
-        """The array as our network has it."""
+        """Converts an array of the state dict to this package's layout."""
         return array[:, :, 0, 0].T if self.axes is None else array.transpose(self.axes)
 
     @property
     def native_shape(self) -> tuple[int, ...]:
-        """Its shape here."""
+        """Shape in this package's layout."""
         if self.axes is None:
             return self.shape[1::-1]
         return tuple(self.shape[axis] for axis in self.axes)
 
     def to_hub(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `from_hub`."""
+        """Converts an array to the state dict's layout; the inverse of `from_hub`."""
         if self.axes is None:
             return array.T[:, :, None, None]
         return array.transpose(np.argsort(self.axes))
 
 
-def from_hub(table: Mapping[str, HubParameter], theirs: Mapping[str, Any]) -> Tree:
-    """Returns the parameter tree of a state dict; tensors stay on disk."""
+def from_hub(table: Mapping[str, HubParameter], state_dict: Mapping[str, Any]) -> Tree:
+    """Returns the parameter tree of a state dict, as lazy tensors.
+
+    Args:
+      table: Path in the tree -> parameter in the state dict.
+      state_dict: Arrays or lazy tensors by name.
+    """
     return unflatten(
         {
-            path: TransformedTensor(theirs[place.name], place.native_shape, place.from_hub)
-            for path, place in table.items()
+            path: TransformedTensor(
+                state_dict[parameter.name], parameter.native_shape, parameter.from_hub
+            )
+            for path, parameter in table.items()
         }
     )
 
 
 def to_hub(
-    table: Mapping[str, HubParameter], ours: Mapping[str, Any]
+    table: Mapping[str, HubParameter], params: Mapping[str, Any]
 ) -> dict[str, TransformedTensor]:
-    """The state dict that a parameter tree is: the inverse of `from_hub`."""
-    flat = flatten(ours)
+    """Returns the state dict of a parameter tree, as lazy tensors; the inverse of `from_hub`."""
+    flat = flatten(params)
     return {
-        place.name: TransformedTensor(flat[path], place.shape, place.to_hub)
-        for path, place in table.items()
+        parameter.name: TransformedTensor(flat[path], parameter.shape, parameter.to_hub)
+        for path, parameter in table.items()
     }
 
 
 def find_weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one copy of a component's weights.
+    """Returns the safetensors files of one variant of a component's weights.
 
     Args:
-      folder: the component's.
-      variant: of the copies there, such as "fp16"; None for the plain one, or for the only one.
+      folder: Folder of the component.
+      variant: Variant to select, such as "fp16". None selects the weights without a variant, else
+        the only ones in the folder.
 
     Raises:
-      UserError: there is none, or only pickles (with the command that converts them), more
-        than one that it could be, or a shard is missing.
+      UserError: There are no such weights, several, or only pickles (the message contains a command
+        to convert them), or a shard is missing.
     """
     copies: dict[tuple[str, str | None, str | None], list[re.Match]] = {}
     names = sorted(path.name for path in folder.iterdir())
@@ -105,39 +113,47 @@ def find_weight_files(folder: Path, variant: str | None) -> list[Path]:
         key = match["name"], match["variant"] or match["older"], match["shards"]
         copies.setdefault(key, []).append(match)
     if not copies:
-        _refuse_pickles(folder, names)
-        raise UserError(f"{folder}: has no safetensors file")
-    chosen = [key for key in copies if key[1] == variant]
-    if not chosen and variant is None and len(copies) == 1:
-        chosen = list(copies)
-    if len(chosen) != 1:
-        asked = "without a variant" if variant is None else f"of variant '{variant}'"
+        _check_no_pickles(folder, names)
+        raise UserError(f"{folder}: contains no weights, expected a safetensors file")
+    selected = [key for key in copies if key[1] == variant]
+    if not selected and variant is None and len(copies) == 1:
+        selected = list(copies)
+    if len(selected) != 1:
+        requested = "without a variant" if variant is None else f"of variant '{variant}'"
         found = ", ".join(
             ".".join(filter(None, (name, kind))) + (f" in {int(shards)} files" if shards else "")
             for name, kind, shards in copies
         )
         raise UserError(
-            f"{folder}: {len(chosen) or 'no'} weights {asked}; it has {found}: choose one with "
-            "--variant, or leave one there"
+            f"{folder}: contains {len(selected)} weights {requested}, expected 1 of {found}; "
+            "select one with --variant, or remove the others"
         )
-    files = copies[chosen[0]]
-    count = int(chosen[0][2] or 1)
+    files = copies[selected[0]]
+    count = int(selected[0][2] or 1)
     present = {int(match["shard"] or 1) for match in files}
     if missing := sorted(set(range(1, count + 1)) - present):
-        lacking = files[0].string.replace(f"-{files[0]['shard']}-of", f"-{missing[0]:05d}-of")
-        raise UserError(f"{folder / lacking}: missing; the weights are in {count} files")
+        absent = files[0].string.replace(f"-{files[0]['shard']}-of", f"-{missing[0]:05d}-of")
+        raise UserError(f"{folder / absent}: no such file, expected {count} shards")
     return [folder / match.string for match in files]
 
 
 def open_weight_files(files: list[Path]) -> dict[str, LazyTensor]:
-    """All tensors of these files, by name; they stay on disk."""
+    """Opens all tensors of these files, by name, as lazy tensors."""
     return {name: tensor for file in files for name, tensor in open_safetensors(file).items()}
 
 
 def write_component(
     folder: Path, stem: str, tensors: Mapping[str, Any], config: Mapping[str, Any], shard_bytes: int
 ) -> None:
-    """Writes a component's folder, with an index where its weights are in several files."""
+    """Writes a component's folder, with an index if its weights need several shards.
+
+    Args:
+      folder: Folder to create.
+      stem: Name of the weight files without suffix.
+      tensors: State dict of arrays or lazy tensors.
+      config: Contents of `config.json`.
+      shard_bytes: Maximum size of a weight file.
+    """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shards = split_into_shards(tensors, shard_bytes)
@@ -156,7 +172,7 @@ def write_component(
 
 
 def pickle_error(path: Path) -> UserError:
-    """What to raise where a pickle is named; says how such files become safetensors."""
+    """Returns the error for a pickle, with a command that converts such files to safetensors."""
     command = (
         "import glob, os, torch, safetensors.torch as s; "
         "[s.save_file({k: v.clone().contiguous() for k, v in torch.load(f, 'cpu', "
@@ -164,12 +180,12 @@ def pickle_error(path: Path) -> UserError:
         f"for f in glob.glob('{path.parent}/*{path.suffix}')]"
     )
     return UserError(
-        f"{path}: a pickle, which can run any code when it is read; where torch "
-        f'is installed, this converts it: python -c "{command}"'
+        f"{path}: is a pickle (loading it can execute code), expected safetensors; to convert it "
+        f'where torch is installed: python -c "{command}"'
     )
 
 
-def _refuse_pickles(folder: Path, names: list[str]) -> None:
+def _check_no_pickles(folder: Path, names: list[str]) -> None:
     for name in names:
         if name.endswith(PICKLE_SUFFIXES):
             raise pickle_error(folder / name)

@@ -1,4 +1,4 @@
-"""SentencePiece's `spiece.model` as the `tokenizer.json` that a model folder holds."""
+"""Conversion of SentencePiece's `spiece.model` to `tokenizer.json`."""
 
 import struct
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from stunet.errors import UserError
 from stunet.files import read_bytes
 from stunet.text import UNK_ID
 
-_EXTRA_IDS = 100  # T5's sentinels, which its vocabulary has and its spiece.model has not
+_EXTRA_IDS = 100  # T5's sentinel tokens, which its spiece.model does not contain
 
-# Numbers of fields in sentencepiece_model.proto.
+# Field numbers of sentencepiece_model.proto.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _PIECE, _SCORE = 1, 2
 _MODEL_TYPE, _UNIGRAM = 3, 1
@@ -21,19 +21,19 @@ _CHARSMAP = 2
 
 
 def tokenizer_json(path: Path) -> bytes:
-    """Converts a unigram `spiece.model` of T5's.
+    """Converts T5's unigram `spiece.model` to the contents of a `tokenizer.json`.
 
     Raises:
-      UserError: the file is missing or is no such model.
+      UserError: The file is missing or not a unigram model.
     """
     content = read_bytes(path)
     try:
-        return _converted(content).to_str().encode("utf-8")
-    except Exception as error:  # of this reading, or the library's, which raises nothing narrower
-        raise UserError(f"{path}: not a unigram model of SentencePiece's: {error}") from error
+        return _parse_model(content).to_str().encode("utf-8")
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{path}: not a unigram model of SentencePiece ({error})") from error
 
 
-def _converted(content: bytes) -> tokenizers.Tokenizer:
+def _parse_model(content: bytes) -> tokenizers.Tokenizer:
     vocabulary, charsmap = [], b""
     for field, value in _fields(content):
         if field == _PIECES:
@@ -41,21 +41,21 @@ def _converted(content: bytes) -> tokenizers.Tokenizer:
             score = struct.unpack("<f", piece[_SCORE])[0] if _SCORE in piece else 0.0
             vocabulary.append((piece[_PIECE].decode("utf-8"), score))
         elif field == _TRAINER and dict(_fields(value)).get(_MODEL_TYPE, _UNIGRAM) != _UNIGRAM:
-            raise ValueError("it is of another type")
+            raise ValueError("its type is not unigram")
         elif field == _NORMALIZER:
             charsmap = dict(_fields(value)).get(_CHARSMAP, b"")
     if len(vocabulary) <= UNK_ID:
-        raise ValueError(f"it has {len(vocabulary)} pieces")
+        raise ValueError(f"{len(vocabulary)} pieces, expected more than {UNK_ID}")
     vocabulary += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(_EXTRA_IDS))]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, UNK_ID, byte_fallback=False))
-    # SentencePiece drops spaces at both ends and doubled ones.
+    # SentencePiece strips spaces at both ends and collapses repeated ones.
     steps = [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
     if charsmap:
         steps.insert(0, normalizers.Precompiled(charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    # Whole in a text, not spelt out: a piece of this name would otherwise be cut up.
+    # Special tokens are matched in the text as a unit; otherwise they would be split into pieces.
     specials = [piece for piece, _ in vocabulary[: UNK_ID + 1]]
     specials += [piece for piece, _ in vocabulary[-_EXTRA_IDS:]]
     tokenizer.add_special_tokens(specials)
@@ -63,36 +63,36 @@ def _converted(content: bytes) -> tokenizers.Tokenizer:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(field number, value) of a protobuf message's wire format."""
-    at = 0
+    """Yields (field number, value) of a protobuf message."""
+    position = 0
 
     def varint() -> int:
-        nonlocal at
+        nonlocal position
         value = shift = 0
         while True:
-            byte = message[at]
-            at += 1
+            byte = message[position]
+            position += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
             shift += 7
 
     def take(length: int) -> bytes:
-        nonlocal at
-        if at + length > len(message):
+        nonlocal position
+        if position + length > len(message):
             raise IndexError("a field ends beyond its message")
-        at += length
-        return message[at - length : at]
+        position += length
+        return message[position - length : position]
 
-    while at < len(message):
+    while position < len(message):
         key = varint()
-        kind = key & 7
-        if kind == 0:
+        wire_type = key & 7
+        if wire_type == 0:
             value = varint()
-        elif kind in (1, 5):
-            value = take(8 if kind == 1 else 4)
-        elif kind == 2:
+        elif wire_type in (1, 5):
+            value = take(8 if wire_type == 1 else 4)
+        elif wire_type == 2:
             value = take(varint())
         else:
-            raise ValueError(f"wire type {kind}")
+            raise ValueError(f"unknown wire type {wire_type}")
         yield key >> 3, value

@@ -1,4 +1,4 @@
-"""`stunet import-if`, `import-t5` and `export-if`, as commands."""
+"""The commands `stunet import-if`, `import-t5` and `export-if`."""
 
 import json
 import re
@@ -16,27 +16,27 @@ from stunet import cli
 from stunet.conversion import deepfloyd_if
 from stunet.conversion.hub_layout import from_hub, open_weight_files, write_component
 from stunet.diffusion import (
+    Ancestral,
     Schedule,
     SuperResolution,
     Threshold,
     guided_denoiser,
-    make_sampler,
     run_steps,
     thresholded_denoiser,
 )
-from stunet.engine import generate
 from stunet.model import load
 from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet
 from stunet.schema import to_dict
 from stunet.weights.inflation import inflate
 from stunet.weights.model_folder import read_model_folder, write_model_folder
+from tests.calls import generate
 from tests.parity import cases, folders
 from tests.tiny import UNET, fast_compiles, save_tiny_model
 
 
 @pytest.fixture(autouse=True)
-def _compiler_as_before(monkeypatch):
+def _keep_compiler_settings(monkeypatch):
     monkeypatch.setattr("stunet.compiling.prepare_compiler", lambda: None)
 
 
@@ -47,14 +47,14 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(source):
-    """The model folder of the whole pipeline."""
+    """Model folder of the complete pipeline."""
     folder = source.with_name("model")
     assert cli.main(["import-if", str(source), str(folder)]) == 0
     return folder
 
 
 def error_of(capsys, *command):
-    """The one line that a refused command prints."""
+    """Returns the one line that a failing command prints."""
     assert cli.main([str(part) for part in command]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "error" in lines[0]
@@ -76,16 +76,16 @@ def test_an_imported_pipeline_is_a_model(model):
 def test_a_round_trip_is_byte_equal(model, source, tmp_path):
     back = tmp_path / "back"
     assert cli.main(["export-if", str(model), str(back)]) == 0
-    theirs = open_weight_files(sorted((source / "unet").glob("*.safetensors")))
+    original = open_weight_files(sorted((source / "unet").glob("*.safetensors")))
     exported = open_weight_files(sorted((back / "unet").glob("*.safetensors")))
-    assert exported.keys() == theirs.keys()
-    for name, tensor in theirs.items():
+    assert exported.keys() == original.keys()
+    for name, tensor in original.items():
         assert exported[name].dtype == tensor.dtype and exported[name].shape == tensor.shape
         assert np.asarray(exported[name]).tobytes() == np.asarray(tensor).tobytes(), name
-    # The configs say the same as those that were read, and the folder is imported again.
-    described = json.loads((back / "unet" / "config.json").read_text())
+    # The configs have the same meaning as those that were imported, and can be imported again.
+    unet_json = json.loads((back / "unet" / "config.json").read_text())
     assert deepfloyd_if.unet_config_from_diffusers(
-        described, ""
+        unet_json, ""
     ) == deepfloyd_if.unet_config_from_diffusers(cases.STAGE_ONE, "")
     scheduler = json.loads((back / "scheduler" / "scheduler_config.json").read_text())
     assert (
@@ -102,7 +102,7 @@ def test_a_round_trip_is_byte_equal(model, source, tmp_path):
 
 
 @pytest.mark.parametrize("name", list(cases.UNETS))
-def test_what_export_says_is_what_import_reads(name):
+def test_unet_configs_survive_a_round_trip(name):
     config = deepfloyd_if.unet_config_from_diffusers(cases.UNETS[name], "")
     assert (
         deepfloyd_if.unet_config_from_diffusers(
@@ -121,12 +121,12 @@ def test_what_export_says_is_what_import_reads(name):
         ),
     ],
 )
-def test_schedulers_come_back(diffusion):
-    said = deepfloyd_if.scheduler_to_diffusers(diffusion)
-    assert deepfloyd_if.scheduler_from_diffusers(said, "") == diffusion
+def test_schedulers_survive_a_round_trip(diffusion):
+    config = deepfloyd_if.scheduler_to_diffusers(diffusion)
+    assert deepfloyd_if.scheduler_from_diffusers(config, "") == diffusion
 
 
-def test_half_precision_stays_and_computes_alike(tmp_path):
+def test_half_precision_is_kept_and_computes_in_float32(tmp_path):
     x, text = cases.noise("x", 1, 1, 8, 8, 3), cases.noise("text", 1, 77, 48)
     outputs = {}
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
@@ -141,29 +141,29 @@ def test_half_precision_stays_and_computes_alike(tmp_path):
         with fast_compiles():
             apply = jax.jit(UNet(loaded.unet).apply)
             output = apply({"params": loaded.params["unet"]}, x, np.full(1, 500.0), text)
-        assert output.dtype == np.float32  # parameters are half, the computation is not
+        assert output.dtype == np.float32  # half-precision parameters, full-precision computation
         outputs[dtype] = output
     expected = outputs.pop(np.float32)
     for output in outputs.values():
         assert 0 < np.abs(output - expected).max() / np.abs(expected).max() < 0.03
 
 
-def test_a_text_encoder_is_added_later(model, source, tmp_path, capsys):
+def test_a_text_encoder_can_be_added_later(model, source, tmp_path, capsys):
     target = tmp_path / "model"
     assert cli.main(["import-if", str(source / "unet"), str(target)]) == 0
-    said = capsys.readouterr().out
-    assert "unet of" in said and f"stunet import-t5 T5_FOLDER {target}" in said
+    output = capsys.readouterr().out
+    assert "unet " in output and f"stunet import-t5 T5_FOLDER {target}" in output
     command = ["generate", "a circle", "--model", target, "--out", tmp_path / "out.png"]
-    assert "has no text encoder, which prompts need" in error_of(capsys, *command)
+    assert f"`stunet import-t5 T5_FOLDER {target}`" in error_of(capsys, *command)
     assert cli.main(["import-t5", str(source / "text_encoder"), str(target)]) == 0
-    assert "text_encoder of" in capsys.readouterr().out
+    assert "text_encoder " in capsys.readouterr().out
     both = read_model_folder(target), read_model_folder(model)
     assert both[0].config == both[1].config and both[0].tokenizer == both[1].tokenizer
     jax.tree.map(np.testing.assert_array_equal, both[0].params, both[1].params)
 
 
-def test_every_nth_frame_of_the_inflated_is_the_imported_image(tmp_path):
-    """Through the whole sampler, thresholded frame by frame, with the noise of those frames."""
+def test_every_nth_frame_of_the_inflated_model_is_the_imported_image(tmp_path):
+    """Runs the complete sampler, thresholded per frame, with the noise of those frames."""
     folders.write_unet(tmp_path / "unet", cases.SMALL)
     assert cli.main(["import-if", str(tmp_path / "unet"), str(tmp_path / "model")]) == 0
     loaded = load(tmp_path / "model")
@@ -171,8 +171,8 @@ def test_every_nth_frame_of_the_inflated_is_the_imported_image(tmp_path):
     config, params = inflate(loaded.params["unet"], loaded.unet, temporal, jax.random.key(0))
     steps, frames, stride = 10, 8, config.temporal_stride
     noise = cases.noise("inflated", steps + 1, 1, frames, 8, 8, 3)
-    text, empty = (cases.noise(name, 1, 77, 48) for name in ("text", "empty"))
-    sampler = make_sampler("ancestral", loaded.schedule, steps, variance=loaded.variance)
+    text, empty = (jax.numpy.asarray(cases.noise(name, 1, 77, 48)) for name in ("text", "empty"))
+    sampler = Ancestral().bind(loaded.schedule, steps, variance=loaded.variance)
 
     def sample(config, params, noise):
         denoiser = guided_denoiser(
@@ -199,43 +199,45 @@ def test_every_nth_frame_of_the_inflated_is_the_imported_image(tmp_path):
     assert np.abs(video[:, ::stride] - expected).max() <= 1e-4
 
 
-def test_the_wrong_weights_are_named(source, tmp_path, capsys):
+def test_wrong_weights(source, tmp_path, capsys):
     unet = folders.write_unet(tmp_path / "unet", cases.STAGE_TWO)
     (unet / "config.json").write_text(json.dumps(cases.STAGE_ONE))
     error = error_of(capsys, "import-if", unet, tmp_path / "model")
-    assert "these weights are a stage II's and config.json a stage I's" in error
-    assert "another shape: " in error and "(expected (32, 3, 3, 3), got (32, 6, 3, 3))" in error
+    assert "stage II" in error and "config.json" in error
+    assert "wrong shape: " in error and "(expected (32, 3, 3, 3), got (32, 6, 3, 3))" in error
     unexpected = error.split("unexpected: ")[1]
     assert "class_embedding.linear_1.weight (80, 32), " in unexpected
     assert len(unexpected.split("), ")) == 10 and unexpected.endswith(" more")
     error = error_of(capsys, "import-if", source / "text_encoder", tmp_path / "model")
-    assert "config.json: has no field 'block_out_channels'" in error
+    assert "config.json: missing field 'block_out_channels'" in error
     error = error_of(capsys, "import-t5", source / "unet", tmp_path / "model")
-    assert "no such folder" in error
+    assert f"{tmp_path / 'model'}: no such folder" in error
     assert not (tmp_path / "model").exists()
 
 
-def test_a_second_stage_is_imported_but_makes_nothing_from_text_alone(tmp_path, capsys):
+def test_a_second_stage_is_imported_but_cannot_generate(tmp_path, capsys):
     unet = folders.write_unet(tmp_path / "unet", cases.STAGE_TWO)
     assert cli.main(["import-if", str(unet), str(tmp_path / "model")]) == 0
     capsys.readouterr()
     command = ["generate", "a circle", "--model", tmp_path / "model", "--out", tmp_path / "x.png"]
-    assert "model: a super-resolution model; name it by --upscale" in error_of(capsys, *command)
+    error = error_of(capsys, *command)
+    assert f"{tmp_path / 'model'}: " in error and "super-resolution" in error
 
 
-def test_what_is_missing_or_a_pickle(source, tmp_path, capsys):
-    assert "neither a pipeline's folder" in error_of(capsys, "import-if", tmp_path, tmp_path / "m")
+def test_missing_files_and_pickles(source, tmp_path, capsys):
+    error = error_of(capsys, "import-if", tmp_path, tmp_path / "m")
+    assert f"{tmp_path}: " in error and "unet/" in error and "config.json" in error
     unet = folders.write_unet(tmp_path / "unet", cases.STAGE_ONE, shard_bytes=10**6)
     shards = sorted(unet.glob("*.safetensors"))
     shards[1].unlink()
     error = error_of(capsys, "import-if", unet, tmp_path / "m")
-    assert f"{shards[1]}: missing; the weights are in {len(shards)} files" in error
+    assert f"{shards[1]}: " in error and f"expected {len(shards)} shards" in error
     for path in shards[:1] + shards[2:]:
         path.unlink()
-    assert "has no safetensors file" in error_of(capsys, "import-if", unet, tmp_path / "m")
+    assert f"{unet}: " in error_of(capsys, "import-if", unet, tmp_path / "m")
     (unet / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02.")
     error = error_of(capsys, "import-if", unet, tmp_path / "m")
-    assert "a pickle, which can run any code" in error and 'converts it: python -c "' in error
+    assert "diffusion_pytorch_model.bin: is a pickle" in error and 'python -c "' in error
     assert f"glob.glob('{unet}/*.bin')" in error
     assert not (tmp_path / "m").exists()
 
@@ -246,25 +248,34 @@ def test_variants(tmp_path, capsys):
     plain = (unet / f"{name}.safetensors").rename(unet / f"{name}.fp16.safetensors")
     (unet / f"{name}.bf16.safetensors").write_bytes(plain.read_bytes())
     error = error_of(capsys, "import-if", unet, tmp_path / "m")
-    assert f"no weights without a variant; it has {name}.bf16, {name}.fp16: " in error
-    assert "choose one with --variant" in error
+    assert f"0 weights without a variant, expected 1 of {name}.bf16, {name}.fp16; " in error
+    assert "--variant" in error
     error = error_of(capsys, "import-if", unet, tmp_path / "m", "--variant", "fp8")
-    assert "no weights of variant 'fp8'" in error
+    assert "0 weights of variant 'fp8'" in error
     assert cli.main(["import-if", str(unet), str(tmp_path / "m"), "--variant", "fp16"]) == 0
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"beta_schedule": "linear"}, "beta_schedule is 'linear'; known are squaredcos_cap_v2"),
-        ({"trained_betas": [0.1]}, "trained_betas are not read"),
-        ({"variance_type": "learned"}, "variance_type is 'learned'; known are fixed_small"),
-        ({"thresholding": False, "clip_sample_range": 2.0}, "clip_sample_range is 2.0"),
-        ({"prediction_type": "flow"}, "prediction_type is 'flow'; known are epsilon"),
-        ({"prediction_type": ["epsilon"]}, "prediction_type is ['epsilon']; expected a value of"),
-        ({"thresholding": "false"}, "thresholding is 'false'; expected a value of type bool"),
-        ({"num_train_timesteps": 1000.0}, "num_train_timesteps is 1000.0; expected a value of"),
-        ({"dynamic_thresholding_ratio": 95}, "threshold quantile is 95.0; it must be within 0..1"),
+        (
+            {"beta_schedule": "linear"},
+            "beta_schedule is 'linear', expected one of squaredcos_cap_v2",
+        ),
+        ({"trained_betas": [0.1]}, "trained_betas is [0.1], expected null"),
+        ({"variance_type": "learned"}, "variance_type is 'learned', expected one of fixed_small"),
+        (
+            {"thresholding": False, "clip_sample_range": 2.0},
+            "clip_sample_range is 2.0, expected 1.0",
+        ),
+        ({"prediction_type": "flow"}, "prediction_type is 'flow', expected one of epsilon"),
+        ({"prediction_type": ["epsilon"]}, "prediction_type is ['epsilon'], expected str"),
+        ({"thresholding": "false"}, "thresholding is 'false', expected bool"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps is 1000.0, expected int"),
+        (
+            {"dynamic_thresholding_ratio": 95},
+            "threshold.quantile: invalid value 95.0, expected 0 to 1",
+        ),
         ({"_class_name": "EulerDiscreteScheduler"}, "_class_name is 'EulerDiscreteScheduler'"),
     ],
 )
@@ -282,11 +293,11 @@ def test_other_schedulers(source, tmp_path, capsys, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'; T5 v1.1's is 'gated-gelu'"),
-        ({"model_type": "mt5"}, "model_type is 'mt5', not 't5'"),
-        ({"d_model": 64}, "another shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
-        ({"d_model": 48.0}, "config.json: field 'd_model' must be int, got 48.0"),
-        ({"d_kv": 16}, "another shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
+        ({"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu', expected 'gated-gelu'"),
+        ({"model_type": "mt5"}, "model_type is 'mt5', expected 't5'"),
+        ({"d_model": 64}, "wrong shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
+        ({"d_model": 48.0}, "config.json: d_model is 48.0, expected int"),
+        ({"d_kv": 16}, "wrong shape: encoder.block.0.layer.0.SelfAttention.k.weight"),
     ],
 )
 def test_other_text_encoders(source, model, tmp_path, capsys, change, message):
@@ -300,21 +311,22 @@ def test_other_text_encoders(source, model, tmp_path, capsys, change, message):
 def test_a_text_encoder_without_tokenizer(source, model, tmp_path, capsys):
     text = tmp_path / "t5"
     text.symlink_to(source / "text_encoder")
-    assert "no tokenizer.json or spiece.model" in error_of(capsys, "import-t5", text, model)
+    error = error_of(capsys, "import-t5", text, model)
+    assert f"{text}: " in error and "tokenizer.json" in error and "spiece.model" in error
     (tmp_path / "tokenizer").mkdir()
     for content in (b"no protobuf", b"\x08\x01", b"\x0a\x02\x08\x01", b""):
         (tmp_path / "tokenizer" / "spiece.model").write_bytes(content)
         error = error_of(capsys, "import-t5", text, model)
-        assert "spiece.model: not a unigram model of SentencePiece's" in error
-    # One whose first pieces are not T5's must not take the place of an encoder that works.
+        assert "spiece.model: not a unigram model" in error
+    # A tokenizer without T5's special tokens must not replace a working text encoder.
     content = (cases.GOLDEN / "spiece.model").read_bytes()
     (tmp_path / "tokenizer" / "spiece.model").write_bytes(content.replace(b"<pad>", b"<unc>"))
     error = error_of(capsys, "import-t5", text, model)
-    assert "tokenizer.json: token <pad> must have T5's id 0, has None" in error
+    assert "tokenizer.json: token <pad> has id None, expected T5's id 0" in error
     assert load(model).tokenizer is not None
 
 
-def test_a_decoder_and_a_second_name_of_the_embedding_are_left_out(source, model, tmp_path):
+def test_the_decoder_and_the_embedding_alias_are_dropped(source, model, tmp_path):
     text = tmp_path / "t5"
     tensors = dict(open_weight_files([source / "text_encoder" / "model.safetensors"]))
     tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
@@ -336,21 +348,21 @@ def test_export_writes_the_spatial_part_of_a_video_model(model, source, tmp_path
     params = {**content.params, "unet": params}
     write_model_folder(tmp_path / "video", replace(content, config=config, params=params))
     assert cli.main(["export-if", str(tmp_path / "video"), str(tmp_path / "out")]) == 0
-    theirs = open_weight_files(sorted((tmp_path / "out" / "unet").glob("*.safetensors")))
+    original = open_weight_files(sorted((tmp_path / "out" / "unet").glob("*.safetensors")))
     table = deepfloyd_if.hub_parameters(loaded.unet)
-    ours = from_hub(table, theirs)
+    imported = from_hub(table, original)
     jax.tree.map(
-        np.testing.assert_array_equal, jax.tree.map(np.asarray, ours), loaded.params["unet"]
+        np.testing.assert_array_equal, jax.tree.map(np.asarray, imported), loaded.params["unet"]
     )
 
 
-def test_what_cannot_be_exported(model, tmp_path, capsys):
+def test_export_errors(model, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert "is there already" in error_of(capsys, "export-if", model, tmp_path / "full")
+    assert f"{tmp_path / 'full'}: " in error_of(capsys, "export-if", model, tmp_path / "full")
     tiny = save_tiny_model(tmp_path / "tiny", UNET.text_to_image(), num_frames=1)
     error = error_of(capsys, "export-if", tiny, tmp_path / "out")
-    assert "norm_groups is 4; diffusers' attention always has 32" in error
+    assert re.search("norm_groups.* 4, .* 32 ", error)
     residual = {
         "stage": "ssr",
         "super_resolution": to_dict(SuperResolution(2, residual_scale=0.2)),
@@ -358,7 +370,7 @@ def test_what_cannot_be_exported(model, tmp_path, capsys):
     unet = replace(UNET.text_to_image(), in_channels=6, noise_level_embedding=True)
     ssr = save_tiny_model(tmp_path / "ssr", unet, num_frames=1, **residual)
     error = error_of(capsys, "export-if", ssr, tmp_path / "out")
-    assert "super_resolution.residual_scale), which diffusers cannot describe" in error
+    assert f"{ssr}: super_resolution.residual_scale is 0.2, expected 0 " in error
     assert not (tmp_path / "out").exists()
 
 
@@ -368,24 +380,24 @@ def test_shards_of_two_sets_are_not_mixed(tmp_path, capsys):
     stale = first.with_name("diffusion_pytorch_model-00001-of-00009.safetensors")
     stale.write_bytes(first.read_bytes())
     error = error_of(capsys, "import-if", unet, tmp_path / "m")
-    assert "2 weights without a variant; it has " in error and " in 9 files" in error
+    assert "2 weights without a variant, expected 1 of " in error and " in 9 files" in error
 
 
-def test_a_model_that_contradicts_itself_is_not_exported(model, tmp_path, capsys):
+def test_contradictory_models_are_not_exported(model, tmp_path, capsys):
     shutil.copytree(model, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     for change, message in (
-        ({"architecture": {**config["architecture"], "channels": [32, 64, 160]}}, "another shape"),
+        ({"architecture": {**config["architecture"], "channels": [32, 64, 160]}}, "wrong shape: "),
         ({"architecture": {**config["architecture"], "layers_per_block": [3, 2, 2]}}, "missing: "),
-        ({"variance": "large"}, "variance is 'large'; choose one of"),
+        ({"variance": "large"}, "variance is 'large', expected one of"),
     ):
         path.write_text(json.dumps(config | change))
         assert message in error_of(capsys, "export-if", tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_named_by_a_dot(source, tmp_path, monkeypatch):
+def test_the_current_directory_as_a_folder(source, tmp_path, monkeypatch):
     monkeypatch.chdir(source / "unet")
     (tmp_path / "out").mkdir()
     assert cli.main(["import-if", ".", str(tmp_path / "m")]) == 0
@@ -396,14 +408,18 @@ def test_a_folder_named_by_a_dot(source, tmp_path, monkeypatch):
 
 
 def test_memory_while_importing(tmp_path):
-    """A file of 2 GB, of holes: memory does not grow with it."""
+    """Imports a sparse file of 2 GB; memory does not grow with its size."""
     config = cases.STAGE_ONE | {"block_out_channels": [416, 832, 1248], "cross_attention_dim": 1024}
     config |= {"attention_head_dim": 32}
     table = deepfloyd_if.hub_parameters(deepfloyd_if.unet_config_from_diffusers(config, ""))
     header, end = {}, 0
-    for place in table.values():
-        start, end = end, end + 4 * int(np.prod(place.shape))
-        header[place.name] = {"dtype": "F32", "shape": place.shape, "data_offsets": [start, end]}
+    for parameter in table.values():
+        start, end = end, end + 4 * int(np.prod(parameter.shape))
+        header[parameter.name] = {
+            "dtype": "F32",
+            "shape": parameter.shape,
+            "data_offsets": [start, end],
+        }
     content = json.dumps(header).encode()
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
@@ -412,15 +428,15 @@ def test_memory_while_importing(tmp_path):
         file.write(len(content).to_bytes(8, "little") + content)
         file.truncate(8 + len(content) + end)
     size = path.stat().st_size
-    # The kernel's own account of this program; getrusage's would begin with this process's size.
+    # VmHWM is the peak of this program only; getrusage's starts at the parent process's size.
     code = (
         "import sys; from stunet.cli import main; code = main(sys.argv[1:]); "
         "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')]); "
         "sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "import-if", tmp_path / "unet", tmp_path / "model"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1])
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", process.stdout)[1])
     assert size > 2e9
-    assert peak <= 0.3 * size + 0.5e9, peak  # 1.3 times the file and 0.5 GB is the promise
+    assert peak <= 0.3 * size + 0.5e9, peak
     assert sum(p.stat().st_size for p in (tmp_path / "model").glob("*.safetensors")) > end
