@@ -15,7 +15,7 @@ REPORT = """
 import json
 from data.moving_shapes.judge import judge
 print(json.dumps({
-    "colour": judge(videos[0])["colour"],
+    "colour": judge(result.video)["colour"],
     "images": images.shape,
     "difference": difference,
     "exit_code": exit_code,
