@@ -1,8 +1,10 @@
 """Diffusion as pure functions on arrays: schedule, predictions, losses, guidance, samplers.
 
-A *denoiser* is a function (x_t, t) -> `Prediction`; guidance, MultiDiffusion over windows and
-thresholding are functions to denoisers, and a sampler takes any. Order: guide -> (average windows)
--> threshold once -> step.
+A denoiser is a function (x_t, timestep) -> `Prediction`. Guidance makes one from a network;
+MultiDiffusion and thresholding map denoisers to denoisers; samplers take any denoiser. Order of
+composition: guide -> average over windows -> threshold once -> step.
+
+Arrays are annotated with their shapes (jaxtyping). Video is [B, T, H, W, C]; masks are 1 = known.
 """
 
 from stunet.diffusion.conditioning import (
@@ -39,7 +41,6 @@ from stunet.diffusion.samplers import (
     DPMSolver2M,
     Sampler,
     SingleCallSampler,
-    make_sampler,
     resolve_sampler,
     sampler_from_dict,
     sampler_to_dict,
@@ -99,7 +100,6 @@ __all__ = [
     "eps_from_x0",
     "guided_denoiser",
     "keyed_noise",
-    "make_sampler",
     "make_target",
     "mask_conditioning",
     "min_snr_weight",

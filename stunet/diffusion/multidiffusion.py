@@ -115,8 +115,6 @@ class Windows:
         # on every device.
         return sum(frames[:, row] * share for row, share in zip(rows, shares, strict=True))
 
-    cut, join = split, merge
-
     @functools.cached_property
     def shares(self) -> Float[np.ndarray, "windows frames"]:
         """Normalised weight [W, T] of each window in each frame of the clip, float64."""

@@ -15,7 +15,6 @@ from stunet.diffusion.schedule import alpha_sigma
 from stunet.errors import UserError
 
 PREDICTION_KINDS = ("eps", "x0", "v")
-KINDS = PREDICTION_KINDS
 
 # Conversions that divide by alpha (eps -> x0) or sigma (x0 -> eps) clip the log-SNR to +-20. The
 # quotient then grows by at most e^10 = 22,026 and stays finite in bfloat16. IF's levels (-19.8 to

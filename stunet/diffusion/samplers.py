@@ -325,10 +325,3 @@ def _checked(name: str, sampler: Any) -> Sampler:
             "'default_steps' and 'bind'"
         )
     return sampler
-
-
-def make_sampler(
-    name: str, schedule: Schedule, num_steps: int, *, variance: str = "fixed_small"
-) -> BoundSampler:
-    """Returns the sampler called `name`, bound to a schedule and a number of steps."""
-    return resolve_sampler(name).bind(schedule, num_steps, variance=variance)

@@ -82,8 +82,6 @@ class SuperResolution:
         """Inverse of `from_frames`."""
         return upsampled + self.residual_scale * diffused if self.residual_scale else diffused
 
-    diffused, frames = from_frames, to_frames
-
 
 def downsample(
     video: Float[ArrayLike, "batch frames height width channels"], factor: int

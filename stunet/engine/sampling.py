@@ -357,13 +357,13 @@ def _frame_transforms(
     if "large" not in cond:
         return (lambda x: x), (lambda x: x)
     large = cond["large"]
-    return (lambda x: config.frames(x, large)), (lambda x: config.diffused(x, large))
+    return (lambda x: config.to_frames(x, large)), (lambda x: config.from_frames(x, large))
 
 
 def _split_conditioning(windows: Windows, cond: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Conditioning per window: splits what has a time axis, repeats the rest."""
     with_frames = ("low", "known")
-    return {k: windows.cut(v) if k in with_frames else windows.repeat(v) for k, v in cond.items()}
+    return {k: windows.split(v) if k in with_frames else windows.repeat(v) for k, v in cond.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
