@@ -51,13 +51,9 @@ class Tokenizer:
             mask[row, : len(tokens)] = True
         return ids, mask
 
-    def num_truncated(self, texts: Sequence[str]) -> int:
-        """Returns the number of captions that are truncated."""
-        return sum(len(self._encode(text)) >= self.max_tokens for text in texts)
-
     def truncation_warning(self, prompt: str) -> str | None:
         """Returns a warning if a prompt is truncated, else None."""
-        if not self.num_truncated([prompt]):
+        if len(self._encode(prompt)) < self.max_tokens:
             return None
         return f"the prompt is truncated to the {self.max_tokens} tokens that the model reads"
 

@@ -1,4 +1,4 @@
-"""Every module imports, and a tiny model makes a video: what other Python versions are asked."""
+"""Imports every module and generates a video; run also with other versions of Python and JAX."""
 
 import importlib
 import importlib.util
@@ -12,18 +12,18 @@ import stunet
 from tests.calls import generate
 from tests.tiny import NUM_FRAMES, RESOLUTION, fast_compiles, save_tiny_model
 
-NEEDS = {"stunet.studio.page": "gradio"}  # of an extra
+OPTIONAL = {"stunet.studio.page": "gradio"}  # module -> package of an extra
 
 
-def test_every_module_imports():
+def test_every_module_can_be_imported():
     for package in (stunet, data, experiments.configs):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            extra = NEEDS.get(module.name)
+            extra = OPTIONAL.get(module.name)
             if extra is None or importlib.util.find_spec(extra) is not None:
                 importlib.import_module(module.name)
 
 
-def test_a_tiny_model_makes_a_video(tmp_path):
+def test_a_tiny_model_generates_a_video(tmp_path):
     model = stunet.load(save_tiny_model(tmp_path / "model"))
     with fast_compiles():
         video = generate(model, ["a red circle"], steps=2)

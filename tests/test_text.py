@@ -39,11 +39,13 @@ def test_truncation_keeps_eos(path):
     assert ids[0].tolist() == [*full[0, :4], 1] and mask.all()
 
 
-def test_counts_truncated_captions(path):
+def test_truncated_captions_give_a_warning(path):
     length = int(load_tokenizer(path)([CAPTIONS[0]])[1].sum())
     texts = [CAPTIONS[0], "", CAPTIONS[0] + " a"]
-    assert load_tokenizer(path, max_tokens=length).num_truncated(texts) == 1
-    assert load_tokenizer(path, max_tokens=length - 1).num_truncated(texts) == 2
+    for max_tokens, expected in ((length, [False, False, True]), (length - 1, [True, False, True])):
+        warnings = map(load_tokenizer(path, max_tokens=max_tokens).truncation_warning, texts)
+        truncated = [warning is not None and str(max_tokens) in warning for warning in warnings]
+        assert truncated == expected
 
 
 def test_default_length_is_that_of_deepfloyd_if(path):

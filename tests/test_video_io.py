@@ -182,36 +182,50 @@ def test_max_frames(tmp_path):
     assert len(video_io.read_video(tmp_path / "clip.mp4", max_frames=5)[0]) == 5
 
 
-@pytest.mark.parametrize("margins", [None, (30, 0, 5, 10)])
 @pytest.mark.parametrize("fps", [None, 8, 20])
-def test_several_resolutions_equal_one_at_a_time(tmp_path, monkeypatch, fps, margins):
+def test_several_resolutions_equal_one_at_a_time(tmp_path, monkeypatch, fps):
     path = tmp_path / "clip.mp4"
     video_io.write_video(path, smooth_video(9, 256)[:, :, :200], 12)
     resolutions = (16, 64, None)
-    expected = [
-        video_io.read_video(path, fps, side, 7, margins=margins or (0, 0, 0, 0))
-        for side in resolutions
-    ]
-    # The whole 512x400 picture, in multiples of 8.
-    uncropped = video_io.read_video(path, fps, 16, multiple_of=8)[0]
-    masks = {side: video_io.margin_mask(path, margins, side) for side in (16, 64) if margins}
+    expected = [video_io.read_video(path, fps, side, 7) for side in resolutions]
+    uncropped, _ = video_io.read_video(path, fps, 16, multiple_of=8)
     size = video_io.frame_size(path)
 
     opened, av_open = [], av.open
     monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or av_open(*a, **k))
-    video = video_io.read_video_sizes(path, fps, resolutions, 7, margins)
+    video = video_io.read_video_sizes(path, fps, resolutions, 7)
     assert len(opened) == 1
     assert tuple(video.frames) == resolutions and video.size == size == (512, 400)
+    assert video.margin_masks == {}
     for side, (frames, rate) in zip(resolutions, expected, strict=True):
         assert video.fps == rate
         np.testing.assert_array_equal(video.frames[side], frames)
-    for side, mask in masks.items():
-        np.testing.assert_array_equal(video.margin_masks[side], mask)
-    assert bool(video.margin_masks) == (margins is not None)
 
-    whole = video_io.read_video_sizes(path, fps, (16,), multiple_of=8).frames[16]
-    np.testing.assert_array_equal(whole, uncropped)
-    assert whole.shape[1:] == (24, 16, 3)
+    again = video_io.read_video_sizes(path, fps, (16,), multiple_of=8).frames[16]
+    np.testing.assert_array_equal(again, uncropped)
+    assert again.shape[1:] == (24, 16, 3)
+
+
+def test_margins(tmp_path):
+    rng, margins = np.random.default_rng(0), (30, 0, 5, 10)
+    picture = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    padded = np.zeros((55, 80, 3), np.uint8)
+    padded[5:45, 30:] = picture
+    mask = np.full((55, 80, 3), 255, np.uint8)
+    mask[5:45, 30:] = 0
+    for name, pixels in (("picture", picture), ("padded", padded), ("mask", mask)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+
+    resolutions = (16, 64, None)
+    video = video_io.read_video_sizes(tmp_path / "picture.png", None, resolutions, margins=margins)
+    assert video.size == (40, 50)
+    for side in resolutions:
+        expected = [
+            video_io.read_video(tmp_path / f"{name}.png", None, side)[0]
+            for name in ("padded", "mask")
+        ]
+        np.testing.assert_array_equal(video.frames[side], expected[0])
+        np.testing.assert_array_equal(video.margin_masks[side], expected[1])
 
 
 def test_unreadable_videos(tmp_path):

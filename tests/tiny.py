@@ -1,4 +1,4 @@
-"""A model folder with a tiny random model, made without compiling anything."""
+"""A tiny random model, created without compiling anything, and helpers of several tests."""
 
 import contextlib
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ UNET = UNetConfig(
 
 @contextlib.contextmanager
 def fast_compiles() -> Iterator[None]:
-    """Compiles without most optimisations, at about half the time, inside the block."""
+    """Disables most of XLA's optimisations in the block, which halves the compile time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -47,7 +47,7 @@ def fast_compiles() -> Iterator[None]:
 
 
 def random_params(shapes: dict, seed: int = 0) -> dict:
-    """Parameters of these shapes, none of them zero: a zero-initialised block would hide faults."""
+    """Returns random parameters of these shapes; zero-initialised blocks would hide errors."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -62,10 +62,14 @@ def random_params(shapes: dict, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def ancestral_written_out(predict_eps, schedule, steps: int, noise) -> np.ndarray:
-    """Ancestral sampling by the textbook's equations, x0 clipped to [-1, 1].
+def reference_ancestral_sampling(predict_eps, schedule, steps: int, noise) -> np.ndarray:
+    """Samples with the equations of DDPM (2006.11239, equations 6 and 7), x0 clipped to [-1, 1].
 
-    `predict_eps(x, t)` is the guided prediction at the timestep t, `noise` the sampler's by index.
+    Args:
+      predict_eps: Function of x and the timestep t that returns the guided prediction.
+      schedule: Noise schedule.
+      steps: Number of steps.
+      noise: Function that returns the noise of a step index.
     """
     grid = TimeGrid.leading(schedule, steps)
     alpha_bar = np.append(grid.alpha_bars, 1.0)
@@ -84,7 +88,7 @@ def ancestral_written_out(predict_eps, schedule, steps: int, noise) -> np.ndarra
 def save_tiny_model(
     folder: Path, unet: UNetConfig = UNET, num_frames: int = NUM_FRAMES, **config
 ) -> Path:
-    """Writes the model folder; `config` replaces fields of its config."""
+    """Writes the model folder of a tiny model; `config` replaces fields of its config."""
     tokenizer = folder.with_name(f"{folder.name}.tokenizer.json")
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     train_tokenizer(CAPTIONS, T5.vocab_size, tokenizer)

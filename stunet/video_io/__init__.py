@@ -13,7 +13,6 @@ from stunet.video_io.reading import (
     VideoSizes,
     decode_frames,
     frame_size,
-    margin_mask,
     read_video,
     read_video_sizes,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "contact_sheet",
     "decode_frames",
     "frame_size",
-    "margin_mask",
     "probe",
     "read_comment",
     "read_video",

@@ -11,8 +11,6 @@ from stunet.errors import UserError
 from stunet.video_io.decoding import Margins, VideoSource, decode, source_name
 from stunet.video_io.pixels import to_float
 
-NO_MARGINS: Margins = (0, 0, 0, 0)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoSizes:
@@ -67,7 +65,7 @@ def read_video_sizes(
     first_picture, aspect, rate = first
 
     def resize_all(picture: np.ndarray, margin_value: int) -> dict[int | None, np.ndarray]:
-        padded = _pad(picture, margins or NO_MARGINS, margin_value)
+        padded = _pad(picture, margins or (0, 0, 0, 0), margin_value)
         return {side: _resize(padded, side, multiple_of, aspect) for side in resolutions}
 
     clips: dict[int | None, list[np.ndarray]] = {side: [] for side in resolutions}
@@ -92,7 +90,6 @@ def read_video(
     resolution: int | None = None,
     max_frames: int | None = None,
     multiple_of: int | None = None,
-    margins: Margins = NO_MARGINS,
 ) -> tuple[np.ndarray, float]:
     """Reads a video at one resolution; see `read_video_sizes` for the arguments.
 
@@ -102,8 +99,7 @@ def read_video(
     Raises:
       UserError: The file is absent or cannot be decoded.
     """
-    padded = margins if any(margins) else None
-    video = read_video_sizes(source, fps, (resolution,), max_frames, padded, multiple_of)
+    video = read_video_sizes(source, fps, (resolution,), max_frames, None, multiple_of)
     return video.frames[resolution], video.fps
 
 
@@ -122,18 +118,12 @@ def frame_size(source: VideoSource) -> tuple[int, int]:
     return _displayed_size(picture, aspect)
 
 
-def margin_mask(source: VideoSource, margins: Margins, resolution: int) -> np.ndarray:
-    """Returns the mask of the margins that `read_video` adds, `[1, R, R, 3]`: 1 there, else -1."""
-    video = read_video_sizes(source, None, (resolution,), max_frames=1, margins=margins)
-    return video.margin_masks[resolution]
-
-
 def _displayed_size(picture: np.ndarray, aspect: float) -> tuple[int, int]:
     height, width = picture.shape[:2]
     return height, round(width * aspect)
 
 
-def _pad(picture: np.ndarray, margins: Margins, value: int = 0) -> np.ndarray:
+def _pad(picture: np.ndarray, margins: Margins, value: int) -> np.ndarray:
     """Adds margins of `value` to `[H, W, 3]`."""
     left, right, top, bottom = margins
     widths = ((top, bottom), (left, right), (0, 0))

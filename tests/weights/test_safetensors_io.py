@@ -26,16 +26,16 @@ TENSORS = {
 
 
 def test_files_are_compatible_with_the_safetensors_library(tmp_path):
-    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "library.safetensors"
-    write_safetensors(ours, TENSORS, metadata={"format": "pt"})
+    own, foreign = tmp_path / "own.safetensors", tmp_path / "library.safetensors"
+    write_safetensors(own, TENSORS, metadata={"format": "pt"})
     contiguous = {name: np.asarray(array, order="C") for name, array in TENSORS.items()}
-    safetensors.numpy.save_file(contiguous, theirs)
-    with safetensors.safe_open(ours, framework="numpy") as file:
+    safetensors.numpy.save_file(contiguous, foreign)
+    with safetensors.safe_open(own, framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
     for read in (
-        safetensors.numpy.load_file(ours),
-        open_safetensors(ours),
-        open_safetensors(theirs),
+        safetensors.numpy.load_file(own),
+        open_safetensors(own),
+        open_safetensors(foreign),
     ):
         assert read.keys() == TENSORS.keys()
         for name, array in TENSORS.items():
