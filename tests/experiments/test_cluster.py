@@ -13,7 +13,8 @@ from tests.experiments.runs import signal_at, start, start_cluster, write_config
 
 pytestmark = pytest.mark.cluster
 
-MESHES = {"data": (1, 1), "data and fsdp": (2, 1), "fsdp": (4, 1)}
+MESHES = {"data": (1, 1), "data and fsdp": (2, 1), "fsdp": (4, 1)}  # sizes of fsdp and frames
+CLIP_MESHES = [(2, 2), (1, 4)]
 
 
 def losses(workdir):
@@ -151,21 +152,32 @@ def test_one_process_resumes_a_run_of_two(root, cluster, whole):
     np.testing.assert_allclose(losses(workdir)[16:], losses(whole[0])[16:], rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def four_devices(root, whole, clips):
+    """Losses of runs on four devices, by config and mesh; two runs at a time."""
+
+    def run(case):
+        config, fsdp, frames = case
+        workdir = root / f"{config.stem}_{fsdp}_{frames}"
+        options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
+        finish(start(config, workdir, root / "cache", *options, devices=4))
+        return losses(workdir)
+
+    cases = [(root / "t2i.py", *mesh) for mesh in MESHES.values()]
+    cases += [(clips[0], *mesh) for mesh in CLIP_MESHES]
+    with ThreadPoolExecutor(2) as runners:
+        runs = zip(cases, runners.map(run, cases), strict=True)
+        return {(config.stem, *mesh): found for (config, *mesh), found in runs}
+
+
 @pytest.mark.parametrize("mesh", MESHES)
-def test_four_devices_train_like_one(root, whole, mesh):
-    fsdp, frames = MESHES[mesh]
-    workdir = root / f"four_{fsdp}_{frames}"
-    options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
-    finish(start(root / "t2i.py", workdir, root / "cache", *options, devices=4))
-    np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
+def test_four_devices_train_like_one(four_devices, whole, mesh):
+    np.testing.assert_allclose(four_devices["t2i", *MESHES[mesh]], losses(whole[0]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("fsdp", "frames"), [(2, 2), (1, 4)])
-def test_clips_split_over_devices_train_like_whole_ones(root, clips, fsdp, frames):
-    workdir = root / f"clips_{fsdp}_{frames}"
-    options = f"--config.mesh.fsdp={fsdp}", f"--config.mesh.frames={frames}"
-    finish(start(clips[0], workdir, root / "cache", *options, devices=4))
-    np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
+@pytest.mark.parametrize("mesh", CLIP_MESHES)
+def test_clips_split_over_devices_train_like_whole_ones(four_devices, clips, mesh):
+    np.testing.assert_allclose(four_devices["t2v", *mesh], clips[1], rtol=1e-5)
 
 
 def test_clips_split_over_processes_train_like_whole_ones(root, clips):

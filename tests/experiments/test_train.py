@@ -228,7 +228,7 @@ def test_compile_lowers_the_program_that_train_runs(
 ):
     """Equal HLO from the abstract arguments of one and the arrays of the other."""
     config = {"t2i": config, "t2v": {**t2v[0], "frozen_dtype": "bfloat16"}}[stage]
-    config = {**config, "total_steps": 1, "sample_prompts": (), "gradient_accumulation": 2}
+    config = {**config, "gradient_accumulation": 2}
     lowered = []
 
     def build(*arguments):
@@ -236,12 +236,13 @@ def test_compile_lowers_the_program_that_train_runs(
 
         def step(*arguments):
             lowered.append(program.step.lower(*arguments).as_text())
-            return program.step(*arguments)
+            raise InterruptedError  # nothing needs to be compiled
 
         return dataclasses.replace(program, step=step)
 
     monkeypatch.setattr(train, "build_program", build)
-    assert train_here(config, tmp_path / "run") == 0
+    with pytest.raises(InterruptedError):
+        train_here(config, tmp_path / "run")
     config = parse(config)
     program = train_program(config, jax.devices(), *read_networks(config, backbone=None))
     assert [program.function.lower(*program.arguments).as_text()] == lowered
@@ -290,7 +291,7 @@ def test_invalid_values(command, config):
     for changes, found in (
         ({"batch_size": "many"}, "batch_size.* 'many'.* int"),
         ({"total_steps": 0}, "total_steps: 0,.* 1"),
-        ({"gradient_accumulation": 3}, "batch_size: 4,.*gradient_accumulation.* 3"),
+        ({"gradient_accumulation": 3}, "batch_size: 4,.*gradient_accumulation.*3"),
         ({"unet": None}, "'t2i'.* unet"),
         ({"mesh": {"fsdp": 2}}, "mesh: fsdp 2 x frames 1,.* 1 devices"),
         ({"mesh": {"frames": 0}}, "mesh.frames: 0,.* 1"),
