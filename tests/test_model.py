@@ -45,7 +45,7 @@ def test_missing_models(tmp_path):
         ({"variance": "learned_range"}, r"out_channels.* 3, .* 6 .*'learned_range'"),
         ({"num_frames": 3}, r"config\.json: num_frames.* 3.*stride.* 2"),
         ({"text_encoder": None}, r"tokenizer.* no text_encoder"),
-        ({"schedule": {"kind": "linear"}}, r"config\.json: schedule: .*kind.*'linear'"),
+        ({"schedule": {"kind": "linear"}}, r"config\.json: schedule: .*'linear'.*cosine"),
         ({"architecture.text_dim": 16}, r"text_dim.* 16, .*d_model.* 8"),
         ({"architecture.in_channels": 6}, r"in_channels.* 6 .*False, .* 3 .*without super"),
         ({"text_encoder.t5.vocab_size": 8}, r"vocab_size.* 8, .* 30\d "),

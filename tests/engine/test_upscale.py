@@ -30,8 +30,8 @@ from tests.tiny import (
     NUM_FRAMES,
     RESOLUTION,
     UNET,
-    ancestral_written_out,
     fast_compiles,
+    reference_ancestral_sampling,
     save_tiny_model,
 )
 
@@ -122,7 +122,7 @@ def test_upscaling_equals_the_steps_written_out(model, clip):
             covered[part] += weight
         return total / covered
 
-    expected = ancestral_written_out(guided, model.schedule, STEPS, noise)
+    expected = reference_ancestral_sampling(guided, model.schedule, STEPS, noise)
     np.testing.assert_allclose(got, expected[:, :7], atol=1e-3)
 
 
