@@ -9,7 +9,7 @@ jaxtyping.install_import_hook(
 )
 
 # The fixture that trains once for several files (tests/experiments/conftest.py).
-SHARED_RUN = "whole"
+SHARED_RUN = "t2i_run"
 
 
 def pytest_collection_modifyitems(items):

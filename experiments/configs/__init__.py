@@ -1,1 +1,1 @@
-"""Configs: each a file with `get_config()`, its docstring says what it is and costs."""
+"""Config files. Each defines `get_config()`; its docstring has purpose, command and cost."""

@@ -5,12 +5,12 @@
     python -m experiments.compile --config=experiments/configs/base_128.py:v5p \\
         --backbone=if_i_xl --topology=v5p:4x4x4
 
-What follows the colon is a slice of TPUs: v5p (4x4x4) and v6e (8x8) for IF-I-XL, 5.5 B parameters
-with the temporal ones, or v5e (4x4) for IF-I-M. docs/scaling.md has what the TPU compiler
-says of them: all three fit.
+The argument after the colon is a TPU slice: v5p (4x4x4) or v6e (8x8) for IF-I-XL, 5.5 B parameters
+with the temporal ones, or v5e (4x4) for IF-I-M. All three fit by the TPU compiler's figures
+(docs/scaling.md).
 
-MODEL makes images of 128 pixels: the first stage of IF with its levels at 128, 64, 32 and 16 pixels
-and attention at the latter two.
+MODEL generates images of 128 pixels: the first stage of IF with levels at 128, 64, 32 and 16 pixels
+and attention at the last two.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ SLICES = {
 
 
 def get_config(chips: str = "v5p") -> ConfigDict:
-    """`inflate_if.py` at twice the size; one video, or a quarter of one, a chip."""
+    """Returns `inflate_if.py` at twice the size, with a video or a quarter of one per chip."""
     base = inflate_if.get_config().to_dict()
     return ConfigDict(
         {

@@ -1,4 +1,4 @@
-"""Text to image on the frames of one's own clips (see README, "Your own clips").
+"""Text to image on the frames of your own videos (docs/training.md, "Your own clips").
 
     python -m experiments.train --config=experiments/configs/clips_t2i.py \\
         --config.data.source=FOLDER --workdir=runs/clips_t2i
@@ -10,7 +10,7 @@ from experiments.configs import tiny_t2i
 
 
 def get_config() -> ConfigDict:
-    """`tiny_t2i.py` on the videos in `data.source`."""
+    """Returns `tiny_t2i.py` for the videos in `data.source`."""
     config = tiny_t2i.get_config()
     config.data = own_clips(config.data, num_frames=1)
     config.sample_prompts = ()
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
 
 
 def own_clips(data: ConfigDict, num_frames: int) -> ConfigDict:
-    """The data config of a folder of videos, at the paper's rate."""
+    """Returns the data config of a folder of videos, at the paper's frame rate."""
     own = {name: value for name, value in data.items() if name != "num_examples"}
     own |= {"name": "video_folder", "source": "", "resolution": 32, "fps": 16.0}
     return ConfigDict({**own, "num_frames": num_frames})

@@ -1,4 +1,4 @@
-"""Text to video on one's own clips: `clips_t2i.py`'s model, inflated.
+"""Text to video on your own videos: inflates the model of `clips_t2i.py`.
 
     python -m experiments.train --config=experiments/configs/clips_t2v.py \\
         --config.data.source=FOLDER --workdir=runs/clips_t2v
@@ -11,7 +11,7 @@ from experiments.configs.clips_t2i import own_clips
 
 
 def get_config() -> ConfigDict:
-    """`tiny_t2v.py` on the videos in `data.source`."""
+    """Returns `tiny_t2v.py` for the videos in `data.source`."""
     config = tiny_t2v.get_config()
     config.data = own_clips(config.data, num_frames=16)
     config.init_from = "runs/clips_t2i"

@@ -1,4 +1,4 @@
-"""Text to video from DeepFloyd IF: an imported first stage, inflated, on one's own videos.
+"""Text to video from DeepFloyd IF: inflates an imported first stage, on your own videos.
 
     stunet import-if IF-I-M-v1.0 models/if_m
     python -m experiments.cache_text --config=experiments/configs/inflate_if.py \\
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """80 frames at 16 a second, as the paper's, at the first stage's 64x64."""
+    """Returns the config: 80 frames at 16 per second (as in the paper) of 64x64 pixels."""
     return ConfigDict(
         {
             "stage": "t2v",
@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
                 "caption_dropout": 0.1,
                 "text_states": True,  # T5-XXL runs once, in cache_text
             },
-            # IF's own noise and target. Its variance channels are not trained for what the new
-            # temporal blocks do to the features under them, so the video model does without.
+            # Noise schedule and target of IF. Its variance channels were not trained on the
+            # activations that the new temporal blocks produce, so the variance is fixed.
             "diffusion": {
                 "prediction": "eps",
                 "variance": "fixed_small",

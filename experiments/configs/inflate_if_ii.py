@@ -1,4 +1,4 @@
-"""Super-resolution of video from DeepFloyd IF: its second stage, 64 to 256 pixels, inflated.
+"""Super-resolution of video from DeepFloyd IF: inflates its second stage, 64 to 256 pixels.
 
     stunet import-if IF-II-M-v1.0 models/if_ii_m
     python -m experiments.cache_text --config=experiments/configs/inflate_if_ii.py \\
@@ -13,7 +13,7 @@ from experiments.configs import inflate_if
 
 
 def get_config() -> ConfigDict:
-    """Windows of 8 frames, which tile 80 with an overlap of 2."""
+    """Returns the config, for windows of 8 frames, which tile 80 frames with an overlap of 2."""
     base = inflate_if.get_config()
     return ConfigDict(
         {

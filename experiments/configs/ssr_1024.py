@@ -3,7 +3,7 @@
     python -m experiments.train --config=experiments/configs/ssr_1024.py \\
         --config.data.source=FOLDER --workdir=runs/ssr_1024
 
-One model makes the whole of it. For two, the second on top of the first, change what each makes:
+One model enlarges by the whole factor. For a cascade of two models, change their factors:
 
     ... --config.data.resolution=512 --config.super_resolution.factor=4 --workdir=runs/ssr_512
     ... --config.super_resolution.factor=2 --workdir=runs/ssr_1024
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """An efficient U-Net: most of its parameters lie where it is coarse, as Imagen's."""
+    """Returns an efficient U-Net with most parameters at its coarse levels, as Imagen's."""
     return ConfigDict(
         {
             "stage": "ssr",

@@ -1,4 +1,4 @@
-"""Filling in around given pixels on the moving-shapes world: `tiny_t2v.py`'s model, tuned.
+"""Filling in around known pixels in the moving-shapes world: tunes the model of `tiny_t2v.py`.
 
 python -m experiments.train --config=experiments/configs/tiny_conditional.py --workdir=runs/fill
 stunet animate star.png "a red star moving left" --model runs/fill --out star.mp4
@@ -10,7 +10,7 @@ from experiments.configs import tiny_t2v
 
 
 def get_config() -> ConfigDict:
-    """The temporal parameters again, and a convolution that shows what is given."""
+    """Returns the config, which trains temporal modules and the inputs for known pixels."""
     t2v = tiny_t2v.get_config()
     return ConfigDict(
         {

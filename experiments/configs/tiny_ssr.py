@@ -1,23 +1,22 @@
-"""Super-resolution on the moving-shapes world, 32 to 128 pixels, small enough for a laptop CPU.
+"""Super-resolution in the moving-shapes world, 32 to 128 pixels, for a laptop CPU.
 
     python -m experiments.train --config=experiments/configs/tiny_ssr.py --workdir=runs/tiny_ssr
     stunet upscale clip.mp4 "a red star spinning" --model runs/tiny_ssr --out large.mp4
 
-No other model takes part: it learns from crops of short windows, and a text encoder of its own
-with them.
+Trains a new network and its text encoder from scratch, on crops of short windows.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """A new network, all of which is trained."""
+    """Returns the config of a new network, all of which is trained."""
     return ConfigDict(
         {
             "stage": "ssr",
-            # Whole frames took a network of this size more training than a laptop has to learn the
-            # colours of (docs/super_resolution.md); what the enlarged clip lacks is 0.1 strong.
-            # More steps make grain, and are further from the truth.
+            # Diffuses the difference to the enlarged clip, whose standard deviation is about 0.1:
+            # with whole frames a network of this size took too long to learn colours on a laptop
+            # (docs/super_resolution.md). More steps add grain and increase the error.
             "super_resolution": {
                 "factor": 4,
                 "max_noise_level": 200.0,

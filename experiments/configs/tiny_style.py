@@ -1,11 +1,11 @@
-"""A style for the moving-shapes world: `tiny_t2i.py`'s model, tuned to a handful of pictures.
+"""A style for the moving-shapes world: tunes the model of `tiny_t2i.py` to a few pictures.
 
     python -m data.moving_shapes.duotone --out=datasets/duotone
     python -m experiments.train --config=experiments/configs/tiny_style.py --workdir=runs/duotone
     stunet generate "a red star" --model runs/tiny_t2v --style runs/duotone --out star.mp4
 
-`--config.adapter_rank=4` trains low-rank adapters in place of the whole network. Pictures of your
-own: a folder of them with captions, as `--config.data.source=FOLDER`.
+`--config.adapter_rank=4` trains low-rank adapters instead of the network.
+`--config.data.source=FOLDER` trains on a folder of your own pictures with captions.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from experiments.configs import tiny_t2i
 
 
 def get_config() -> ConfigDict:
-    """The U-Net of images; the text encoder stays."""
+    """Returns the config, which trains the U-Net but not the text encoder."""
     t2i = tiny_t2i.get_config()
     return ConfigDict(
         {

@@ -1,4 +1,4 @@
-"""Text to image on the moving-shapes world, small enough for a laptop CPU.
+"""Text to image in the moving-shapes world, small enough for a laptop CPU.
 
 python -m experiments.train --config=experiments/configs/tiny_t2i.py --workdir=runs/tiny_t2i
 """
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The first stage: the frozen backbone of `tiny_t2v.py`, and the text encoder."""
+    """Returns the config of the first stage: the image model that `tiny_t2v.py` inflates."""
     return ConfigDict(
         {
             "stage": "t2i",
@@ -48,9 +48,8 @@ def get_config() -> ConfigDict:
                 "caption_dropout": 0.1,
                 "text_states": False,
             },
-            # What a shape is shows at a log-SNR of -2 to 3 (its energy against the noise's), and
-            # min-SNR weights have the network learn that: the unweighted loss of v is mostly
-            # about grain (docs/moving_shapes.md).
+            # Shapes are recognisable at log-SNR -2 to 3, which min-SNR weights emphasise; the
+            # unweighted loss of v is mostly about texture (docs/moving_shapes.md).
             "diffusion": {
                 "prediction": "v",
                 "loss": "min_snr",

@@ -1,4 +1,4 @@
-"""Text to video on the moving-shapes world: `tiny_t2i.py`'s model, inflated.
+"""Text to video in the moving-shapes world: inflates the model of `tiny_t2i.py`.
 
 python -m experiments.train --config=experiments/configs/tiny_t2v.py --workdir=runs/tiny_t2v
 """
@@ -9,7 +9,7 @@ from experiments.configs import tiny_t2i
 
 
 def get_config() -> ConfigDict:
-    """The second stage: only the new, temporal parameters are trained."""
+    """Returns the config of the second stage, which trains only the temporal modules."""
     t2i = tiny_t2i.get_config()
     return ConfigDict(
         {
@@ -25,15 +25,15 @@ def get_config() -> ConfigDict:
                 "relative": False,
             },
             "data": {**t2i.data.to_dict(), "num_frames": 8},
-            # Where a flat shape of 40 pixels stands, and how it moves, shows from a log-SNR of
-            # about -5 up, and in eight frames at ln 8 = 2 less: there, and not where the object is
-            # plain to see, motion has to be chosen. Min-SNR weights would all but leave that out.
+            # Position and motion of a uniform shape of 40 pixels are visible from a log-SNR of
+            # about -5 on, and in eight frames from ln 8 = 2 below. Motion is decided there, not
+            # where the object is plainly visible. Min-SNR weights would almost ignore that range.
             "diffusion": {
                 "prediction": "v",
                 "loss": "simple",
                 "schedule": {"kind": "continuous_cosine", "log_snr_shift": -4.0},
             },
-            # At 5e-3 the words of motion were not learnt in 400 steps.
+            # At 5e-3, words of motion were not learnt within 400 steps.
             "optimizer": {**t2i.optimizer.to_dict(), "learning_rate": 1.5e-3},
             "batch_size": 8,
             "total_steps": 160,

@@ -1,9 +1,9 @@
-"""Where a compiled TPU program's estimated time goes, by kinds of work.
+"""Estimated time of a compiled TPU program by kind of operation.
 
-The compiler's estimate is a roofline: an operation, with all that is fused into it, takes as long
-as its products at the chip's peak or its bytes at the memory's full rate, whichever is longer. It
-gives out their sum only; here it is worked out once more for each operation of the program's text.
-A loop's body counts once, as the compiler counts it.
+The compiler's estimate is a roofline: an operation, with all operations fused into it, takes the
+maximum of its products' time at the chip's peak FLOP/s and of its bytes' time at the memory's
+bandwidth. The compiler reports only the sum; this module repeats the estimate for each operation in
+the program's text. The body of a loop counts once, as in the compiler's sum.
 """
 
 import math
@@ -21,12 +21,18 @@ _SHAPE = re.compile(r"([a-z]+)(\d+)?\w*\[([\d,]*)\](?:\{([\d,]*)([^}]*)\})?")
 _BODIES = re.compile(r"(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
-# Asynchronous copies lie beside other work; collectives are not the memory's.
-_OTHERWISE = re.compile(r"-(start|done)$|^(all-|reduce-scatter|collective|partition-id)")
+# Asynchronous copies overlap with other operations; collectives do not use the memory bandwidth.
+_NOT_COUNTED = re.compile(r"-(start|done)$|^(all-|reduce-scatter|collective|partition-id)")
 
 
 class Cost(NamedTuple):
-    """Of one operation: what it is, FLOPs of its products, bytes that it reads and writes."""
+    """Cost of one operation.
+
+    Attributes:
+      kind: Kind of operation.
+      flops: FLOPs of its products.
+      bytes: Bytes that it reads and writes.
+    """
 
     kind: str
     flops: float
@@ -34,19 +40,24 @@ class Cost(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Of all operations of a kind: seconds of the roofline, and of their products alone at peak."""
+    """Time of all operations of a kind.
+
+    Attributes:
+      seconds: Roofline estimate.
+      peak_seconds: Time of their products at the chip's peak FLOP/s.
+    """
 
     seconds: float
     peak_seconds: float
 
 
 def time_by_kind(hlo: str, peak: float, bandwidth: float) -> dict[str, Kind]:
-    """Kinds of work, the longest first.
+    """Returns the time of each kind of operation, longest first.
 
     Args:
-      hlo: the compiled program, `Compiled.as_text()`.
+      hlo: The compiled program, `Compiled.as_text()`.
       peak: FLOP/s of a chip.
-      bandwidth: bytes a second of its memory.
+      bandwidth: Bytes per second of its memory.
     """
     seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for cost in costs(hlo):
@@ -58,13 +69,13 @@ def time_by_kind(hlo: str, peak: float, bandwidth: float) -> dict[str, Kind]:
 
 
 def costs(hlo: str) -> list[Cost]:
-    """What each operation costs that the program runs: of branches those of the dearest."""
+    """Returns the cost of each operation that runs; of a conditional, of its dearest branch."""
     shapes: dict[str, str] = {}
-    flops: dict[str, float] = defaultdict(float)  # of the products in a computation
+    flops: dict[str, float] = defaultdict(float)  # FLOPs of products by computation
     paths = module_paths(hlo)
     found: dict[str, list[Cost]] = {}
     computation = ""
-    for line in hlo.splitlines():  # what is called stands above what calls it
+    for line in hlo.splitlines():  # computations precede their callers
         if match := _COMPUTATION.match(line):
             computation = match[1]
             found[computation] = []
@@ -76,22 +87,22 @@ def costs(hlo: str) -> list[Cost]:
         product = _product_flops(op, shape, rest, shapes)
         flops[computation] += product
         if op in ("conditional", "while", "call"):
-            bodies = [found[one] for one in _BODIES.findall(rest) if one in found]
-            bodies += [found[one.strip(" %")] for one in _branches(rest)]
+            bodies = [found[body] for body in _BODIES.findall(rest) if body in found]
+            bodies += [found[branch.strip(" %")] for branch in _branches(rest)]
             if bodies:
                 found[computation] += max(bodies, key=lambda body: sum(c.bytes for c in body))
             continue
-        if op in _FREE or _OTHERWISE.search(op):
+        if op in _FREE or _NOT_COUNTED.search(op):
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
         inner = _CALLS.search(rest)
         if inner:
             product += flops[inner[1]]
-        size = _bytes(shape) + sum(_bytes(shapes.get(one, "")) for one in operands)
+        size = _bytes(shape) + sum(_bytes(shapes.get(operand, "")) for operand in operands)
         found[computation].append(
             Cost(_kind(op, paths.get(name, ""), bool(product)), product, size)
         )
-    return found[computation]  # the entry, which comes last
+    return found[computation]  # the entry computation is the last
 
 
 def _branches(rest: str) -> list[str]:
@@ -100,9 +111,9 @@ def _branches(rest: str) -> list[str]:
 
 
 def _product_flops(op: str, shape: str, rest: str, shapes: dict[str, str]) -> float:
-    """Of a convolution or matrix product; a term that falls on padding is none.
+    """Returns the FLOPs of a convolution or matrix product, without products with padding.
 
-    Products of batches of matrices are convolutions here, whose windows are mostly padding.
+    The TPU compiler writes batched matrix products as convolutions of mostly padding.
     """
     if op not in ("convolution", "dot"):
         return 0.0
@@ -134,9 +145,9 @@ def _product_flops(op: str, shape: str, rest: str, shapes: dict[str, str]) -> fl
 def _terms_inside(
     size: int, window: int, out: int, stride: int, pad: int, dilation: int, window_dilation: int
 ) -> int:
-    """Pairs of an output and a place in its window that lies on an input, along an axis."""
-    place = np.arange(out)[:, None] * stride - pad + np.arange(window) * window_dilation
-    inside = (place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)
+    """Counts pairs (output, tap of its window) along an axis that meet an input, not padding."""
+    position = np.arange(out)[:, None] * stride - pad + np.arange(window) * window_dilation
+    inside = (position >= 0) & (position <= (size - 1) * dilation) & (position % dilation == 0)
     return int(inside.sum())
 
 
@@ -145,11 +156,11 @@ def _dimensions(shape: str) -> list[list[int]]:
 
 
 def _bytes(shape: str) -> int:
-    """Of arrays as they lie in memory: filled up to the layout's tiles."""
+    """Returns the bytes of arrays in memory, padded to the tiles of their layout."""
     total = 0
     for match in _SHAPE.finditer(shape):
         kind, bits, extents, order, tiles = match.groups()
-        if "S(1)" in (tiles or ""):  # lies in the chip's fast memory
+        if "S(1)" in (tiles or ""):  # in the chip's fast memory
             continue
         extents = [int(n) for n in extents.split(",") if n]
         tile = re.search(r"T\((\d+),(\d+)\)", tiles or "")

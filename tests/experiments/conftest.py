@@ -34,10 +34,10 @@ def config(root):
 
 
 @pytest.fixture(scope="session")
-def whole(root, config):
+def t2i_run(root, config):
     """An uninterrupted run: its workdir, stdout and stderr."""
     path = write_config(root / "t2i.py", config)
-    process = start(path, root / "whole", root / "cache")
+    process = start(path, root / "t2i_run", root / "cache")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    return root / "whole", out, err
+    return root / "t2i_run", out, err

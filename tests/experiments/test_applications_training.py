@@ -19,11 +19,11 @@ from tests.experiments.runs import changed, train_here
 
 
 @pytest.fixture(scope="module")
-def style(root, config, whole):
+def style(root, config, t2i_run):
     write_duotone_images(root / "duotone", 6)
     config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "style",
-        "init_from": str(whole[0]),
+        "init_from": str(t2i_run[0]),
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
         "batch_size": 2,
         "total_steps": 2,
@@ -74,21 +74,21 @@ def test_a_style_goes_into_a_model_of_videos(styles, video):
         np.testing.assert_allclose(mixed[path], expected, atol=1e-6)
 
 
-def test_a_style_starts_from_the_image_model_in_a_model_of_videos(root, style, video, whole):
+def test_a_style_starts_from_the_image_model_in_a_model_of_videos(root, style, video, t2i_run):
     again = changed(style, init_from=str(video), total_steps=1)
     assert train_here(again, root / "style_of_video") == 0
     before = flatten(read_model_folder(root / "style_of_video" / "initial").params)
-    images = flatten(read_model_folder(whole[0] / "model").params)
+    images = flatten(read_model_folder(t2i_run[0] / "model").params)
     assert before.keys() == images.keys()
     assert all(np.array_equal(leaf, before[path]) for path, leaf in images.items())
 
 
 @pytest.fixture(scope="module")
-def video(root, config, whole):
+def video(root, config, t2i_run):
     workdir = root / "video"
     start = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "t2v",
-        "init_from": str(whole[0]),
+        "init_from": str(t2i_run[0]),
         "temporal": {"resample": (True,), "attention_layers": 1, "head_dim": 8},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
         "batch_size": 2,
@@ -99,7 +99,7 @@ def video(root, config, whole):
 
 
 def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
-    root, config, whole, video
+    root, config, t2i_run, video
 ):
     conditional = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "conditional",
@@ -125,14 +125,14 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
         is_trained = not np.array_equal(leaf, before[path])
         # Softmax is invariant to a constant added to all logits, so key biases have no gradient.
         assert is_trained == is_added(path) or path.endswith("k/bias"), path
-    with pytest.raises(UserError, match=r"init_from: .*whole/model .*'t2v'"):
-        train_here(changed(conditional, init_from=str(whole[0])), root / "wrong")
+    with pytest.raises(UserError, match=r"init_from: .*t2i_run/model .*'t2v'"):
+        train_here(changed(conditional, init_from=str(t2i_run[0])), root / "wrong")
     (root / "fill" / "DONE").unlink()
     with pytest.raises(UserError, match=r"fill/initial: .*'conditional',.* 't2v'"):
         own = ("conditioning", "cond_in_blocks")
         t2v = {name: value for name, value in conditional.items() if name not in own}
         temporal = {"resample": (True,), "attention_layers": 1, "head_dim": 8}
-        t2v |= {"stage": "t2v", "init_from": str(whole[0]), "temporal": temporal}
+        t2v |= {"stage": "t2v", "init_from": str(t2i_run[0]), "temporal": temporal}
         train_here(t2v, root / "fill")
     with pytest.raises(UserError, match=r"fill.*initial.*given/kernel"):
         train_here(changed(conditional, cond_in_blocks=False), root / "fill")

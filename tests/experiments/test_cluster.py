@@ -43,7 +43,7 @@ def printed(out):
 
 
 @pytest.fixture(scope="module")
-def cluster(root, whole):
+def cluster(root, t2i_run):
     """An uninterrupted run of two processes: its workdir, and their outputs."""
     workdir = root / "cluster"
     processes = start_cluster(
@@ -53,11 +53,11 @@ def cluster(root, whole):
 
 
 @pytest.fixture(scope="module")
-def clips(root, config, whole):
+def clips(root, config, t2i_run):
     """A config that trains on clips, and its losses on one device."""
     values = {name: config[name] for name in ("diffusion", "mesh", "log_every")} | {
         "stage": "t2v",
-        "init_from": str(whole[0]),
+        "init_from": str(t2i_run[0]),
         "temporal": {
             "resample": (True,),
             "attention_layers": 1,
@@ -142,18 +142,18 @@ def test_all_fall_back_if_one_cannot_read(root, cluster):
     assert losses(workdir) == losses(cluster[0])
 
 
-def test_one_process_resumes_a_run_of_two(root, cluster, whole):
+def test_one_process_resumes_a_run_of_two(root, cluster, t2i_run):
     workdir = root / "one_of_two"
     shutil.copytree(cluster[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     (workdir / "DONE").unlink()
     finish(start(root / "t2i.py", workdir, root / "cache"))
     assert losses(workdir)[:16] == losses(cluster[0])[:16]
-    np.testing.assert_allclose(losses(workdir)[16:], losses(whole[0])[16:], rtol=1e-5)
+    np.testing.assert_allclose(losses(workdir)[16:], losses(t2i_run[0])[16:], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def four_devices(root, whole, clips):
+def four_devices(root, t2i_run, clips):
     """Losses of runs on four devices, by config and mesh; two runs at a time."""
 
     def run(case):
@@ -171,8 +171,8 @@ def four_devices(root, whole, clips):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_four_devices_train_like_one(four_devices, whole, mesh):
-    np.testing.assert_allclose(four_devices["t2i", *MESHES[mesh]], losses(whole[0]), rtol=1e-5)
+def test_four_devices_train_like_one(four_devices, t2i_run, mesh):
+    np.testing.assert_allclose(four_devices["t2i", *MESHES[mesh]], losses(t2i_run[0]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", CLIP_MESHES)
@@ -186,11 +186,11 @@ def test_clips_split_over_processes_train_like_whole_ones(root, clips):
     np.testing.assert_allclose(losses(workdir), clips[1], rtol=1e-5)
 
 
-def test_two_processes_train_like_one(cluster, whole):
+def test_two_processes_train_like_one(cluster, t2i_run):
     workdir, ((out, err), (quiet_out, quiet_err)) = cluster
-    np.testing.assert_allclose(losses(workdir), losses(whole[0]), rtol=1e-5)
+    np.testing.assert_allclose(losses(workdir), losses(t2i_run[0]), rtol=1e-5)
     (line,) = printed(out)
     assert str(workdir / "model") in line and "20/20" in err
     assert printed(quiet_out) == [] and "steps/s" not in quiet_err
     names = {path.name for path in workdir.iterdir()}
-    assert names == {path.name for path in whole[0].iterdir()}
+    assert names == {path.name for path in t2i_run[0].iterdir()}

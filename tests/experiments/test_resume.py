@@ -14,7 +14,7 @@ from tests.experiments.runs import signal_at, start, train_here
 
 
 @pytest.fixture(scope="module")
-def interrupted(root, whole):
+def interrupted(root, t2i_run):
     """A run that is stopped by SIGTERM, resumed, killed, and resumed to its end."""
     seed = random.randrange(10**6)
     print(f"random seed {seed}")
@@ -50,25 +50,25 @@ def test_sigterm_saves_and_exits_75(interrupted):
     assert saved[-1] == last_step < 20
 
 
-def test_a_killed_run_resumes_exactly(whole, interrupted):
+def test_a_killed_run_resumes_exactly(t2i_run, interrupted):
     workdir, _, _, kill, (code, out, err) = interrupted
     assert kill == (-signal.SIGKILL, False)
     assert code == 0 and "finished" in out, err
-    assert files(workdir / "model") == files(whole[0] / "model")
+    assert files(workdir / "model") == files(t2i_run[0] / "model")
     rows = (workdir / "metrics.csv").read_bytes()
-    assert rows == (whole[0] / "metrics.csv").read_bytes() and rows.count(b"\n") == 21
+    assert rows == (t2i_run[0] / "metrics.csv").read_bytes() and rows.count(b"\n") == 21
     checkpointer = ocp.StandardCheckpointer()
     states = [
         checkpointer.restore(folder / "checkpoints" / "20" / "state")
-        for folder in (workdir, whole[0])
+        for folder in (workdir, t2i_run[0])
     ]
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert states[0]["step"] == 20
 
 
-def test_console(whole):
-    _, out, err = whole
-    assert out.count("\n") == 1 and str(whole[0] / "model") in out
+def test_console(t2i_run):
+    _, out, err = t2i_run
+    assert out.count("\n") == 1 and str(t2i_run[0] / "model") in out
     lines = re.split(r"[\r\n]+", err.strip())
     assert re.fullmatch(
         r"t2i: 100%\|█+\| 20/20 \[\d\d:\d\d, ETA 00:00, +[\d.]+ steps/s, "
@@ -79,24 +79,24 @@ def test_console(whole):
     assert [line for line in lines if not re.match(known, line)] == []
 
 
-def test_what_a_finished_run_leaves(whole):
-    names = {path.name for path in whole[0].iterdir()}
+def test_what_a_finished_run_leaves(t2i_run):
+    names = {path.name for path in t2i_run[0].iterdir()}
     folders = {"initial", "checkpoints", "model", "tensorboard"}
     assert names == folders | {"metrics.csv", "loss.png", "DONE"}
 
 
-def test_a_finished_run_is_not_trained_again(config, whole, capsys):
-    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
-    assert train_here(config, whole[0]) == 0
-    assert re.fullmatch(f"{whole[0]}.* 20 .* t2i\n", capsys.readouterr().out)
-    assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+def test_a_finished_run_is_not_trained_again(config, t2i_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in t2i_run[0].rglob("*")}
+    assert train_here(config, t2i_run[0]) == 0
+    assert re.fullmatch(f"{t2i_run[0]}.* 20 .* t2i\n", capsys.readouterr().out)
+    assert before == {path: path.stat().st_mtime_ns for path in t2i_run[0].rglob("*")}
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_end(root, config, whole):
+def test_a_run_killed_between_its_last_checkpoint_and_its_end(root, config, t2i_run):
     workdir = root / "unmarked"
-    shutil.copytree(whole[0], workdir)
+    shutil.copytree(t2i_run[0], workdir)
     (workdir / "DONE").unlink()
     shutil.rmtree(workdir / "model")
     assert train_here(config, workdir) == 0
     assert (workdir / "DONE").exists()
-    assert files(workdir / "model") == files(whole[0] / "model")
+    assert files(workdir / "model") == files(t2i_run[0] / "model")

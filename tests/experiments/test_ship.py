@@ -26,12 +26,12 @@ def ship(*flags):
 
 def save_style(folder):
     """Writes an image model with the others' text encoder and other values in the U-Net."""
-    whole = read_model_folder(folder)
+    model = read_model_folder(folder)
     unet = UNET.text_to_image()
     params = random_params(jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), seed=1)
-    config = {**whole.config, "architecture": to_dict(unet), "stage": "style"}
+    config = {**model.config, "architecture": to_dict(unet), "stage": "style"}
     write_model_folder(
-        folder, ModelFolder(config, {**whole.params, "unet": params}, whole.tokenizer)
+        folder, ModelFolder(config, {**model.params, "unet": params}, model.tokenizer)
     )
 
 

@@ -29,10 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 
 @pytest.fixture(scope="module")
-def started(root, config, whole):
+def started(root, config, t2i_run):
     """A workdir before the first step, to be copied."""
     folder = root / "started"
-    shutil.copytree(whole[0] / "initial", folder / "initial")
+    shutil.copytree(t2i_run[0] / "initial", folder / "initial")
     return folder
 
 
@@ -89,11 +89,11 @@ def test_a_huge_learning_rate_diverges(started, config, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def t2v(root, config, whole):
+def t2v(root, config, t2i_run):
     """A run of three steps that inflates the T2I model: config and workdir."""
     config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "t2v",
-        "init_from": str(whole[0]),
+        "init_from": str(t2i_run[0]),
         "temporal": {"resample": (True,), "attention_layers": 1, "head_dim": 8},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
         "batch_size": 2,
@@ -105,8 +105,8 @@ def t2v(root, config, whole):
     return config, root / "t2v"
 
 
-def test_t2v_leaves_the_text_to_image_model_alone(t2v, whole):
-    t2i = flatten(read_model_folder(whole[0] / "model").params)
+def test_t2v_leaves_the_text_to_image_model_alone(t2v, t2i_run):
+    t2i = flatten(read_model_folder(t2i_run[0] / "model").params)
     before = flatten(read_model_folder(t2v[1] / "initial").params)
     after = flatten(read_model_folder(t2v[1] / "model").params)
     assert before.keys() == after.keys() > t2i.keys()
@@ -129,7 +129,7 @@ def test_t2v_goes_on_with_an_inflated_model_at_more_frames(t2v):
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
 
 
-def test_frozen_kernels_in_bfloat16(t2v, whole, root):
+def test_frozen_kernels_in_bfloat16(t2v, t2i_run, root):
     """Initially, after resuming, and in the exported model; trained parameters are float32."""
     config = {**t2v[0], "frozen_dtype": "bfloat16", "frozen": ("conv_time",), "sample_prompts": ()}
     workdir = root / "t2v_bfloat16"
@@ -137,7 +137,7 @@ def test_frozen_kernels_in_bfloat16(t2v, whole, root):
     (workdir / "DONE").unlink()
     assert train_here(config, workdir) == 0
     assert [row["step"] for row in read_metrics(workdir / "metrics.csv")] == [1, 2, 3]
-    t2i = flatten(read_model_folder(whole[0] / "model").params["unet"])
+    t2i = flatten(read_model_folder(t2i_run[0] / "model").params["unet"])
     for folder in ("initial", "model"):
         for path, leaf in flatten(read_model_folder(workdir / folder).params["unet"]).items():
             cast = path in t2i and leaf.ndim > 1
@@ -153,10 +153,10 @@ def test_frozen_kernels_in_bfloat16(t2v, whole, root):
     assert all(np.isfinite(row["loss"]) for row in read_metrics(workdir / "metrics.csv"))
 
 
-def test_every_trained_parameter_has_gradients_and_no_other(whole, t2v):
+def test_every_trained_parameter_has_gradients_and_no_other(t2i_run, t2v):
     """The optimizer state has moments of all trained parameters only, none of them zero."""
     for (workdir, step), is_trained in (
-        ((whole[0], "20"), lambda path: True),
+        ((t2i_run[0], "20"), lambda path: True),
         ((t2v[1], "3"), is_temporal),
     ):
         state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / step / "state")
@@ -345,7 +345,7 @@ def test_missing_config(command, tmp_path):
     assert "absent.py" in command(None, f"--config={tmp_path}/absent.py")
 
 
-def test_init_from(command, t2v, tmp_path, whole):
+def test_init_from(command, t2v, tmp_path, t2i_run):
     config = t2v[0]
     assert f"{tmp_path}/no: " in command({**config, "init_from": f"{tmp_path}/no"})
     assert re.search("init_from: .*'t2v'|'t2v'.*init_from: ", command({**config, "init_from": ""}))
@@ -355,7 +355,7 @@ def test_init_from(command, t2v, tmp_path, whole):
     another = changed(config, init_from=str(t2v[1]), temporal__block="conv1d")
     error = command(another)
     assert re.search(f"temporal.block: 'conv1d',.* 'factorised'.*{t2v[1]}/model", error)
-    shutil.copytree(whole[0] / "model", tmp_path / "torn")
+    shutil.copytree(t2i_run[0] / "model", tmp_path / "torn")
     weights = tmp_path / "torn" / "unet_spatial.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     error = command({**config, "init_from": str(tmp_path / "torn")})
@@ -387,9 +387,9 @@ def test_a_workdir_in_use_by_another_process(command, config, tmp_path):
     assert list(workdir.iterdir()) == []
 
 
-def test_resuming_with_another_config(command, config, whole, tmp_path):
+def test_resuming_with_another_config(command, config, t2i_run, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(whole[0], workdir)
+    shutil.copytree(t2i_run[0], workdir)
     (workdir / "DONE").unlink()
     contents = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     wider = changed(config, unet__channels=(8, 24))
@@ -416,8 +416,8 @@ def test_resuming_with_another_type_of_frozen_kernels(command, t2v, tmp_path):
     assert re.search("frozen_dtype: 'bfloat16',.*trained.*'unet'", error)
 
 
-def test_a_model_folder_has_the_settings_of_its_training(whole, t2v):
-    paths = [workdir / "model" / "config.json" for workdir in (whole[0], t2v[1])]
+def test_a_model_folder_has_the_settings_of_its_training(t2i_run, t2v):
+    paths = [workdir / "model" / "config.json" for workdir in (t2i_run[0], t2v[1])]
     configs = [json.loads(path.read_text()) for path in paths]
     assert [model["stage"] for model in configs] == ["t2i", "t2v"]
     assert [model["num_frames"] for model in configs] == [1, 4]
@@ -425,7 +425,7 @@ def test_a_model_folder_has_the_settings_of_its_training(whole, t2v):
     assert {model["variance"] for model in configs} == {"fixed_small"}
 
 
-def test_a_real_process_reports_a_mistake_in_one_line(root, config, whole):
+def test_a_real_process_reports_a_mistake_in_one_line(root, config, t2i_run):
     path = write_config(root / "t2i.py", config)
     process = start(path, root / "refused", root / "cache", "--config.nonsense=1")
     out, err = process.communicate(timeout=300)
