@@ -11,7 +11,8 @@ from stunet.diffusion.prediction import PREDICTION_KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
-from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.models.unet import init_unet
+from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.schema import from_dict
 from stunet.text import Tokenizer, parse_tokenizer
 from stunet.weights.model_folder import ModelFolder, find_model_folder, read_model_folder

@@ -3,7 +3,7 @@ import pytest
 
 # Checks argument types and array shapes of these packages against their annotations. As in static
 # checkers, an int is accepted for a float. Modules imported earlier would not be checked.
-CHECKED_PACKAGES = ["stunet.diffusion"]
+CHECKED_PACKAGES = ["stunet.diffusion", "stunet.models"]
 jaxtyping.install_import_hook(
     CHECKED_PACKAGES, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )

@@ -1,4 +1,4 @@
-"""Run in a process of its own, which has four devices: what one of them makes, and all of them.
+"""Computes networks and samples on one and on four devices, in a separate process.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.four_devices OUT.npz
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from stunet.engine.sampling import run_chunk
 from stunet.model import load
-from stunet.models.partitioning import split_over_frames
+from stunet.models.partitioning import Partitioning, shard_over_frames
 from stunet.models.unet import UNet, init_unet
 from stunet.training.mesh import batch_sharding, make_mesh, parameter_shardings
 from tests.calls import generate
@@ -34,34 +34,33 @@ CONFIG = replace(
         feed_forward=True,
     ),
 )
-# name -> (block of the network, axis fsdp, axis frames, videos, their frames, what is recomputed)
+# name -> (block type, mesh axis fsdp, mesh axis frames, videos, frames per video, remat policy)
 CASES = {
-    "one video a device": ("factorised", 1, 4, 1, 8, "none"),
-    "two videos a device": ("conv3d", 2, 2, 4, 8, "none"),
-    "a level too short to split": ("factorised", 2, 2, 4, 6, "blocks"),
+    "one video": ("factorised", 1, 4, 1, 8, "none"),
+    "two videos per device": ("conv3d", 2, 2, 4, 8, "none"),
+    "fewer frames than shards": ("factorised", 2, 2, 4, 6, "blocks"),
 }
-
 
 # name -> (videos, keyword arguments of `generate`)
 CLIPS = {
-    "a video and its guidance": (1, {"num_frames": 8}),  # two devices for each of two rows
+    "guided video": (1, {"num_frames": 8}),  # two rows, on two devices each
     "videos": (3, {"num_frames": 4, "guidance_scale": 1.0, "batch_size": 2}),
     "windows": (1, {"num_frames": 14, "window": 4, "windows_at_once": 1}),
 }
 
 
 def main(out: str) -> None:
-    """Saves what was found."""
-    np.savez(out, **networks(), **clips())
+    """Saves the results of all cases."""
+    np.savez(out, **run_networks(), **sample_clips())
 
 
-def networks() -> dict[str, np.ndarray | str]:
-    """Outputs and gradients of networks whole and split over frames; the split ones' programs."""
+def run_networks() -> dict[str, np.ndarray | str]:
+    """Returns outputs and gradients with and without sharded frames, and the sharded programs."""
     rng = np.random.default_rng(0)
-    found = {}
+    results = {}
     for name, (block, fsdp, shards, videos, frames, remat) in CASES.items():
         config = replace(CONFIG, temporal=replace(CONFIG.temporal, block=block))
-        unet, mesh = UNet(config, remat), make_mesh(fsdp, shards)
+        unet, mesh = UNet(config, Partitioning(remat)), make_mesh(fsdp, shards)
         params = random_params(jax.eval_shape(lambda c=config: init_unet(c, jax.random.key(0))))
         x, cond, target = (
             rng.normal(size=(videos, frames, 4, 8, channels)).astype(np.float32)
@@ -83,30 +82,30 @@ def networks() -> dict[str, np.ndarray | str]:
             arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
             return {"output": output, **arrays}, compiled.as_text()
 
-        whole, _ = run(unet.apply, params, inputs)
+        unsharded, _ = run(unet.apply, params, inputs)
         inputs = jax.device_put(inputs, batch_sharding(mesh))
         params = jax.device_put(params, parameter_shardings(mesh, params))
-        split, program = run(split_over_frames(unet, mesh), params, inputs)
-        for kind, arrays in ("whole", whole), ("split", split):
-            found |= {f"{name}/{kind}/{key}": array for key, array in arrays.items()}
-        found[f"{name}/program"] = program
-    return found
+        sharded, program = run(shard_over_frames(unet, mesh), params, inputs)
+        for kind, arrays in ("unsharded", unsharded), ("sharded", sharded):
+            results |= {f"{name}/{kind}/{key}": array for key, array in arrays.items()}
+        results[f"{name}/program"] = program
+    return results
 
 
-def clips() -> dict[str, np.ndarray]:
-    """Clips made by one device and by four, and how many programs that took."""
-    found = {}
+def sample_clips() -> dict[str, np.ndarray]:
+    """Returns clips sampled on one and on four devices, and the number of compiled programs."""
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         model = load(save_tiny_model(Path(folder) / "model", CONFIG, stage="conditional"))
     for name, (videos, arguments) in CLIPS.items():
         for count in 1, 4:
             devices, before = jax.local_devices()[:count], run_chunk._cache_size()
             with mock.patch("jax.local_devices", lambda devices=devices: devices):
-                found[f"{name}/{count}"] = generate(
+                results[f"{name}/{count}"] = generate(
                     model, CAPTIONS[:videos], sampler="ddim", steps=4, chunk=2, **arguments
                 )
-            found[f"{name}/programs of {count}"] = run_chunk._cache_size() - before
-    return found
+            results[f"{name}/programs/{count}"] = run_chunk._cache_size() - before
+    return results
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import numpy as np
 from stunet.diffusion import START_NOISE, Schedule, TimeGrid
 from stunet.model import parameter_shapes
 from stunet.models.t5 import T5Config
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.schema import to_dict
 from stunet.text import train_tokenizer
 from stunet.weights.model_folder import ModelFolder, write_model_folder

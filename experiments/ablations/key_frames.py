@@ -26,7 +26,8 @@ from experiments.ablations.harness.ablation import (
 )
 from experiments.ablations.harness.trained import parse_run
 from experiments.configs import shapes, tiny_conditional
-from stunet.models.unet import UNetConfig, init_unet
+from stunet.models.unet import init_unet
+from stunet.models.unet_config import UNetConfig
 from stunet.schema import from_dict, to_dict
 from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
 from stunet.weights.trees import flatten, unflatten

@@ -36,7 +36,7 @@ from experiments.configs import tiny_t2i, tiny_t2v
 from experiments.tpu.programs import ARCHITECTURES, adapt_attention, compile_for, sample_program
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 from stunet.schema import from_dict
 from stunet.training.config import TrainConfig, parse_train_config
 from stunet.training.initial_model import with_dtype

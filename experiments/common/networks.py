@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 
 # The network that `experiments.benchmarks.peers` compares with lumiere-pytorch.
 PEERS = UNetConfig(

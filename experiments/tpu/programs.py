@@ -18,7 +18,7 @@ from stunet.engine.sampling import ChunkSettings, run_chunk, sampling_mesh, zero
 from stunet.errors import UserError
 from stunet.model import model_from_folder, parameter_shapes
 from stunet.models.t5 import T5Config
-from stunet.models.unet import UNetConfig, check_video_shape
+from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.text import MAX_TOKENS
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import cast_frozen_kernels, with_dtype

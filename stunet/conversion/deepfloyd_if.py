@@ -14,7 +14,8 @@ from stunet.conversion.hub_layout import HubParameter
 from stunet.diffusion import Schedule, Threshold
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
-from stunet.models.unet import UNetConfig, init_unet
+from stunet.models.unet import init_unet
+from stunet.models.unet_config import UNetConfig
 from stunet.schema import from_dict
 from stunet.weights.trees import flatten
 

@@ -31,9 +31,10 @@ from stunet.diffusion.samplers import Sampler, resolve_sampler
 from stunet.engine.request import Sampling
 from stunet.errors import UserError
 from stunet.model import Model
-from stunet.models.partitioning import AXIS
+from stunet.models.partitioning import FRAME_AXIS
 from stunet.models.t5 import T5Config, T5Encoder
-from stunet.models.unet import UNetConfig, check_video_shape, partitioned_unet
+from stunet.models.unet import partitioned_unet
+from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.weights.trees import Tree
 
 # (steps done, total steps, current estimate of x0 [b, T, H, W, 3])
@@ -66,16 +67,16 @@ class ChunkSettings:
     unet: UNetConfig
     schedule: Schedule
     prediction: str
-    variance: str
     sampler: Sampler
     steps: int
-    threshold: Threshold | None
-    super_resolution: SuperResolution | None
-    guided: bool
     shape: tuple[int, int, int, int]
     windows: Windows
-    windows_at_once: int | None
-    chunk: int
+    variance: str = "fixed_small"
+    threshold: Threshold | None = dataclasses.field(default_factory=Threshold)
+    super_resolution: SuperResolution | None = None
+    guided: bool = True
+    windows_at_once: int | None = None
+    chunk: int = 1
     mesh: Mesh | None = None
 
 
@@ -136,7 +137,7 @@ def sampling_mesh(
     split = largest(len(devices) // data, lambda n: frames % n == 0)
     if data * split == 1:
         return None
-    return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", AXIS))
+    return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", FRAME_AXIS))
 
 
 def windows_for(model: Model, num_frames: int, sampling: Sampling) -> Windows:
@@ -333,6 +334,21 @@ def run_chunk(
         return carry
     # Keep the sharding of the input, so that the next chunk runs the same program.
     return jax.lax.with_sharding_constraint(carry, NamedSharding(s.mesh, PartitionSpec()))
+
+
+def zero_inputs(settings: ChunkSettings, rows: int, num_tokens: int) -> tuple:
+    """Returns the arguments of `run_chunk` after `params`, filled with zeros, to compile it."""
+    video = jnp.zeros((rows, *settings.shape))
+    cond = {"text": jnp.zeros((rows, num_tokens, settings.unet.text_dim))}
+    if settings.super_resolution is not None:
+        cond |= {"low": video, "noise_level": jnp.zeros(rows)}
+        if settings.super_resolution.residual_scale:
+            cond["large"] = video
+    if settings.unet.cond_channels:
+        cond["known"] = jnp.zeros((*video.shape[:-1], settings.unet.cond_channels))
+    sampler = settings.sampler.bind(settings.schedule, settings.steps, variance=settings.variance)
+    key, positions = jax.random.key(0), jnp.zeros(rows, jnp.int32)
+    return cond, cond, jnp.float32(4), key, positions, sampler.init(video), jnp.int32(0)
 
 
 def _rows_per_call(settings: ChunkSettings, videos: int) -> int:

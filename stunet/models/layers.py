@@ -1,63 +1,79 @@
-"""Layers of the text-to-image U-Net, with DeepFloyd IF's semantics.
+"""Layers of the text-to-image U-Net, as in DeepFloyd IF.
 
-Video is `[B, T, H, W, C]`. Every layer here sees single frames: time is folded into
-the batch, and norm statistics are per frame, so that a frame's result never depends on
-its neighbours (what the inflation's equality stands on).
+Video is `[B, T, H, W, C]`. Time is folded into the batch and norm statistics are per frame, so the
+result for a frame is independent of other frames. The equality of an inflated network with its
+text-to-image network relies on this.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Shaped
 
-NORM_EPSILON = 1e-5  # PyTorch's default, which IF's weights were trained with; Flax's is 1e-6
+Video = Float[Array, "batch frames height width channels"]
+
+NORM_EPSILON = 1e-5  # PyTorch's default, which IF was trained with; Flax's default is 1e-6
 
 
 @jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU; Flax's default is the tanh approximation.
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes the exact (erf) GELU; Flax's default is the tanh approximation.
 
-    By erf, not by erfc as `jax.nn.gelu` has it, which costs two polynomials and a select. The
-    gradient is written out so that x alone is kept for it, and none of what lies between.
+    It uses erf instead of erfc as `jax.nn.gelu` does, which costs two polynomials and a select. The
+    custom gradient saves only x for the backward pass.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_backward(x, grad):
-    below = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))  # how much of a normal variable
+    cdf = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))  # of the standard normal distribution
     density = jnp.exp(-0.5 * jnp.square(x)) * math.sqrt(0.5 / math.pi)
-    return (grad * (below + x * density),)
+    return (grad * (cdf + x * density),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _group_mean(per_channel: jax.Array, groups: int) -> jax.Array:
-    """Averages `[N, ..., C]`, 1 between, within each group of channels, in the same shape."""
+    """Averages `[N, 1, ..., 1, C]` within each group of channels; the shape is unchanged."""
     n, c = per_channel.shape[0], per_channel.shape[-1]
     mean = per_channel.reshape(n, groups, c // groups).mean(-1, keepdims=True)
     return jnp.broadcast_to(mean, (n, groups, c // groups)).reshape(per_channel.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def group_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) -> jax.Array:
-    """Normalises each group of channels of `[N, ..., C]` per N, then scales and shifts.
+def group_norm(
+    x: Float[Array, "items *axes channels"],
+    scale: Float[Array, "items *ones channels"],
+    shift: Float[Array, "items *ones channels"],
+    groups: int,
+) -> Float[Array, "items *axes channels"]:
+    """Normalises each item and group of channels, then scales and shifts.
 
-    `scale` and `shift` are float32 `[N, ..., C]` with 1 between. Statistics are float32, the result
-    has x's type. Means are taken per channel first and per group after, and the gradient is written
-    out: as differentiated by XLA for a CPU it costs three to six times as much, as it reduces a
-    tensor split into groups and repeats whole chains of element-wise work for each of its sums.
+    Statistics are computed in float32; the result has the dtype of x. Means are computed per
+    channel, then per group, and the gradient is custom: XLA's own is three to six times slower on a
+    CPU, because it reduces a tensor split into groups and repeats element-wise chains for each sum.
+
+    Args:
+      x: `[N, ..., C]`.
+      scale: float32 `[N, 1, ..., 1, C]`.
+      shift: float32 `[N, 1, ..., 1, C]`.
+      groups: Number of groups of channels.
     """
     return _group_norm_forward(x, scale, shift, groups)[0]
 
 
 def _group_norm_forward(x, scale, shift, groups):
-    centred, places = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
-    mean = _group_mean(centred.mean(places, keepdims=True), groups)
+    centred, axes = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+    mean = _group_mean(centred.mean(axes, keepdims=True), groups)
     centred = centred - mean
-    variance = _group_mean(jnp.square(centred).mean(places, keepdims=True), groups)
+    variance = _group_mean(jnp.square(centred).mean(axes, keepdims=True), groups)
     inverse = jax.lax.rsqrt(variance + NORM_EPSILON)
     y = (centred * (inverse * scale) + shift).astype(x.dtype)
     return y, (x, mean, inverse, scale)
@@ -66,14 +82,14 @@ def _group_norm_forward(x, scale, shift, groups):
 def _group_norm_backward(groups, residuals, grad):
     x, mean, inverse, scale = residuals
     if x.dtype != jnp.float32:
-        # Else XLA keeps the forward pass's float32 copy of x until here, at twice the memory.
+        # Otherwise XLA keeps the float32 copy of x from the forward pass, at twice the memory.
         x, grad = jax.lax.optimization_barrier((x, grad))
-    grad, places = grad.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+    grad, axes = grad.astype(jnp.float32), tuple(range(1, x.ndim - 1))
     centred = x.astype(jnp.float32) - mean
-    grad_shift = grad.sum(places, keepdims=True)
-    grad_scale = (grad * centred).sum(places, keepdims=True) * inverse
-    # Through the group's mean and variance: means over the group of the gradient, and of the
-    # gradient times the normalised value.
+    grad_shift = grad.sum(axes, keepdims=True)
+    grad_scale = (grad * centred).sum(axes, keepdims=True) * inverse
+    # Gradient through the mean and the variance of the group: group means of the gradient, and of
+    # the gradient times the normalised value.
     count = math.prod(x.shape[1:-1])
     through_mean = _group_mean(grad_shift * scale, groups) / count
     through_variance = _group_mean(grad_scale * scale, groups) / count
@@ -85,18 +101,30 @@ group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 class GroupNorm(nn.Module):
-    """Group norm over all axes but the leading `batch_axes` and the channel's group.
+    """Group norm with optional scale-shift modulation.
 
-    For video `batch_axes` is 2 (B and T: one frame at a time), for text states `[B, L, D]` it is 1.
-    A `modulation` `[B, 2C]` (or of each frame, `[B, T, 2C]`) scales the normed video by 1 + its
-    first half and adds its second.
+    Attributes:
+      groups: Number of groups of channels.
+      batch_axes: Leading axes with separate statistics: 2 (B and T) for video, 1 for text states
+        `[B, L, D]`.
     """
 
     groups: int
     batch_axes: int = 2
 
     @nn.compact
-    def __call__(self, x: jax.Array, modulation: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array, "batch *axes channels"],
+        modulation: Float[Array, "batch *frames double_channels"] | None = None,
+    ) -> Float[Array, "batch *axes channels"]:
+        """Normalises x.
+
+        Args:
+          x: `[B, ..., C]`.
+          modulation: `[B, 2C]`, or `[B, T, 2C]` per frame: the first half scales the normalised
+            x by 1 + its value, the second half is added.
+        """
         lead, channels = x.shape[: self.batch_axes], x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         shift = self.param("bias", nn.initializers.zeros, (channels,))
@@ -104,7 +132,7 @@ class GroupNorm(nn.Module):
             modulation = modulation.astype(jnp.float32).reshape(x.shape[0], -1, 2 * channels)
             factor, offset = jnp.split(modulation, 2, axis=-1)
             scale, shift = scale * (1 + factor), shift * (1 + factor) + offset
-        # The axes between stay apart: merged, they would ask a TPU for another layout.
+        # Height and width are not merged, because XLA:TPU would change the layout (a copy).
         between = x.shape[self.batch_axes : -1]
         ones = (1,) * len(between)
         scale, shift = (
@@ -115,43 +143,60 @@ class GroupNorm(nn.Module):
         return group_norm(items, scale, shift, self.groups).reshape(x.shape)
 
 
-def conv3x3(features: int, name: str, dtype: jnp.dtype, **kwargs) -> nn.Conv:
-    """A 3x3 convolution padded by one on each side, as PyTorch pads."""
-    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name, **kwargs)
+def conv3x3(
+    features: int,
+    name: str | None,
+    dtype: DTypeLike,
+    kernel_init: Initializer = nn.linear.default_kernel_init,
+    use_bias: bool = True,
+) -> nn.Conv:
+    """Returns a 3x3 convolution with padding 1 on each side, like PyTorch's."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        padding=1,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        use_bias=use_bias,
+        name=name,
+    )
 
 
-def per_frame(layer, x: jax.Array) -> jax.Array:
-    """Applies an image layer to `[B, T, H, W, C]` with time folded into the batch."""
+def per_frame(
+    layer: Callable[[jax.Array], jax.Array], x: Video
+) -> Float[Array, "batch frames new_height new_width features"]:
+    """Applies an image layer to every frame, with time folded into the batch."""
     y = layer(x.reshape(-1, *x.shape[2:]))
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
-def upsample_space(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour x2 in height and width."""
+def upsample_space(x: Video) -> Float[Array, "batch frames 2*height 2*width channels"]:
+    """Doubles height and width by nearest-neighbour interpolation."""
     b, t, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, :, None, :, None], (b, t, h, 2, w, 2, c))
     return x.reshape(b, t, 2 * h, 2 * w, c)
 
 
 class UpsampledConv(nn.Module):
-    """`conv3x3` of `upsample_space(x)`, with its parameters, for 4/9 of its products.
+    """Equals `conv3x3` of `upsample_space(x)` and has its parameters, with 4/9 of its products.
 
-    An upsampled frame's 3x3 neighbourhood lies on 2x2 pixels of the frame itself, so each of the
-    four pixels that one becomes is a 2x2 convolution, whose kernel is the 3x3 one's taps added up.
+    A 3x3 neighbourhood in the upsampled frame covers 2x2 pixels of the original. So each of the
+    four output pixels per input pixel is a 2x2 convolution, whose kernel sums taps of the 3x3
+    kernel.
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[N, H, W, C]` -> `[N, 2H, 2W, features]`."""
+    def __call__(
+        self, x: Float[Array, "items height width channels"]
+    ) -> Float[Array, "items 2*height 2*width features"]:
         n, height, width, channels = x.shape
         shape = (3, 3, channels, self.features)
         kernel = self.param("kernel", nn.linear.default_kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        # Which taps fall on the same pixel: of an even row the first is alone, of an odd one
-        # the last.
+        # Taps that read the same input pixel: (0), (1, 2) for even rows, (0, 1), (2) for odd rows.
         merge = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
         kernels = jnp.einsum("iap,jbq,pqcd->ijabcd", merge, merge, kernel.astype(jnp.float32))
         kernels = kernels.astype(self.dtype)
@@ -170,14 +215,25 @@ class UpsampledConv(nn.Module):
         return y + bias.astype(self.dtype)
 
 
-def downsample_space(x: jax.Array) -> jax.Array:
-    """2x2 average in height and width."""
+def downsample_space(
+    x: Video,
+) -> Float[Array, "batch frames half_height half_width channels"]:
+    """Halves height and width by 2x2 averages."""
     b, t, h, w, c = x.shape
     return x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
 
 
-def timestep_features(t: jax.Array, dim: int) -> jax.Array:
-    """Sinusoids of the raw timestep (0..999, fractional allowed): cosines first, `[B, dim]`."""
+def average_pool(
+    video: Video, size: tuple[int, int, int]
+) -> Float[Array, "batch new_frames new_height new_width channels"]:
+    """Shrinks a video to `size` (T, H, W) by averaging non-overlapping boxes."""
+    b, *full, c = video.shape
+    boxes = [n for length, count in zip(full, size, strict=True) for n in (count, length // count)]
+    return video.reshape(b, *boxes, c).mean((2, 4, 6))
+
+
+def timestep_features(t: Shaped[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
+    """Returns sinusoidal features of the timestep (0 to 999, fractional allowed), cosines first."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
@@ -185,32 +241,32 @@ def timestep_features(t: jax.Array, dim: int) -> jax.Array:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer MLP on sinusoidal features; IF uses one for t, one for the noise level."""
+    """Two-layer MLP on sinusoidal features; IF uses one for t and one for the noise level."""
 
     features: int
     out_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, t: jax.Array) -> jax.Array:
+    def __call__(self, t: Shaped[Array, " batch"]) -> Float[Array, "batch out_dim"]:
         h = timestep_features(t, self.features)
         h = gelu(nn.Dense(self.out_dim, dtype=self.dtype, name="linear_1")(h))
         return nn.Dense(self.out_dim, dtype=self.dtype, name="linear_2")(h)
 
 
 class TextPooling(nn.Module):
-    """Attention pooling of text states `[B, L, D]` to one vector `[B, out_dim]`.
+    """Pools text states to one vector by attention.
 
-    The query is the token mean plus a learned vector; keys and values are that class token
-    followed by all tokens (padding takes part too, as in IF).
+    The query is a class token, the mean of the tokens plus a learned vector. Keys and values are
+    the class token followed by all tokens, including padding, as in IF.
     """
 
     heads: int
     out_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, states: jax.Array) -> jax.Array:
+    def __call__(self, states: Float[Array, "batch tokens width"]) -> Float[Array, "batch out_dim"]:
         norm = {"epsilon": NORM_EPSILON, "use_fast_variance": False, "dtype": self.dtype}
         states = nn.LayerNorm(name="norm_1", **norm)(states)
         dim = states.shape[-1]
@@ -231,10 +287,16 @@ class TextPooling(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """IF's residual block, which also resamples: `resample` is None, "up" or "down".
+    """Residual block of IF, with optional spatial resampling.
 
-    Both branches are resampled, by nearest neighbour or a 2x2 average, with no convolution of
-    their own. `embedding` is `[B, E]` and modulates the second norm: scale first, then shift.
+    Attributes:
+      features: Output channels.
+      groups: Groups of the group norms.
+      resample: "up", "down" or None. Both branches are resampled, by nearest neighbour or 2x2
+        averages.
+      activate_embedding: Whether to apply GELU to the embedding.
+      output_scale_factor: Divisor of the sum of both branches.
+      dtype: Compute dtype.
     """
 
     features: int
@@ -242,10 +304,13 @@ class ResBlock(nn.Module):
     resample: str | None = None
     activate_embedding: bool = True
     output_scale_factor: float = 1.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Video, embedding: Float[Array, "batch embedding"]
+    ) -> Float[Array, "batch frames new_height new_width features"]:
+        """Applies the block; the embedding scales and shifts the output of the second norm."""
         h = gelu(GroupNorm(self.groups, name="norm_1")(x))
         if self.resample == "up":
             x = upsample_space(x)
@@ -265,19 +330,24 @@ class ResBlock(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Spatial attention whose keys are `[text ; self]`, or the text alone.
+    """Spatial attention of each frame to the text and to itself, without a mask.
 
-    `x` is `[B, T, H, W, C]`, `text` `[B, L, D]`. Text keys and values are made once per video,
-    not once per frame. No mask; the residual is added unscaled.
+    Text keys and values are computed once per video. The residual is not scaled.
+
+    Attributes:
+      head_dim: Width of a head.
+      groups: Groups of the group norms.
+      self_attention: Whether keys are `[text ; self]`; False means text keys only.
+      dtype: Compute dtype.
     """
 
     head_dim: int
     groups: int
     self_attention: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
+    def __call__(self, x: Video, text: Float[Array, "batch tokens text_width"]) -> Video:
         b, t, height, width, channels = x.shape
         heads = channels // self.head_dim
 

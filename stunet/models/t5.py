@@ -1,7 +1,7 @@
-"""T5 v1.1 text encoder (Raffel et al. 2020; gated GELU as in Shazeer 2020) in Flax Linen.
+"""T5 v1.1 text encoder (1910.10683; gated GELU as in 2002.05202) in Flax Linen.
 
 Parameter names follow the published checkpoints: `encoder.block.3.layer.0.SelfAttention.q.weight`
-there is `block_3/layer_0/SelfAttention/q/kernel` here, transposed.
+is `block_3/layer_0/SelfAttention/q/kernel` here, transposed.
 """
 
 import dataclasses
@@ -11,15 +11,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Sizes of a T5 v1.1 encoder; T5-XXL is (32128, 4096, 64, 10240, 24, 64).
 
-    `zero_padding` makes the states of padding zero, so that short captions are not lost in it;
-    DeepFloyd IF was trained on T5's own. `dtype` is what the layers compute in ("float32" or
-    "bfloat16"); norms and softmax are always float32, and parameters are initialised in float32.
+    Attributes:
+      vocab_size: Number of tokens.
+      d_model: Width of the states.
+      d_kv: Width of an attention head.
+      d_ff: Width of the feed-forward layers.
+      num_layers: Number of blocks.
+      num_heads: Number of attention heads.
+      relative_attention_num_buckets: Number of buckets of relative positions.
+      relative_attention_max_distance: Distance from which on all positions share a bucket.
+      layer_norm_epsilon: Epsilon of the norms.
+      zero_padding: Zeroes the states of padding, which otherwise dominate short captions. False for
+        DeepFloyd IF, which was trained with them.
+      dtype: Compute dtype, "float32" or "bfloat16". Norms, softmax and initial parameters are
+        float32 in either case.
     """
 
     vocab_size: int
@@ -37,32 +49,33 @@ class T5Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if field.name not in ("zero_padding", "dtype") and getattr(self, field.name) <= 0:
-                raise ValueError(f"{field.name} must be positive, got {getattr(self, field.name)}")
+                raise ValueError(
+                    f"{field.name}: {getattr(self, field.name)}, expected a positive number"
+                )
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got '{self.dtype}'")
+            raise ValueError(f"dtype: {self.dtype!r}, expected float32 or bfloat16")
         buckets = self.relative_attention_num_buckets
         # A quarter of the buckets hold exact distances, on each side.
         if buckets % 4 or self.relative_attention_max_distance <= buckets // 4:
             raise ValueError(
-                "relative_attention_num_buckets must be a multiple of 4 and less than 4 times "
-                f"relative_attention_max_distance, got {buckets} and "
-                f"{self.relative_attention_max_distance}"
+                f"relative_attention_num_buckets: {buckets}, expected a multiple of 4 below 4 x "
+                f"relative_attention_max_distance ({self.relative_attention_max_distance})"
             )
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of every (query, key) pair, `[L, L]` int32 in `[0, num_buckets)`.
+    """Returns the bucket of every (query, key) pair, `[L, L]` int32 in `[0, num_buckets)`.
 
-    Keys at or before the query use the first half of the buckets, keys after it
-    the second. In each half the first half holds one distance a bucket, the rest grow
-    logarithmically up to `max_distance`; whatever is further shares the last.
+    Keys up to the query use the first half of the buckets, later keys the second half. The first
+    half of each holds one distance per bucket; the rest grow logarithmically up to `max_distance`,
+    and larger distances share the last one.
     """
     positions = np.arange(length)
     offset = positions[None, :] - positions[:, None]  # key minus query
     distance = np.abs(offset)
     side = num_buckets // 2
     exact = side // 2
-    # In float32, as the checkpoints were trained: distances on a bucket's edge depend on it.
+    # In float32, like the checkpoints: distances at the edge of a bucket depend on rounding.
     ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
     steps = np.log(ratio) / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
     coarse = np.minimum(exact + steps.astype(np.int32), side - 1)
@@ -71,7 +84,7 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
 
 
 def _dense(config: T5Config, features: int, stddev: float, name: str) -> nn.Dense:
-    """A bias-free projection with T5's initialisation, which is not Flax's default."""
+    """Returns a projection without bias, with T5's initialisation."""
     return nn.Dense(
         features,
         use_bias=False,
@@ -82,13 +95,12 @@ def _dense(config: T5Config, features: int, stddev: float, name: str) -> nn.Dens
 
 
 class RMSNorm(nn.Module):
-    """Scales by the root mean square, without a mean or a bias; float32 inside."""
+    """Normalises by the root mean square, without a mean or a bias, in float32."""
 
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., D]` -> `[..., D]` in the config's dtype."""
+    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
@@ -97,13 +109,13 @@ class RMSNorm(nn.Module):
 
 
 class RelativeAttentionBias(nn.Module):
-    """A learned number per head and bucket of relative position."""
+    """Learned attention bias per head and bucket of relative position."""
 
     config: T5Config
 
     @nn.compact
-    def __call__(self, length: int) -> jax.Array:
-        """Returns `[1, num_heads, L, L]` float32, to add to the attention scores."""
+    def __call__(self, length: int) -> Float[Array, "1 heads {length} {length}"]:
+        """Returns the float32 bias of the attention logits."""
         c = self.config
         table = self.param(
             "embedding",
@@ -118,17 +130,26 @@ class RelativeAttentionBias(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention without 1/sqrt(d): T5 folds that scale into the initialisation of q."""
+    """Attention without the scale 1/sqrt(d), which T5 folds into the initialisation of q."""
 
     config: T5Config
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, position_bias: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """`[B, L, D]`, keys' mask `[B, L]` -> `[B, L, D]` and the position bias used.
+        self,
+        x: Float[Array, "batch tokens width"],
+        mask: Bool[Array, "batch tokens"],
+        position_bias: Float[Array, "1 heads tokens tokens"] | None,
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "1 heads tokens tokens"]]:
+        """Applies the layer.
 
-        Where `position_bias` is None (layer 0) it is made from this layer's own table.
+        Args:
+          x: `[B, L, D]`.
+          mask: `[B, L]`, True for keys to attend to.
+          position_bias: Bias of the logits. None (layer 0) computes it from this layer's table.
+
+        Returns:
+          The output, and the position bias for later layers.
         """
         c = self.config
         B, L, _ = x.shape
@@ -144,7 +165,7 @@ class SelfAttention(nn.Module):
             position_bias = RelativeAttentionBias(c, name="relative_attention_bias")(L)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         scores = scores + position_bias
-        # The lowest finite number: a row without any valid key must not become NaN.
+        # Not -inf, which makes rows without any valid key NaN.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
         attended = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, L, inner)
@@ -152,13 +173,12 @@ class SelfAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """wo(gelu(wi_0 x) * wi_1 x), with the tanh approximation of GELU."""
+    """Computes wo(gelu(wi_0 x) * wi_1 x), with the tanh approximation of GELU."""
 
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, L, D]` -> `[B, L, D]`."""
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         c = self.config
         gate = nn.gelu(_dense(c, c.d_ff, c.d_model**-0.5, "wi_0")(x), approximate=True)
         hidden = gate * _dense(c, c.d_ff, c.d_model**-0.5, "wi_1")(x)
@@ -182,7 +202,7 @@ class _FeedForwardLayer(nn.Module):
     @nn.compact
     def __call__(self, x):
         normed = RMSNorm(self.config, name="layer_norm")(x)
-        # Named for ReLU in the checkpoints, whatever the activation.
+        # The checkpoints use this name for every activation.
         return x + GatedFeedForward(self.config, name="DenseReluDense")(normed)
 
 
@@ -197,11 +217,11 @@ class _Block(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """A text encoder as a model folder and an experiment's config state it.
+    """Text encoder of a model folder or a training config.
 
     Attributes:
-      t5: its architecture.
-      max_tokens: prompts are padded or cut to this length.
+      t5: Architecture.
+      max_tokens: Length that prompts are padded or truncated to.
     """
 
     t5: T5Config
@@ -209,21 +229,23 @@ class TextEncoderConfig:
 
 
 class T5Encoder(nn.Module):
-    """Token ids to encoder states, without dropout."""
+    """T5 encoder without dropout."""
 
     config: T5Config
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
         """Encodes a batch of padded captions.
 
         Args:
-          tokens: `[B, L]` int32 in `[0, vocab_size)`.
-          mask: `[B, L]` bool, True on tokens and False on padding. Padding is not
-            attended to, so it changes no state of a token; it has states itself.
+          tokens: Token ids in `[0, vocab_size)`.
+          mask: True for tokens, False for padding. Padding is not attended to, so it does not
+            affect the states of tokens. Its own states are zero only with `zero_padding`.
 
         Returns:
-          `[B, L, d_model]` in the config's dtype.
+          States in the config's dtype.
         """
         c = self.config
         x = nn.Embed(
@@ -233,7 +255,7 @@ class T5Encoder(nn.Module):
             embedding_init=nn.initializers.normal(1.0),
             name="shared",
         )(tokens)
-        position_bias = None  # layer 0 makes it, the others share it
+        position_bias = None  # layer 0 computes it, all layers share it
         for i in range(c.num_layers):
             x, position_bias = _Block(c, name=f"block_{i}")(x, mask, position_bias)
         x = RMSNorm(c, name="final_layer_norm")(x)
@@ -241,6 +263,6 @@ class T5Encoder(nn.Module):
 
 
 def init_text_encoder(config: T5Config, key: jax.Array) -> dict:
-    """Initial parameters of the encoder."""
+    """Initialises the parameters of the encoder."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     return T5Encoder(config).init(key, tokens, tokens == 0)["params"]

@@ -13,7 +13,8 @@ from stunet.diffusion import SuperResolution, Threshold
 from stunet.errors import UserError
 from stunet.model import Model, check_networks, model_from_folder
 from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
-from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.models.unet import init_unet
+from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.schema import to_dict
 from stunet.text import train_tokenizer
 from stunet.training.settings import DataFormat, RunConfig

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from stunet.errors import UserError
-from stunet.models.partitioning import AXIS, check_frames
+from stunet.models.partitioning import FRAME_AXIS, check_frames
 from stunet.weights.trees import Tree
 
-AXES = ("data", "fsdp", AXIS)
+AXES = ("data", "fsdp", FRAME_AXIS)
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -59,7 +59,7 @@ def check_batch(mesh: Mesh, batch_size: int, num_frames: int) -> None:
     Raises:
       UserError: it does not.
     """
-    fsdp, frames = mesh.shape["fsdp"], mesh.shape[AXIS]
+    fsdp, frames = mesh.shape["fsdp"], mesh.shape[FRAME_AXIS]
     rows = mesh.shape["data"] * fsdp
     if batch_size % rows:
         raise UserError(
@@ -116,12 +116,12 @@ def batch_slice(mesh: Mesh) -> tuple[int, int]:
       UserError: two processes share some of their videos, but not all.
     """
     rows_of = {}  # process -> rows of the mesh's axes data and fsdp, flattened
-    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape[AXIS])):
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape[FRAME_AXIS])):
         for device in devices:
             rows_of.setdefault(device.process_index, set()).add(row)
     slices = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
     if sum(map(len, slices)) != len(set().union(*rows_of.values())):
-        frames, devices = mesh.shape[AXIS], mesh.devices.size // len(rows_of)
+        frames, devices = mesh.shape[FRAME_AXIS], mesh.devices.size // len(rows_of)
         raise UserError(
             f"mesh.frames: {frames}, expected a divisor or a multiple of the {devices} devices of "
             "a process"

@@ -7,7 +7,8 @@ import jax
 from jax.sharding import Mesh
 
 from stunet.models.t5 import T5Config
-from stunet.models.unet import UNetConfig, partitioned_unet
+from stunet.models.unet import partitioned_unet
+from stunet.models.unet_config import UNetConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from stunet.models.t5 import T5Config
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 from stunet.training.config import TrainConfig
 from stunet.training.losses import Batch
 from stunet.training.mesh import (

@@ -8,8 +8,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig, init_unet
+from stunet.models.unet import init_unet
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.schema import from_dict, to_dict
 from stunet.weights.model_folder import ModelFolder
 from stunet.weights.trees import (

@@ -25,8 +25,8 @@ from stunet.diffusion import (
     thresholded_denoiser,
 )
 from stunet.model import load
-from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet
+from stunet.models.unet_config import TemporalConfig
 from stunet.schema import to_dict
 from stunet.weights.inflation import inflate
 from stunet.weights.model_folder import read_model_folder, write_model_folder

@@ -14,7 +14,8 @@ from stunet.conversion.deepfloyd_if import (
     unet_config_from_diffusers,
 )
 from stunet.errors import UserError
-from stunet.models.unet import UNetConfig, check_video_shape, init_unet
+from stunet.models.unet import init_unet
+from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.training.config import parse_train_config
 from stunet.weights.trees import count_parameters
 from tests.parity import cases
@@ -117,10 +118,10 @@ def test_names(path, name):
         ({"block_out_channels": 32}, "c: block_out_channels.* 32, .*list"),
         ({"down_block_types": [["x"]] * 4}, r"c: down_block_types: .*\['x'\]"),
         ({"attention_head_dim": None}, "c: head_dim.* None, .*int"),
-        ({"attention_head_dim": 0}, "c: head_dim is 0, which does not divide 384"),
+        ({"attention_head_dim": 0}, "c: head_dim: 0, expected a divisor of the width 384"),
         ({"encoder_hid_dim": "48"}, "c: text_dim.*'48', .*int"),
         ({"resnet_out_scale_factor": None}, "c: output_scale_factor.* None, .*float"),
-        ({"layers_per_block": [3, 3]}, "c: layers_per_block has 2 entries; channels has 4"),
+        ({"layers_per_block": [3, 3]}, "c: layers_per_block: 2 entries, expected 4"),
         ({"class_embed_type": "projection"}, "c: class_embed_type.*'projection', .*'timestep'"),
     ],
 )

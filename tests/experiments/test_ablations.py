@@ -36,8 +36,8 @@ from experiments.common.networks import IF_M
 from experiments.configs import tiny_t2i
 from experiments.tpu.programs import adapt_attention
 from stunet.errors import UserError
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNet, UNetConfig, init_unet
+from stunet.models.unet import UNet, init_unet
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.schema import from_dict
 from stunet.training.config import parse_train_config
 from stunet.video_io import read_video, write_image

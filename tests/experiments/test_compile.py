@@ -10,8 +10,7 @@ from experiments.common.flops import model_flops
 from experiments.configs import base_128, ssr_1024
 from experiments.tpu.programs import compile_for
 from stunet.errors import UserError
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.weights.trees import count_parameters, is_added, partition
 from tests.experiments.runs import changed, parse
 

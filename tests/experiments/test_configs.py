@@ -6,7 +6,7 @@ import pytest
 from data.pipeline import parse_config
 from experiments.configs import base_128, shapes
 from experiments.ucf101 import ZeroShotConfig
-from stunet.models.unet import check_video_shape
+from stunet.models.unet_config import check_video_shape
 from stunet.schema import from_dict, to_dict
 from stunet.training.config import parse_train_config
 from stunet.training.stages import SpatialSuperResolution, TextToVideo

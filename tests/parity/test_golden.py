@@ -12,7 +12,8 @@ from stunet.conversion.sentence_piece import tokenizer_json
 from stunet.diffusion import Ancestral, guided_denoiser, run_steps, thresholded_denoiser
 from stunet.model import load
 from stunet.models.t5 import T5Encoder
-from stunet.models.unet import UNet, UNetConfig
+from stunet.models.unet import UNet
+from stunet.models.unet_config import UNetConfig
 from stunet.schema import from_dict
 from stunet.text import load_tokenizer
 from stunet.weights.model_folder import read_model_folder

@@ -1,4 +1,4 @@
-"""The proof of inflation (lumiere.md section 2): every N-th frame is the text-to-image model's."""
+"""Inflation: every N-th frame equals the text-to-image model's (2401.12945 section 3.1)."""
 
 import functools
 from dataclasses import replace
@@ -17,8 +17,8 @@ from stunet.diffusion import (
     thresholded_denoiser,
 )
 from stunet.errors import UserError
-from stunet.models.temporal import TemporalConfig
 from stunet.models.unet import UNet, init_unet
+from stunet.models.unet_config import TemporalConfig
 from stunet.schema import to_dict
 from stunet.weights.inflation import add_conditioning, extract_text_to_image, inflate
 from stunet.weights.model_folder import ModelFolder
@@ -35,11 +35,11 @@ def text_to_image(levels):
     )
 
 
-# Four levels have three resizes, as the paper's base model; two are enough elsewhere.
+# Four levels have three resizes, like the paper's base model; other tests use two levels.
 DEEP, T2I = text_to_image(4), text_to_image(2)
 SIZE = 8
-# What the temporal modules can have beside the paper's.
-EXTRAS = {
+# Additions to the temporal modules of the paper.
+ADDITIONS = {
     "text_modulation": True,
     "frame_modulation": True,
     "position_encoding": True,
@@ -78,7 +78,7 @@ def _apply(config, params, *args):
 
 
 def run_on_frames(config, x, t, text):
-    """The text-to-image network on every frame by itself, `[B, T, H, W, C]`."""
+    """Applies the text-to-image network to each frame of `[B, T, H, W, C]`."""
     b, frames = x.shape[:2]
     y = run(
         config,
@@ -91,7 +91,7 @@ def run_on_frames(config, x, t, text):
 
 
 def deviation(a, b):
-    """Largest difference as a share of the output's scale."""
+    """Returns the largest difference, relative to the largest output."""
     return np.abs(a - b).max() / np.abs(b).max()
 
 
@@ -104,7 +104,7 @@ def deviation(a, b):
         (16, (True, True, True)),
     ],
 )
-def test_every_nth_frame_is_the_text_to_image_models(num_frames, resample):
+def test_every_nth_frame_equals_the_text_to_image_models(num_frames, resample):
     config, params = inflated(DEEP)
     config = replace(config, temporal=replace(config.temporal, resample=resample))
     stride = config.temporal_stride
@@ -115,17 +115,17 @@ def test_every_nth_frame_is_the_text_to_image_models(num_frames, resample):
     video = run(config, params, x, *rest)
     assert video.shape == (1, num_frames, SIZE, SIZE, 3)
     assert deviation(video[:, ::stride], expected[:, ::stride]) <= 1e-5
-    # Between them, frames are not the text-to-image model's: time is really resampled.
+    # The frames between differ, because time is resampled.
     assert deviation(video[:, 1::stride], expected[:, 1::stride]) > 1e-2
 
 
-def test_without_temporal_resampling_every_frame_is():
+def test_without_temporal_resampling_every_frame_equals_the_text_to_image_models():
     config, params = inflated(resample=(False,))
     args = inputs(16, batch=2)
     assert deviation(run(config, params, *args), run_on_frames(T2I, *args)) <= 1e-5
 
 
-def test_an_image_is_the_text_to_image_models_even_after_training():
+def test_an_image_equals_the_text_to_image_models_even_after_training():
     config, _ = inflated()
     trained = random_params(jax.eval_shape(lambda: init_unet(config, jax.random.key(0))), seed=3)
     spatial = partition(trained, lambda path: not is_temporal(path))[0]
@@ -133,23 +133,27 @@ def test_an_image_is_the_text_to_image_models_even_after_training():
     np.testing.assert_array_equal(run(config, trained, *args), run(T2I, spatial, *args))
 
 
-@pytest.mark.parametrize("block", ["conv1d", "conv3d"])
-def test_holds_for_every_temporal_block(block):
-    config, params = inflated(block=block, attention_layers=1, **EXTRAS)
+@pytest.mark.parametrize(
+    "fields",
+    [{"block": "conv1d"}, {"block": "conv3d"}, {"attention_levels": (True, True)}],
+    ids=str,
+)
+def test_every_nth_frame_is_equal_for_all_block_types(fields):
+    config, params = inflated(attention_layers=1, **fields, **ADDITIONS)
     x, *rest = inputs(16)
     expected = run_on_frames(T2I, x, *rest)[:, ::2]
     assert deviation(run(config, params, x, *rest)[:, ::2], expected) <= 1e-5
 
 
-def test_fails_with_he_initialised_resamplers():
+def test_frames_differ_with_he_initialised_resamplers():
     config, params = inflated(resampler_init="he")
     x, *rest = inputs(16)
     expected = run_on_frames(T2I, x, *rest)[:, ::2]
     assert deviation(run(config, params, x, *rest)[:, ::2], expected) > 0.1
 
 
-def test_every_temporal_parameter_is_alive_once_trained():
-    config, _ = inflated(**EXTRAS)
+def test_every_temporal_parameter_has_a_gradient_once_trained():
+    config, _ = inflated(**ADDITIONS)
     params = random_params(jax.eval_shape(lambda: init_unet(config, jax.random.key(0))), seed=4)
     args = inputs(8)
 
@@ -162,7 +166,7 @@ def test_every_temporal_parameter_is_alive_once_trained():
 
 
 def test_equality_holds_through_a_whole_sampler():
-    """Ancestral, guided, thresholded frame by frame; the image model gets the noise of [::N]."""
+    """Ancestral, guided, thresholded per frame. The image model gets the noise of frames [::N]."""
     config, params = inflated()
     stride, steps, schedule = config.temporal_stride, 10, Schedule()
     noise = jax.random.normal(jax.random.key(5), (steps + 1, 1, 8, SIZE, SIZE, 3))
@@ -197,11 +201,12 @@ def test_text_to_image_parameters_are_a_strict_subtree():
     assert config.text_to_image() == T2I
 
 
-def test_the_image_model_comes_out_again_as_it_was():
-    config, params = inflated()
-    for unet, grown in ((config, params), add_conditioning(params, config, 4, True)):
-        about = {"architecture": to_dict(unet), "stage": "t2v", "num_frames": 16, "fps": 8.0}
-        image = extract_text_to_image(ModelFolder(about, {"unet": grown}, b"tokenizer"))
+def test_extracting_the_image_model_inverts_inflation():
+    text_to_video = inflated()
+    conditional = add_conditioning(*text_to_video[::-1], 4, True)
+    for unet, params in text_to_video, conditional:
+        config = {"architecture": to_dict(unet), "stage": "t2v", "num_frames": 16, "fps": 8.0}
+        image = extract_text_to_image(ModelFolder(config, {"unet": params}, b"tokenizer"))
         assert image.config == {
             "architecture": to_dict(T2I),
             "stage": "t2i",
@@ -209,13 +214,13 @@ def test_the_image_model_comes_out_again_as_it_was():
             "fps": None,
         }
         assert image.tokenizer == b"tokenizer"
-        flat, before = flatten(image.params["unet"]), flatten(t2i_params())
-        assert flat.keys() == before.keys()
-        for path, leaf in before.items():
+        flat, expected = flatten(image.params["unet"]), flatten(t2i_params())
+        assert flat.keys() == expected.keys()
+        for path, leaf in expected.items():
             np.testing.assert_array_equal(flat[path], leaf)
 
 
-def test_parameters_of_another_network_are_refused():
+def test_parameters_of_another_network_raise():
     with pytest.raises(UserError, match=r"conv_in/kernel"):
         inflate(
             t2i_params(), replace(T2I, channels=(16, 16)), inflated()[0].temporal, jax.random.key(0)

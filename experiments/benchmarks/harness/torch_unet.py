@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 
 
 class ResBlock(nn.Module):

@@ -24,7 +24,8 @@ from stunet.diffusion import (
 from stunet.engine.sampling import network
 from stunet.model import Model, parameter_shapes
 from stunet.models.t5 import T5Config
-from stunet.models.unet import UNet, UNetConfig, init_unet
+from stunet.models.unet import UNet, init_unet
+from stunet.models.unet_config import UNetConfig
 from stunet.text import load_tokenizer, train_tokenizer
 from stunet.training.losses import Batch
 from stunet.training.networks import Networks

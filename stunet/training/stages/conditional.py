@@ -9,7 +9,7 @@ import jax
 
 from stunet.diffusion import COND_CHANNELS, MaskMixture
 from stunet.errors import UserError
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 from stunet.training.initial_model import (
     cast_frozen_kernels,
     check_module_names,

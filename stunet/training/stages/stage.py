@@ -11,7 +11,7 @@ import numpy as np
 from stunet.diffusion import SuperResolution
 from stunet.errors import UserError
 from stunet.models.t5 import TextEncoderConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 from stunet.training.losses import Batch, denoising_loss
 from stunet.training.networks import Networks
 from stunet.training.settings import DataFormat, DiffusionConfig, RunConfig

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 
 from stunet.errors import UserError
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 from stunet.training.initial_model import (
     check_module_names,
     check_network,

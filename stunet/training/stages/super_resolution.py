@@ -11,8 +11,7 @@ import numpy as np
 from stunet.diffusion import SuperResolution, downsample, upsample
 from stunet.errors import UserError
 from stunet.models.t5 import TextEncoderConfig
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.training.initial_model import (
     cast_frozen_kernels,
     check_module_names,

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 
 from stunet.models.t5 import TextEncoderConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import UNetConfig
 from stunet.training.initial_model import new_model, with_dtype
 from stunet.training.losses import Batch, joint_loss
 from stunet.training.networks import Networks

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 import jax
 
 from stunet.errors import UserError
-from stunet.models.temporal import TemporalConfig
-from stunet.models.unet import UNetConfig
+from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.schema import to_dict
 from stunet.training.initial_model import (
     StartModel,
