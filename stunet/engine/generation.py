@@ -156,7 +156,7 @@ def _low_resolution_conditioning(
     videos: jax.Array,
     level: float,
 ) -> dict[str, jax.Array]:
-    """Noise-conditioning augmentation (Imagen, 2205.11487 section 2.3), drawn once per clip.
+    """Noise-conditioning augmentation (Imagen, 2205.11487 section 2.4), drawn once per clip.
 
     `large` is the enlarged clip that a residual model's output is added to.
     """
