@@ -213,7 +213,7 @@ LEADING = TimeGrid.leading(SCHEDULE, 10)  # 900, 800, ..., 0
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_one_ancestral_step(variance):
     index = LEADING.timesteps.tolist().index(T)
-    # Bayes' rule for x_s given x_t and x0, not DDPM's formula for it
+    # Bayes' rule for x_s given x_t and x0, independent of DDPM's formula
     a_t, a_s = SCHEDULE.alpha_bars[[T, S]]
     ratio = np.sqrt(a_t / a_s)  # x_t = ratio x_s + noise
     precision = 1 / (1 - a_s) + ratio**2 / (1 - a_t / a_s)
