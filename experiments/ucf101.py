@@ -33,7 +33,8 @@ from stunet.engine.run import run
 from stunet.errors import UserError, run_command
 from stunet.evaluation.clip_folders import open_clip_folder
 from stunet.evaluation.evaluate import evaluate, format_report
-from stunet.evaluation.metrics import Comparison, load_metrics
+from stunet.evaluation.metric import Comparison
+from stunet.evaluation.metrics import load_metrics
 from stunet.files import read_json
 from stunet.schema import from_dict, to_dict
 from stunet.video_io import check_writable, write_video
