@@ -2,8 +2,8 @@
 
 Inputs are files' paths or arrays in [-1, 1]: an image `[H, W, 3]`, a video `[T, H, W, 3]`, a mask
 `[H, W, 1]` with 1 = known; a leading axis N gives each prompt its own. (In mask files white marks
-the region to generate.) Every function returns a `Result` and raises `stunet.errors.UserError` with one
-line if an argument is invalid or a file cannot be read.
+the region to generate.) Every function returns a `Result` and raises `stunet.errors.UserError`, one
+line, if an argument is invalid or a file cannot be read.
 """
 
 from collections.abc import Sequence
