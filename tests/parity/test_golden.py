@@ -72,7 +72,7 @@ def test_unet(tmp_path, name):
 def test_t5(imported):
     ids, mask = cases.t5_inputs()
     params = {"params": imported.params["text_encoder"]}
-    states = T5Encoder(imported.text_encoder).apply(params, jnp.asarray(ids), mask)
+    states = T5Encoder(imported.text_encoder).apply(params, jnp.asarray(ids), jnp.asarray(mask))
     assert relative_error(states, golden("t5")) <= 1e-4
 
 
