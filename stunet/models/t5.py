@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -138,7 +139,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens width"],
-        mask: Bool[Array, "batch tokens"],
+        mask: Bool[ArrayLike, "batch tokens"],
         position_bias: Float[Array, "1 heads tokens tokens"] | None,
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "1 heads tokens tokens"]]:
         """Applies the layer.
@@ -235,7 +236,7 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"]
+        self, tokens: Int[ArrayLike, "batch tokens"], mask: Bool[ArrayLike, "batch tokens"]
     ) -> Float[Array, "batch tokens width"]:
         """Encodes a batch of padded captions.
 
