@@ -41,10 +41,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         name: str,
         run: Callable[[argparse.Namespace], None],
         arguments: Callable[[Callable], None] | None = None,
-        **texts: str,
+        *,
+        help: str,
+        description: str,
+        epilog: str | None = None,
     ) -> Callable:
         subparser = commands.add_parser(
-            name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
+            name,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            help=help,
+            description=description,
+            epilog=epilog,
         )
         subparser.set_defaults(run=run)
         # Arguments from tables with heavy imports are added to the selected command only.

@@ -33,7 +33,7 @@ Weights that were imported and not trained since are exported byte for byte.
 
 
 def add_commands(command: Callable) -> None:
-    """Adds the three commands with `command(name, run, **texts)`."""
+    """Adds the three commands with `command(name, run, help=..., description=...)`."""
     for name, run, summary, description in (
         ("import-if", _import_if, "convert DeepFloyd IF weights to a model folder", IMPORT_IF),
         ("import-t5", _import_t5, "add a T5 v1.1 text encoder to a model folder", IMPORT_T5),

@@ -31,7 +31,7 @@ NUM_SLICES = 8  # clips in the image of X-T slices
 
 
 def add_commands(command: Callable) -> None:
-    """Adds the command with `command(name, run, **texts)`."""
+    """Adds the command with `command(name, run, help=..., description=...)`."""
     add = command(
         "evaluate",
         _evaluate,

@@ -23,7 +23,7 @@ Needs Gradio: pip install "stunet[studio]". Ctrl-C stops the server.
 
 
 def add_commands(command: Callable) -> None:
-    """Adds this command with `command(name, run, arguments, **texts)`."""
+    """Adds this command with `command(name, run, arguments, help=..., description=...)`."""
     needs = {
         kind: ", ".join(name for name, a in APPLICATIONS.items() if a.model == kind)
         for kind in ("conditional", "super_resolution")
