@@ -38,7 +38,7 @@ _METAVARS = {
 
 
 def add_commands(command: Callable) -> None:
-    """Adds a command per application with `command(name, run, arguments, help=..., description=...)`."""
+    """Adds a command per application, see `stunet.cli`."""
     for name, application in APPLICATIONS.items():
         summary = application.summary
         command(
