@@ -66,7 +66,7 @@ def findings(workdir: Path) -> list[str]:
     lines = [
         f"Ours: {verdict(strengths[0], distances, energies)}",
         "",
-        "| strength | distance to the style's colour gradient | share of motion energy |",
+        "| strength | distance to the style's colour gradient | remaining motion energy |",
         "|---|---|---|",
     ]
     for column, strength in enumerate(strengths[0]):

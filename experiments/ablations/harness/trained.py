@@ -161,7 +161,7 @@ class TrainedAblation:
             *heading(self),
             f"Ours: {self.verdict(final)}",
             "",
-            f"| | steps | mean loss of the last 10 % of steps, seeds {', '.join(map(str, seeds))} |"
+            f"| | steps | loss, last tenth of training, seeds {', '.join(map(str, seeds))} |"
             + " error of restored clips |" * judged
             + "".join(f" correct {attribute} |" for attribute in attributes),
             "|---" * (3 + judged + len(attributes)) + "|",
