@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from stunet.errors import UserError
@@ -75,7 +75,7 @@ class Partitioning:
     """
 
     remat: str = "none"
-    mesh: Mesh | None = None
+    mesh: Mesh | AbstractMesh | None = None
     frame_axis: str | None = None
 
     def __post_init__(self):
@@ -105,7 +105,7 @@ class Partitioning:
         return FrameLayout(tuple(num_frames), axes)
 
 
-def gather_kernels(block: type[nn.Module], mesh: Mesh | None) -> type[nn.Module]:
+def gather_kernels(block: type[nn.Module], mesh: Mesh | AbstractMesh | None) -> type[nn.Module]:
     """All-gathers the block's FSDP-sharded kernels for the duration of the call.
 
     XLA:TPU's partitioner would otherwise convolve with the shards of a wide kernel in a loop, one
@@ -156,7 +156,9 @@ def check_frames(num_frames: int, shards: int) -> None:
         )
 
 
-def shard_over_frames(network: nn.Module, mesh: Mesh | None) -> Callable[..., jax.Array]:
+def shard_over_frames(
+    network: nn.Module, mesh: Mesh | AbstractMesh | None
+) -> Callable[..., jax.Array]:
     """Returns `network.apply` for videos whose frames are sharded over the mesh axis "frames".
 
     XLA's partitioner handles the other mesh axes, over which the batch and the parameters may be

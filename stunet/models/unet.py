@@ -11,7 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Shaped
 
 from stunet.models.additions import (
@@ -276,7 +276,7 @@ def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:
 
 
 def partitioned_unet(
-    config: UNetConfig, mesh: Mesh | None = None, remat: str = "none"
+    config: UNetConfig, mesh: Mesh | AbstractMesh | None = None, remat: str = "none"
 ) -> Callable[..., jax.Array]:
     """Returns the network's `apply` function for parameters and videos sharded over a mesh.
 
