@@ -43,7 +43,7 @@ def test_missing_models(tmp_path):
         ({"prediction": "noise"}, r"config\.json: prediction.*'noise'.*eps, x0, v"),
         ({"variance": "learned"}, r"config\.json: variance.*'learned'.*fixed_small"),
         ({"variance": "learned_range"}, r"out_channels.* 3, .* 6 .*'learned_range'"),
-        ({"num_frames": 3}, r"config\.json: num_frames.* 3.*stride.* 2"),
+        ({"num_frames": 3}, r"config\.json: num_frames.* 3,.* 2 .*stride"),
         ({"text_encoder": None}, r"tokenizer.* no text_encoder"),
         ({"schedule": {"kind": "linear"}}, r"config\.json: schedule: .*'linear'.*cosine"),
         ({"architecture.text_dim": 16}, r"text_dim.* 16, .*d_model.* 8"),

@@ -10,12 +10,14 @@ from PIL import Image
 
 import stunet
 from stunet import cli
+from stunet.diffusion import SuperResolution
 from stunet.engine.cascade import Models, load_models
 from stunet.engine.generation import paste
 from stunet.engine.inputs import KnownPixels
 from stunet.engine.run import run as run_request
 from stunet.errors import UserError
 from stunet.model import load
+from stunet.schema import to_dict
 from stunet.video_io import read_video, write_video
 from stunet.weights.inflation import add_conditioning
 from tests.calls import edit, generate
@@ -285,20 +287,21 @@ def test_outpainting_keeps_the_video_in_its_place(folder, inputs, tmp_path, monk
     np.testing.assert_allclose(kept[:, half // 2 :], 0.3, atol=0.1)
 
 
-def test_known_pixels_are_restored_at_the_enlarged_size(folder, inputs, root, tmp_path):
-    from stunet.diffusion import SuperResolution
-    from stunet.schema import to_dict
-
+@pytest.fixture(scope="module")
+def ssr(root):
     enlarging = dataclasses.replace(
         UNET, in_channels=6, noise_level_embedding=True, self_attention=False
     )
-    ssr = save_tiny_model(
+    return save_tiny_model(
         root / "ssr",
         enlarging,
         stage="ssr",
         resolution=2 * RESOLUTION,
         super_resolution=to_dict(SuperResolution(2)),
     )
+
+
+def test_known_pixels_are_restored_at_the_enlarged_size(folder, inputs, ssr, tmp_path):
     out = tmp_path / "out.png"
     arguments = (inputs / "image.png", "a star", "--mask", inputs / "mask.png")
     assert run("cinemagraph", folder, out, *arguments, "--num-frames", "2", "--upscale", ssr) == 0
@@ -415,14 +418,14 @@ def test_inputs_of_other_sizes_are_cropped_and_resized(model):
     assert re.search("image.*14x16.*14x14", result.warnings[0])
 
 
-def test_a_file_is_decoded_once_for_all_models(folder, inputs, root, monkeypatch):
+def test_a_file_is_decoded_once_for_all_models(folder, inputs, ssr, monkeypatch):
     """The image and its mask at the sizes of the base model and of the upscaler."""
     opened = []
     original = av.open
     monkeypatch.setattr(
         "av.open", lambda file, *a, **k: opened.append(file) or original(file, *a, **k)
     )
-    models = load_models(folder, [root / "ssr"])
+    models = load_models(folder, [ssr])
     request = stunet.Request(
         application="cinemagraph",
         prompts=("a star",),
