@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Non-square inputs are centre-cropped. A video keeps its duration. With --num-videos N > 1, OUT.mp4
-becomes OUT_0.mp4 ... OUT_{N-1}.mp4 (.gif likewise); a .png is one contact sheet with a row per
+becomes OUT_0.mp4 ... OUT_{N-1}.mp4, and so does .gif; a .png is one contact sheet with a row per
 video. Video i of a seed is the same for every N. The first call of a kind compiles the network;
 later calls find it in the cache folder ($XDG_CACHE_HOME or ~/.cache).
 """

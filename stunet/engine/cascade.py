@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from stunet.errors import UserError
 from stunet.model import Model, load
 from stunet.weights.style import (
@@ -103,7 +105,14 @@ def load_models(
         style_name=str(style),
     )
     if models.style is not None:  # refuse a misfit now rather than with the first job
-        stylize(models.base, models.style, RECOMMENDED_STRENGTH[0], models.style_name)
+        # Shapes only: the weights are interpolated when a job needs them.
+        jax.eval_shape(
+            lambda: (
+                stylize(
+                    models.base, models.style, RECOMMENDED_STRENGTH[0], models.style_name
+                ).params
+            )
+        )
     return models
 
 

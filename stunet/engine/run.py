@@ -78,7 +78,7 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
             request.prompts,
             step.sampling,
             windows=step.windows,
-            noise_level=request.noise_level,
+            noise_level=request.noise_level if step is steps[0] else None,
             on_chunk=_reporter(progress, "enlarging", step.windows),
         )
         videos = _paste(application, request, task, step.model, videos)
@@ -98,8 +98,9 @@ def _check_first(application: Application, chain: Sequence[Model], models: Model
     if not chain:
         raise UserError("upscalers: none, expected a super-resolution model")
     if (missing := application.missing(chain[0])) is not None:
-        names = models.upscaler_names if models.base is None else (models.base_name,)
-        raise UserError(f"{names[0]}: {missing}")
+        enlarges = chain[0].super_resolution is not None and models.upscalers
+        name = models.upscaler_names[0] if enlarges else models.base_name
+        raise UserError(f"{name}: {missing}")
 
 
 def _one_input_per_prompt(task: Task, count: int) -> Task:

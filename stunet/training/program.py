@@ -66,7 +66,7 @@ def build_program(
       unet: Architecture of the U-Net.
       text_encoder: Architecture of the text encoder, None for a model without one.
       trained: Trained parameters (`Stage.split`): arrays, or their shapes and types.
-      frozen: Frozen parameters, likewise.
+      frozen: Frozen parameters, or their shapes and types.
       mesh: Device mesh.
     """
     optimizer = make_optimizer(config.optimizer, config.total_steps)
