@@ -43,7 +43,8 @@ setup(
         "jax>=0.7.2",
         "jaxtyping>=0.3.2",
         "numpy>=2.0",
-        "pillow>=10.0",
+        "pillow>=11.3",  # AVIF
+        "pillow-heif>=1.0",
         "safetensors>=0.5",
         "scipy>=1.13",
         "tokenizers>=0.20",

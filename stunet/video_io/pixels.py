@@ -2,6 +2,15 @@
 
 import numpy as np
 
+BACKGROUND = 255  # level of the background under transparent pixels of pictures and videos: white
+
+
+def blend(picture: np.ndarray, alpha: np.ndarray, background: int = BACKGROUND) -> np.ndarray:
+    """Blends `[..., 3]` uint8 over a uniform background; alpha is `[..., 1]` uint8."""
+    weight = alpha.astype(np.uint16)
+    blended = picture * weight + np.uint16(background) * (255 - weight)
+    return ((blended + 127) // 255).astype(np.uint8)
+
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
     """Converts [-1, 1] to 0..255, clipping values outside."""
