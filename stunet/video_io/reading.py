@@ -8,8 +8,18 @@ import numpy as np
 from PIL import Image
 
 from stunet.errors import UserError
-from stunet.video_io.decoding import Margins, VideoSource, decode, source_name
+from stunet.video_io.decoding import (
+    Margins,
+    VideoSource,
+    decode,
+    displayed_size,
+    retime,
+    source_name,
+)
 from stunet.video_io.pixels import to_float
+
+_STILL_FPS = 25.0  # reported for a still image
+_MAX_RESAMPLED_FPS = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,12 +33,14 @@ class VideoSizes:
       size: Height and width of the source as displayed, in pixels of its height, without margins.
       margin_masks: Resolution -> `[1, H, W, 3]` float32: 1 in the margins, -1 in the source.
         Empty if no margins were requested.
+      warnings: Remarks for the user, such as a source with fewer frames per second than requested.
     """
 
     frames: dict[int | None, np.ndarray]
     fps: float
     size: tuple[int, int]
     margin_masks: dict[int | None, np.ndarray]
+    warnings: tuple[str, ...] = ()
 
 
 def read_video_sizes(
@@ -41,12 +53,12 @@ def read_video_sizes(
 ) -> VideoSizes:
     """Decodes a video once and returns it at several resolutions.
 
-    An image (PNG, JPEG) is a video of one frame.
+    A still image is a video of one frame.
 
     Args:
       source: Path, or an open binary file.
       fps: Frame rate to resample to, by the frames' time stamps. None keeps all frames and
-        reports their average rate.
+        reports their average rate; unevenly timed frames are resampled to a suitable rate.
       resolutions: Sides in pixels. For each one the video is cropped to the centre square and
         resized with anti-aliasing. None keeps the source's size.
       max_frames: Maximum number of frames. None reads all.
@@ -62,25 +74,31 @@ def read_video_sizes(
     first = next(decoded, None)
     if first is None:
         raise UserError(f"{source_name(source)}: contains no video frame")
-    first_picture, aspect, rate = first
 
-    def resize_all(picture: np.ndarray, margin_value: int) -> dict[int | None, np.ndarray]:
-        padded = _pad(picture, margins or (0, 0, 0, 0), margin_value)
-        return {side: _resize(padded, side, multiple_of, aspect) for side in resolutions}
+    def resize_all(pixels: np.ndarray, margin_value: int) -> dict[int | None, np.ndarray]:
+        padded = _pad(pixels, margins or (0, 0, 0, 0), margin_value)
+        return {side: _resize(padded, side, multiple_of, first.aspect) for side in resolutions}
 
-    clips: dict[int | None, list[np.ndarray]] = {side: [] for side in resolutions}
+    timed: list[tuple[float, dict[int | None, np.ndarray], float]] = []
     previous, resized = None, {}
-    for picture, *_ in itertools.chain([first], decoded):
-        if picture is not previous:  # resize a repeated frame once
-            previous, resized = picture, resize_all(picture, 0)
-        for side, frame in resized.items():
-            clips[side].append(frame)
-    masks = {} if margins is None else resize_all(np.zeros_like(first_picture), 255)
+    for picture in itertools.chain([first], decoded):
+        if picture.pixels is not previous:  # resize a repeated frame once
+            previous, resized = picture.pixels, resize_all(picture.pixels, 0)
+        timed.append((picture.start, resized, picture.seconds))
+    rate, frames = fps or first.fps, [resized for _, resized, _ in timed]
+    if fps is None and picture.seconds:
+        rate, is_even = constant_rate([start for start, *_ in timed], picture.seconds, first.fps)
+        if not is_even:
+            frames = list(itertools.islice(retime(timed, rate), max_frames))
+    masks = {} if margins is None else resize_all(np.zeros_like(first.pixels), 255)
     return VideoSizes(
-        frames={side: to_float(np.stack(clip)) for side, clip in clips.items()},
-        fps=rate,
-        size=_displayed_size(first_picture, aspect),
+        frames={
+            side: to_float(np.stack([frame[side] for frame in frames])) for side in resolutions
+        },
+        fps=rate or _STILL_FPS,
+        size=displayed_size(first.pixels, first.aspect),
         margin_masks={side: to_float(mask)[None] for side, mask in masks.items()},
+        warnings=_rate_warnings(source, first.fps, fps),
     )
 
 
@@ -106,21 +124,76 @@ def read_video(
 def decode_frames(source: VideoSource, fps: float, resolution: int) -> Iterator[np.ndarray]:
     """Yields the frames of `read_video` one at a time, as `[resolution, resolution, 3]` uint8."""
     previous, frame = None, None
-    for picture, aspect, _ in decode(source, fps):
-        if picture is not previous:  # resize a repeated frame once
-            previous, frame = picture, _resize(picture, resolution, aspect=aspect)
+    for picture in decode(source, fps):
+        if picture.pixels is not previous:  # resize a repeated frame once
+            previous = picture.pixels
+            frame = _resize(picture.pixels, resolution, aspect=picture.aspect)
         yield frame
 
 
 def frame_size(source: VideoSource) -> tuple[int, int]:
-    """Returns the displayed height and width of a video or an image, in pixels of its height."""
-    picture, aspect, _ = next(decode(source, None))
-    return _displayed_size(picture, aspect)
+    """Returns the displayed height and width of a video or an image, in pixels of its height.
+
+    Raises:
+      UserError: The file is absent or cannot be decoded.
+    """
+    first = next(decode(source, None), None)
+    if first is None:
+        raise UserError(f"{source_name(source)}: contains no video frame")
+    return displayed_size(first.pixels, first.aspect)
 
 
-def _displayed_size(picture: np.ndarray, aspect: float) -> tuple[int, int]:
-    height, width = picture.shape[:2]
-    return height, round(width * aspect)
+def constant_rate(
+    starts: Sequence[float], last_seconds: float, average: float
+) -> tuple[float, bool]:
+    """Returns a frame rate at which a video's pictures are displayed at their times.
+
+    Times may deviate by a tenth of a frame, and by 0.01 s (the unit of GIF).
+
+    Args:
+      starts: Times of the frames in seconds, from 0.
+      last_seconds: How long the last frame is displayed.
+      average: Average frame rate according to the container. Preferred if suitable.
+
+    Returns:
+      The frame rate, and whether the frames are evenly spaced at it. Otherwise they need to be
+      resampled. Resampling then uses the lowest suitable one of the average rate and those of the
+      median and the smallest gap; at most 60 or the average rate.
+    """
+    times = np.array([*starts, starts[-1] + last_seconds])
+    count = len(starts)
+    candidates = [average, count / times[-1]]
+    if times[-2] > 0:
+        candidates.append((count - 1) / times[-2])
+    for rate in candidates:
+        late = times - np.arange(count + 1) / rate
+        # Containers that store no durations understate the last one.
+        if max(np.abs(late[:-1]).max(), late[-1]) <= _tolerance(rate):
+            return float(rate), True
+    gaps = np.diff(times)
+    gaps = gaps[gaps > 0]
+    highest = max(_MAX_RESAMPLED_FPS, count / times[-1])
+    for rate in sorted((average, 1 / np.median(gaps), 1 / gaps.min())):
+        rate = average if np.isclose(rate, average, 1e-3) else float(rate)
+        frames = np.round(times * rate)
+        is_near = np.abs(times - frames / rate).max() <= _tolerance(rate)
+        if rate <= highest and is_near and (np.diff(frames) > 0).all():
+            return rate, False
+    return float(min(highest, 1 / gaps.min())), False
+
+
+def _tolerance(rate: float) -> float:
+    return max(0.01, 0.1 / rate)
+
+
+def _rate_warnings(source: VideoSource, rate: float, requested: float | None) -> tuple[str, ...]:
+    """Warns if resampling repeats frames; not if the rates differ by less than 5 %."""
+    if not rate or requested is None or requested <= 1.05 * rate:
+        return ()
+    return (
+        f"{source_name(source)}: {rate:.4g} frames per second, read at {requested:.4g}: "
+        "frames are repeated",
+    )
 
 
 def _pad(picture: np.ndarray, margins: Margins, value: int) -> np.ndarray:
