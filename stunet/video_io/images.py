@@ -1,38 +1,456 @@
-"""Reading images and animated images with Pillow."""
+"""Reading images and animated images, as browsers display them.
 
+Pillow decodes all formats (HEIF with the plugin `pillow-heif`). This module recognises files by
+their content, refuses truncated ones, and applies orientation, transparency, colour profiles and
+frame times.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import av
 import numpy as np
 import pillow_heif
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from stunet.errors import UserError
+from stunet.video_io import gif
+from stunet.video_io.color import RgbConverter
+from stunet.video_io.pixels import blend
 
 pillow_heif.register_heif_opener()
 
+ImageSource = str | Path | BinaryIO
 
-def is_image(source: str | Path | BinaryIO) -> bool:
-    """Returns whether the content is an image or an animated image. The position is restored."""
-    return False
+_MAGIC = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "PPM": rb"P[1-6]\s",
+}
+_HEAD_BYTES = 256
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_SHORTEST = 0.010  # seconds; browsers display frames of up to this duration for ...
+_USUAL = 0.100  # ... this duration
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706  # TIFF tags
+_TRANSPOSE = {  # EXIF orientation -> how to turn the stored picture
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def decode_images(
-    source: str | Path | BinaryIO,
-) -> Iterator[tuple[float, np.ndarray, float]]:
-    """Yields (start, picture, duration) for every frame of an image.
+# What decoders and parsers of metadata raise for damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    struct.error,
+)
 
-    Starts and durations are in seconds; the duration of a still is 0. Pictures are upright sRGB,
-    `[H, W, 3]` uint8, blended over `BACKGROUND`.
+
+class _TruncatedError(Exception):
+    """The file ends too early."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Structure:
+    """What a file contains beside the pictures.
+
+    Attributes:
+      seconds: Duration of each frame of an animation as stored. Empty for a still.
+      first: Index in Pillow of the first frame of the animation.
+      colors: Colour primaries and transfer characteristics (ITU-T H.273), if tagged.
+      bits: Bits per channel. 0 if unknown.
     """
-    raise UserError(f"{source}: not implemented")
-    yield
+
+    seconds: tuple[float, ...] = ()
+    first: int = 0
+    colors: tuple[int, int] | None = None
+    bits: int = 0
 
 
-def image_info(source: str | Path | BinaryIO) -> tuple[int, int, int, float]:
-    """Returns (height, width, number of frames, seconds) as displayed. A still lasts 0 seconds."""
-    raise UserError(f"{source}: not implemented")
+def is_image(source: ImageSource) -> bool:
+    """Returns whether the content is an image that `decode_images` can read.
+
+    Args:
+      source: Path, or an open binary file, whose position is restored.
+
+    Raises:
+      UserError: The file is absent or unreadable.
+    """
+    return _format(_read(source, _HEAD_BYTES)) is not None
 
 
-_ = Image
+def decode_images(source: ImageSource) -> Iterator[tuple[float, np.ndarray, float]]:
+    """Decodes an image or an animated image (GIF, APNG, WebP, AVIF).
+
+    Of other files with several images (MPO, TIFF, HEIF) only the primary one is read.
+
+    Args:
+      source: Path, or an open binary file, whose position is restored.
+
+    Yields:
+      Start in seconds, picture, and duration in seconds (0 for a still). The picture is upright
+      sRGB, `[H, W, 3]` uint8, and transparent pixels are blended over `BACKGROUND`. Frames of up to
+      10 ms last 100 ms, as in browsers.
+
+    Raises:
+      UserError: The file is absent, damaged, truncated or too large.
+    """
+    for start, pixels, seconds in decode_transparent(source):
+        if pixels.shape[-1] == 4:
+            pixels = blend(pixels[..., :3], pixels[..., 3:])
+        yield start, pixels, seconds
+
+
+def decode_transparent(source: ImageSource) -> Iterator[tuple[float, np.ndarray, float]]:
+    """Decodes as `decode_images`, but does not blend.
+
+    Yields `[H, W, 4]` uint8 with alpha if the image supports transparency, else `[H, W, 3]`.
+    """
+    name, data = _name(source), _read(source)
+    with _explain(name, data):
+        form, structure, image = _open(data)
+        if form == "GIF":
+            frames = gif.compose(gif.parse_gif(data), *image.size[::-1])
+        else:
+            frames = _pillow_frames(image, form, structure, name)
+        start = 0.0
+        for pixels, seconds in zip(frames, _display_times(structure), strict=True):
+            yield start, pixels, seconds
+            start += seconds
+
+
+def image_info(source: ImageSource) -> tuple[int, int, int, float]:
+    """Returns (height, width, number of frames, seconds) as displayed, without decoding pixels.
+
+    Args:
+      source: Path, or an open binary file, whose position is restored.
+
+    Raises:
+      UserError: The file is absent, damaged, truncated or too large.
+    """
+    data = _read(source)
+    with _explain(_name(source), data):
+        form, structure, image = _open(data)
+        times = _display_times(structure)
+        return *_size(image, form), len(times), sum(times)
+
+
+def _display_times(structure: _Structure) -> list[float]:
+    return [t if t > _SHORTEST + 1e-6 else _USUAL for t in structure.seconds] or [0.0]
+
+
+def _name(source: ImageSource) -> str:
+    return str(source if isinstance(source, str | Path) else getattr(source, "name", "image"))
+
+
+def _read(source: ImageSource, count: int = -1) -> bytes:
+    """Returns the content, or its first bytes."""
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                return file.read(count)
+        position = source.tell()
+        source.seek(0)
+        try:
+            return source.read(count)
+        finally:
+            source.seek(position)
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{_name(source)}: not readable ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _explain(name: str, data: bytes) -> Iterator[None]:
+    """Turns exceptions of decoders into `UserError`s."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{name}: image too large to decode, expected fewer pixels") from error
+    except (EOFError, _TruncatedError) as error:
+        raise UserError(
+            f"{name}: truncated {_format(data)} image, expected a complete image"
+        ) from error
+    except _DECODER_ERRORS as error:
+        unidentified = isinstance(error, UnidentifiedImageError)
+        reason = "its header" if unidentified else " ".join(str(error).split())
+        raise UserError(
+            f"{name}: damaged, truncated or unsupported {_format(data)} image ({reason}), "
+            "expected a complete image"
+        ) from error
+
+
+def _format(head: bytes) -> str | None:
+    """Returns Pillow's name of an image format, or None for other files."""
+    for form, magic in _MAGIC.items():
+        if re.match(magic, head, re.DOTALL):
+            return form
+    if head[4:8] != b"ftyp":
+        return None
+    brands = head[8 : min(int.from_bytes(head[:4], "big"), len(head))]
+    brands = [brands[0:4], *(brands[i : i + 4] for i in range(8, len(brands), 4))]
+    if brands[0] in _AVIF_BRANDS | _HEIF_BRANDS:
+        return "AVIF" if _AVIF_BRANDS & set(brands) else "HEIF"
+    return None
+
+
+def _open(data: bytes) -> tuple[str, _Structure, Image.Image]:
+    """Returns the format, the structure and the image, whose pixels are not decoded yet."""
+    form = _format(data[:_HEAD_BYTES])
+    structure = _STRUCTURES.get(form, lambda data: _Structure())(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large images and unknown metadata
+        image = Image.open(io.BytesIO(data), formats=[form])
+    return form, structure, image
+
+
+def _png_structure(data: bytes) -> _Structure:
+    position, seconds, count, first, colors, bits = 8, [], 0, 0, None, data[24]
+    kind, has_image = b"", False
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            raise _TruncatedError
+        (length,), kind = (
+            struct.unpack_from(">I", data, position),
+            data[position + 4 : position + 8],
+        )
+        content = data[position + 8 : position + 8 + length]
+        position += 12 + length
+        if kind == b"acTL":
+            count = int.from_bytes(content[:4], "big")
+        elif kind == b"IDAT":
+            has_image = True
+        elif kind == b"fcTL":
+            first = first if seconds else int(has_image)
+            numerator, denominator = struct.unpack_from(">HH", content, 20)
+            seconds.append(numerator / (denominator or 100))
+        elif kind == b"cICP":
+            colors = content[0], content[1]
+    if position > len(data) or len(seconds) < count:
+        raise _TruncatedError
+    return _Structure(tuple(seconds[:count] if count > 1 else ()), first, colors, bits)
+
+
+def _jpeg_structure(data: bytes) -> _Structure:
+    position, marker = 2, 0
+    while marker != 0xD9:  # end of image
+        found = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]").search(data, position)
+        if found is None:
+            raise _TruncatedError
+        marker = found.group()[1]
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return _Structure()
+
+
+def _webp_structure(data: bytes) -> _Structure:
+    end = 8 + int.from_bytes(data[4:8], "little")
+    if end > len(data):
+        raise _TruncatedError
+    position, seconds = 12, []
+    while position + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if position + 8 + length > end:
+            raise _TruncatedError
+        if kind == b"ANMF":
+            milliseconds = int.from_bytes(data[position + 20 : position + 23], "little")
+            seconds.append(milliseconds / 1000)
+        position += 8 + length + length % 2
+    return _Structure(tuple(seconds) if len(seconds) > 1 else ())
+
+
+def _gif_structure(data: bytes) -> _Structure:
+    frames = gif.parse_gif(data)
+    return _Structure(tuple(frame.seconds for frame in frames) if len(frames) > 1 else ())
+
+
+def _avif_structure(data: bytes) -> _Structure:
+    with av.open(io.BytesIO(data)) as container:
+        stream = max(container.streams.video, key=lambda stream: stream.frames)
+        context = stream.codec_context
+        colors = context.color_primaries, context.color_trc
+        seconds = ()
+        if stream.frames > 1:
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            seconds = tuple(float(packet.duration * packet.time_base) for packet in packets)
+    return _Structure(seconds, colors=colors)
+
+
+_STRUCTURES = {
+    "PNG": _png_structure,
+    "JPEG": _jpeg_structure,
+    "WEBP": _webp_structure,
+    "GIF": _gif_structure,
+    "AVIF": _avif_structure,
+}
+
+
+def _size(image: Image.Image, form: str) -> tuple[int, int]:
+    """Returns height and width as displayed."""
+    width, height = image.size
+    is_turned = form != "TIFF" and _orientation(image, form) >= 5  # Pillow turns TIFF
+    return (width, height) if is_turned else (height, width)
+
+
+def _orientation(image: Image.Image, form: str) -> int:
+    """Returns the orientation that Pillow has not applied, 1 to 8 as in EXIF."""
+    if form == "HEIF":  # libheif applies the file's transformations; EXIF does not count
+        return 1
+    try:
+        if form == "AVIF":  # Pillow writes the file's transformations to EXIF; XMP does not count
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        else:
+            exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in _TRANSPOSE else 1
+    except _DECODER_ERRORS:
+        return 1  # damaged metadata
+
+
+def _pillow_frames(
+    image: Image.Image, form: str, structure: _Structure, name: str
+) -> Iterator[np.ndarray]:
+    """Yields upright sRGB, `[H, W, 3]` uint8, or `[H, W, 4]` with alpha."""
+    if form == "TIFF":
+        _check_tiff(image)
+    colors = structure.colors or _nclx(image)
+    convert = RgbConverter(name)
+    for index in range(max(len(structure.seconds), 1)):
+        if structure.seconds:
+            image.seek(structure.first + index)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata
+            image.load()
+            turn = _TRANSPOSE.get(_orientation(image, form))
+        pixels = _to_rgb(image, structure.bits)
+        if colors and "icc_profile" not in image.info:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[..., :3]), "rgb24")
+            frame.color_primaries, frame.color_trc = colors
+            pixels = np.concatenate([convert(frame), pixels[..., 3:]], -1)
+        yield pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+
+
+def _check_tiff(image: Image.Image) -> None:
+    """Raises `ValueError` for camera raw files (DNG, NEF, CR2), which start with a preview."""
+    is_preview = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
+    if is_preview or _DNG_VERSION in image.tag_v2:
+        raise ValueError("a camera's raw file")
+
+
+def _nclx(image: Image.Image) -> tuple[int, int] | None:
+    """Returns colour primaries and transfer characteristics of a HEIF image, if tagged."""
+    nclx = image.info.get("nclx_profile")
+    return nclx and (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]))
+
+
+def _to_rgb(image: Image.Image, bits: int) -> np.ndarray:
+    """Converts pixels of any mode to `[H, W, 3]` uint8 in sRGB, or `[H, W, 4]` with alpha.
+
+    Args:
+      image: The decoded image.
+      bits: Bits per channel of a PNG file, else 0.
+    """
+    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
+    if "srgb" in image.info or profile:
+        gamma = None
+    key = image.info.get("transparency")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image)
+    elif key is not None and image.mode != "P":
+        keys = key if isinstance(key, tuple) else (key,)
+        keys = tuple(k >> bits - 8 if bits > 8 else k * 255 // (2 ** (bits or 8) - 1) for k in keys)
+        image.info["transparency"] = keys if len(keys) > 1 else keys[0]
+    alpha = None
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        image = image.convert("RGBA")
+        alpha = np.asarray(image)[..., 3:]
+        image = image.getchannel("R") if is_grey else image.convert("RGB")
+    converted = None if profile is None else _apply_profile(image, profile)
+    pixels = np.asarray(image.convert("RGB") if converted is None else converted)
+    if gamma and abs(gamma - 1 / 2.2) > 0.01:
+        pixels = _gamma_table(gamma)[pixels]
+    return pixels if alpha is None else np.concatenate([pixels, alpha], -1)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Converts grey levels of more than 8 bits.
+
+    Raises:
+      ValueError: White is not known: signed or 32-bit integers, or floats above 1.
+    """
+    levels = np.asarray(image)
+    white, is_inverted = 65535.0, False
+    if image.mode == "F":
+        white = 1.0
+    elif image.format == "TIFF":
+        (depth,) = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
+        white = 2.0**depth - 1 if depth <= 16 else 0.0
+        is_inverted = image.tag_v2.get(_PHOTOMETRIC) == 0
+    if not 0 <= levels.min() <= levels.max() <= white:
+        raise ValueError(f"grey levels {levels.min()} to {levels.max()} of mode {image.mode}")
+    scaled = np.round(levels * (255 / white)).astype(np.uint8)
+    result = Image.fromarray(255 - scaled if is_inverted else scaled)
+    key = image.info.get("transparency")
+    if key is not None:
+        result.putalpha(Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8)))
+    return result
+
+
+def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Converts from an ICC profile to sRGB.
+
+    Returns:
+      The converted image. None if the profile is damaged, does not belong to the image's mode or
+      is sRGB already.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
+        if mode != image.mode and (mode != "RGB" or image.mode in ("CMYK", "LAB")):
+            return None
+        target = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, target, mode, "RGB")
+        if mode == "RGB" and _is_identity(transform):
+            return None
+        return ImageCms.applyTransform(image.convert(mode), transform)
+    except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+        return None
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Returns whether a transform from RGB changes no colour by more than 2 levels."""
+    levels = np.linspace(0, 255, 16).astype(np.uint8)
+    colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(64, 64, 3)
+    converted = ImageCms.applyTransform(Image.fromarray(colors), transform)
+    return np.abs(np.asarray(converted).astype(int) - colors).max() <= 2
+
+
+def _gamma_table(gamma: float) -> np.ndarray:
+    """Returns sRGB for each level of an image that stores `light ** gamma` (PNG's gAMA)."""
+    light = np.linspace(0, 1, 256) ** (1 / gamma)
+    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.round(255 * encoded).astype(np.uint8)
