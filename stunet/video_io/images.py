@@ -8,6 +8,7 @@ frame times.
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import struct
 import warnings
@@ -72,6 +73,10 @@ class _TruncatedError(Exception):
     """The file ends too early."""
 
 
+class _UnsupportedError(Exception):
+    """The image is intact, but its meaning is not known."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Structure:
     """What a file contains beside the pictures.
@@ -81,12 +86,14 @@ class _Structure:
       first: Index in Pillow of the first frame of the animation.
       colors: Colour primaries and transfer characteristics (ITU-T H.273), if tagged.
       bits: Bits per channel. 0 if unknown.
+      alpha: `[H, W, 1]` uint8 that Pillow does not read, if any.
     """
 
     seconds: tuple[float, ...] = ()
     first: int = 0
     colors: tuple[int, int] | None = None
     bits: int = 0
+    alpha: np.ndarray | None = None
 
 
 def is_image(source: ImageSource) -> bool:
@@ -194,6 +201,8 @@ def _explain(name: str, data: bytes) -> Iterator[None]:
         raise UserError(
             f"{name}: truncated {_format(data)} image, expected a complete image"
         ) from error
+    except _UnsupportedError as error:
+        raise UserError(f"{name}: {error}") from error
     except _DECODER_ERRORS as error:
         unidentified = isinstance(error, UnidentifiedImageError)
         reason = "its header" if unidentified else " ".join(str(error).split())
@@ -298,7 +307,21 @@ def _avif_structure(data: bytes) -> _Structure:
     return _Structure(seconds, colors=colors)
 
 
+def _bmp_structure(data: bytes) -> _Structure:
+    """Finds alpha in the fourth byte of uncompressed pixels, as FFmpeg does."""
+    (offset,), (size,) = struct.unpack_from("<I", data, 10), struct.unpack_from("<I", data, 14)
+    if size < 40 or struct.unpack_from("<HI", data, 28) != (32, 0):
+        return _Structure()
+    width, height = struct.unpack_from("<ii", data, 18)
+    shape = abs(height), width, 4
+    if min(shape) <= 0 or len(data) < offset + math.prod(shape):
+        raise _TruncatedError
+    alpha = np.frombuffer(data, np.uint8, math.prod(shape), offset).reshape(shape)[..., 3:]
+    return _Structure(alpha=alpha[:: -1 if height > 0 else 1]) if alpha.any() else _Structure()
+
+
 _STRUCTURES = {
+    "BMP": _bmp_structure,
     "PNG": _png_structure,
     "JPEG": _jpeg_structure,
     "WEBP": _webp_structure,
@@ -346,6 +369,8 @@ def _pillow_frames(
             image.load()
             turn = _TRANSPOSE.get(_orientation(image, form))
         pixels = _to_rgb(image, structure.bits)
+        if structure.alpha is not None:
+            pixels = np.concatenate([pixels[..., :3], structure.alpha], -1)
         if colors and "icc_profile" not in image.info:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[..., :3]), "rgb24")
             frame.color_primaries, frame.color_trc = colors
@@ -354,10 +379,10 @@ def _pillow_frames(
 
 
 def _check_tiff(image: Image.Image) -> None:
-    """Raises `ValueError` for camera raw files (DNG, NEF, CR2), which start with a preview."""
+    """Refuses camera raw files (DNG, NEF, CR2), which start with a preview."""
     is_preview = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
     if is_preview or _DNG_VERSION in image.tag_v2:
-        raise ValueError("a camera's raw file")
+        raise _UnsupportedError("a camera's raw file, expected a developed picture")
 
 
 def _nclx(image: Image.Image) -> tuple[int, int] | None:
@@ -400,7 +425,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Converts grey levels of more than 8 bits.
 
     Raises:
-      ValueError: White is not known: signed or 32-bit integers, or floats above 1.
+      _UnsupportedError: White is not known: signed or 32-bit integers, or floats above 1.
     """
     levels = np.asarray(image)
     white, is_inverted = 65535.0, False
@@ -411,7 +436,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         white = 2.0**depth - 1 if depth <= 16 else 0.0
         is_inverted = image.tag_v2.get(_PHOTOMETRIC) == 0
     if not 0 <= levels.min() <= levels.max() <= white:
-        raise ValueError(f"grey levels {levels.min()} to {levels.max()} of mode {image.mode}")
+        raise _UnsupportedError(
+            f"grey levels {levels.min()} to {levels.max()} of unknown white, "
+            "expected 8 or 16 bits, or floats from 0 to 1"
+        )
     scaled = np.round(levels * (255 / white)).astype(np.uint8)
     result = Image.fromarray(255 - scaled if is_inverted else scaled)
     key = image.info.get("transparency")
