@@ -229,6 +229,8 @@ def _format(head: bytes) -> str | None:
 def _open(data: bytes) -> tuple[str, _Structure, Image.Image]:
     """Returns the format, the structure and the image, whose pixels are not decoded yet."""
     form = _format(data[:_HEAD_BYTES])
+    if form is None:
+        raise _UnsupportedError(f"not an image, expected {', '.join(_MAGIC)}, AVIF or HEIF")
     structure = _STRUCTURES.get(form, lambda data: _Structure())(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images and unknown metadata
