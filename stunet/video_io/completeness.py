@@ -48,8 +48,8 @@ def check_complete(file: BinaryIO, name: str) -> None:
     """Raises `UserError` if a file ends in the middle of an element of its container.
 
     Reads the headers of the top-level elements and restores the file's position. Supports MP4 and
-    its relatives, Matroska and WebM, AVI, Ogg, ASF, MXF, MPEG program and transport streams; other
-    files and files that cannot seek pass.
+    its relatives, Matroska and WebM, AVI, FLV, Ogg, ASF, MXF, and MPEG program and transport
+    streams; other files and files that cannot seek pass.
 
     Args:
       file: Binary file.
@@ -91,6 +91,8 @@ def _walk(head: bytes) -> Walk | None:
         return _next_ebml
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return _next_riff
+    if head[:3] == b"FLV":
+        return _next_tag
     if head[:4] == b"OggS":
         return _next_ogg
     if head[:16] == _ASF_HEADER:
@@ -142,6 +144,14 @@ def _next_riff(position: int, head: bytes) -> int | None:
     return position + size if head[:4] == b"RIFF" and 0 < size < 0xFFFFFFFF else None
 
 
+def _next_tag(position: int, head: bytes) -> int | None:
+    """Steps through FLV: each tag follows the size of its predecessor in 4 bytes."""
+    if head[:3] == b"FLV":
+        return position + 9
+    is_tag = head[4:5] in (b"\x08", b"\x09", b"\x12")
+    return position + 4 + 11 + int.from_bytes(head[5:8], "big") if is_tag else None
+
+
 def _next_ogg(position: int, head: bytes) -> int | None:
     if head[:4] != b"OggS":
         return None
@@ -156,10 +166,11 @@ def _next_asf(position: int, head: bytes) -> int | None:
 
 def _next_klv(position: int, head: bytes) -> int | None:
     """Steps over a key of 16 bytes, a length (BER) and a value."""
-    if head[:4] != _MXF or len(head) < 17:
+    if head[:4] != _MXF:
         return None
-    length_size = head[16] - 0x80 if head[16] > 0x80 else 0
-    length = int.from_bytes(head[17 : 17 + length_size], "big") if length_size else head[16]
+    first = head[16] if len(head) > 16 else 0
+    length_size = first - 0x80 if first > 0x80 else 0
+    length = int.from_bytes(head[17 : 17 + length_size], "big") if length_size else first
     return position + 17 + length_size + length
 
 
