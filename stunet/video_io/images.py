@@ -12,7 +12,7 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from stunet.errors import UserError
-from stunet.video_io import gif
+from stunet.video_io.animations import StoredFrame, compose, parse_apng, parse_gif, png_chunks
 from stunet.video_io.color import RgbConverter
 from stunet.video_io.pixels import blend
 
@@ -46,6 +46,8 @@ _SHORTEST = 0.010  # seconds; browsers display frames of up to this duration for
 _USUAL = 0.100  # ... this duration
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706  # TIFF tags
+_NO_PROTOCOLS = {"protocol_whitelist": "none"}  # FFmpeg reads no other file
+_HDR_TRANSFERS = (16, 18)  # PQ and HLG (ITU-T H.273)
 _TRANSPOSE = {  # EXIF orientation -> how to turn the stored picture
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,6 +66,7 @@ _DECODER_ERRORS = (
     SyntaxError,
     RuntimeError,
     TypeError,
+    AttributeError,
     LookupError,
     struct.error,
 )
@@ -83,17 +86,19 @@ class _Structure:
 
     Attributes:
       seconds: Duration of each frame of an animation as stored. Empty for a still.
-      first: Index in Pillow of the first frame of the animation.
+      frames: Frames of a GIF or APNG file, to be composed. Empty for formats that Pillow composes.
       colors: Colour primaries and transfer characteristics (ITU-T H.273), if tagged.
       bits: Bits per channel. 0 if unknown.
       alpha: `[H, W, 1]` uint8 that Pillow does not read, if any.
+      exif: Metadata of a PNG file, which Pillow may find only after decoding the pixels.
     """
 
-    seconds: tuple[float, ...] = ()
-    first: int = 0
+    seconds: Sequence[float] = ()
+    frames: Sequence[StoredFrame] = ()
     colors: tuple[int, int] | None = None
     bits: int = 0
     alpha: np.ndarray | None = None
+    exif: bytes = b""
 
 
 def is_image(source: ImageSource) -> bool:
@@ -138,12 +143,9 @@ def decode_transparent(source: ImageSource) -> Iterator[tuple[float, np.ndarray,
     name, data = _name(source), _read(source)
     with _explain(name, data):
         form, structure, image = _open(data)
-        if form == "GIF":
-            frames = gif.compose(gif.parse_gif(data), *image.size[::-1])
-        else:
-            frames = _pillow_frames(image, form, structure, name)
+        pictures = _decode(data, form, structure, image, name)
         start = 0.0
-        for pixels, seconds in zip(frames, _display_times(structure), strict=True):
+        for pixels, seconds in zip(pictures, _display_times(structure), strict=True):
             yield start, pixels, seconds
             start += seconds
 
@@ -235,34 +237,27 @@ def _open(data: bytes) -> tuple[str, _Structure, Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images and unknown metadata
         image = Image.open(io.BytesIO(data), formats=[form])
+    if structure.exif:
+        image.info["exif"] = b"Exif\0\0" + structure.exif
     return form, structure, image
 
 
+def _animation(seconds: Sequence[float]) -> Sequence[float]:
+    """Returns the durations of several frames; a single frame is a still."""
+    return seconds if len(seconds) > 1 else ()
+
+
 def _png_structure(data: bytes) -> _Structure:
-    position, seconds, count, first, colors, bits = 8, [], 0, 0, None, data[24]
-    kind, has_image = b"", False
-    while kind != b"IEND":
-        if position + 12 > len(data):
-            raise _TruncatedError
-        (length,), kind = (
-            struct.unpack_from(">I", data, position),
-            data[position + 4 : position + 8],
-        )
-        content = data[position + 8 : position + 8 + length]
-        position += 12 + length
-        if kind == b"acTL":
-            count = int.from_bytes(content[:4], "big")
-        elif kind == b"IDAT":
-            has_image = True
-        elif kind == b"fcTL":
-            first = first if seconds else int(has_image)
-            numerator, denominator = struct.unpack_from(">HH", content, 20)
-            seconds.append(numerator / (denominator or 100))
-        elif kind == b"cICP":
-            colors = content[0], content[1]
-    if position > len(data) or len(seconds) < count:
-        raise _TruncatedError
-    return _Structure(tuple(seconds[:count] if count > 1 else ()), first, colors, bits)
+    chunks = png_chunks(data)
+    contents = dict(chunks)
+    frames = parse_apng(chunks)
+    return _Structure(
+        frames=frames if len(frames) > 1 else [],
+        seconds=_animation([frame.seconds for frame in frames]),
+        colors=tuple(contents[b"cICP"][:2]) if b"cICP" in contents else None,
+        bits=data[24],
+        exif=contents.get(b"eXIf", b""),
+    )
 
 
 def _jpeg_structure(data: bytes) -> _Structure:
@@ -289,24 +284,27 @@ def _webp_structure(data: bytes) -> _Structure:
             milliseconds = int.from_bytes(data[position + 20 : position + 23], "little")
             seconds.append(milliseconds / 1000)
         position += 8 + length + length % 2
-    return _Structure(tuple(seconds) if len(seconds) > 1 else ())
+    return _Structure(_animation(seconds))
 
 
 def _gif_structure(data: bytes) -> _Structure:
-    frames = gif.parse_gif(data)
-    return _Structure(tuple(frame.seconds for frame in frames) if len(frames) > 1 else ())
+    frames = parse_gif(data)
+    return _Structure(_animation([frame.seconds for frame in frames]), frames)
 
 
 def _avif_structure(data: bytes) -> _Structure:
-    with av.open(io.BytesIO(data)) as container:
-        stream = max(container.streams.video, key=lambda stream: stream.frames)
+    with av.open(io.BytesIO(data), options=_NO_PROTOCOLS) as container:
+        stream = _avif_stream(container)
         context = stream.codec_context
         colors = context.color_primaries, context.color_trc
-        seconds = ()
-        if stream.frames > 1:
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            seconds = tuple(float(packet.duration * packet.time_base) for packet in packets)
-    return _Structure(seconds, colors=colors)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        seconds = [float((packet.duration or 0) * packet.time_base) for packet in packets]
+    return _Structure(_animation(seconds), colors=colors)
+
+
+def _avif_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Returns the animation, else the primary image."""
+    return max(container.streams.video, key=lambda stream: stream.frames)
 
 
 def _bmp_structure(data: bytes) -> _Structure:
@@ -348,36 +346,64 @@ def _orientation(image: Image.Image, form: str) -> int:
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
         else:
-            exif = image.getexif()
+            exif = Image.Image.getexif(image)  # PNG's own method decodes the pixels
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         return orientation if orientation in _TRANSPOSE else 1
     except _DECODER_ERRORS:
         return 1  # damaged metadata
 
 
-def _pillow_frames(
-    image: Image.Image, form: str, structure: _Structure, name: str
+def _decode(
+    data: bytes, form: str, structure: _Structure, image: Image.Image, name: str
 ) -> Iterator[np.ndarray]:
     """Yields upright sRGB, `[H, W, 3]` uint8, or `[H, W, 4]` with alpha."""
     if form == "TIFF":
         _check_tiff(image)
     colors = structure.colors or _nclx(image)
     convert = RgbConverter(name)
-    for index in range(max(len(structure.seconds), 1)):
-        if structure.seconds:
-            image.seek(structure.first + index)
+    is_hdr = colors is not None and colors[1] in _HDR_TRANSFERS
+    deep_frames = _ffmpeg_frames(data, image) if is_hdr and form == "AVIF" else None
+
+    def to_srgb(frame: Image.Image) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata
-            image.load()
-            turn = _TRANSPOSE.get(_orientation(image, form))
-        pixels = _to_rgb(image, structure.bits)
+            frame.load()
+        pixels = _to_rgb(frame, structure.bits)
         if structure.alpha is not None:
             pixels = np.concatenate([pixels[..., :3], structure.alpha], -1)
         if colors and "icc_profile" not in image.info:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[..., :3]), "rgb24")
-            frame.color_primaries, frame.color_trc = colors
-            pixels = np.concatenate([convert(frame), pixels[..., 3:]], -1)
+            rgb = np.ascontiguousarray(pixels[..., :3])
+            video_frame = next(deep_frames or iter([av.VideoFrame.from_ndarray(rgb, "rgb24")]))
+            video_frame.color_primaries, video_frame.color_trc = colors
+            pixels = np.concatenate([convert(video_frame), pixels[..., 3:]], -1)
+        return pixels
+
+    def pillow_frames() -> Iterator[np.ndarray]:
+        yield to_srgb(image)
+        for index in range(1, len(structure.seconds)):
+            image.seek(index)
+            yield to_srgb(image)
+
+    def decode_one(content: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content), formats=[form]) as frame:
+            return to_srgb(frame)
+
+    if structure.frames:
+        pictures = compose(structure.frames, decode_one, *image.size[::-1])
+    else:
+        pictures = pillow_frames()
+    for pixels in pictures:
+        turn = _TRANSPOSE.get(_orientation(image, form))
         yield pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+
+
+def _ffmpeg_frames(data: bytes, image: Image.Image) -> Iterator[av.VideoFrame]:
+    """Yields the frames of an AVIF file with 10 or 12 bits, of which Pillow keeps 8."""
+    with av.open(io.BytesIO(data), options=_NO_PROTOCOLS) as container:
+        for frame in container.decode(_avif_stream(container)):
+            if (frame.width, frame.height) != image.size:
+                raise _UnsupportedError("HDR image of several tiles, expected one tile or SDR")
+            yield frame
 
 
 def _check_tiff(image: Image.Image) -> None:
