@@ -20,6 +20,7 @@ from stunet.video_io.pixels import to_float
 
 _STILL_FPS = 25.0  # reported for a still image
 _MAX_RESAMPLED_FPS = 60.0
+_MAX_RESAMPLED_FRAMES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,11 @@ def read_video_sizes(
         return {side: _resize(padded, side, multiple_of, first.aspect) for side in resolutions}
 
     timed: list[tuple[float, dict[int | None, np.ndarray], float]] = []
-    previous, resized = None, {}
+    previous, resized, distinct = None, {}, 0
     for picture in itertools.chain([first], decoded):
         if picture.pixels is not previous:  # resize a repeated frame once
             previous, resized = picture.pixels, resize_all(picture.pixels, 0)
+            distinct += 1
         timed.append((picture.start, resized, picture.seconds))
     rate, frames = fps or first.fps, [resized for _, resized, _ in timed]
     if fps is None and picture.seconds:
@@ -98,7 +100,7 @@ def read_video_sizes(
         fps=rate or _STILL_FPS,
         size=displayed_size(first.pixels, first.aspect),
         margin_masks={side: to_float(mask)[None] for side, mask in masks.items()},
-        warnings=_rate_warnings(source, first.fps, fps),
+        warnings=_rate_warnings(source, first.fps, fps, distinct / len(timed)),
     )
 
 
@@ -157,8 +159,9 @@ def constant_rate(
 
     Returns:
       The frame rate, and whether the frames are evenly spaced at it. Otherwise they need to be
-      resampled. Resampling then uses the lowest suitable one of the average rate and those of the
-      median and the smallest gap; at most 60 or the average rate.
+      resampled. Resampling then uses the lowest suitable one of the average rate, that of the
+      median gap and multiples of that of the smallest gap. The highest one is 60 frames per second
+      or 10,000 frames in total, but never less than the mean rate.
     """
     times = np.array([*starts, starts[-1] + last_seconds])
     count = len(starts)
@@ -172,23 +175,37 @@ def constant_rate(
             return float(rate), True
     gaps = np.diff(times)
     gaps = gaps[gaps > 0]
-    highest = max(_MAX_RESAMPLED_FPS, count / times[-1])
-    for rate in sorted((average, 1 / np.median(gaps), 1 / gaps.min())):
+    highest = max(min(_MAX_RESAMPLED_FPS, _MAX_RESAMPLED_FRAMES / times[-1]), count / times[-1])
+    multiples = np.arange(1, 5) / gaps.min()
+    for rate in sorted((average, 1 / np.median(gaps), *multiples)):
         rate = average if np.isclose(rate, average, 1e-3) else float(rate)
         frames = np.round(times * rate)
         is_near = np.abs(times - frames / rate).max() <= _tolerance(rate)
         if rate <= highest and is_near and (np.diff(frames) > 0).all():
             return rate, False
-    return float(min(highest, 1 / gaps.min())), False
+    return float(highest), False
 
 
 def _tolerance(rate: float) -> float:
     return max(0.01, 0.1 / rate)
 
 
-def _rate_warnings(source: VideoSource, rate: float, requested: float | None) -> tuple[str, ...]:
-    """Warns if resampling repeats frames; not if the rates differ by less than 5 %."""
-    if not rate or requested is None or requested <= 1.05 * rate:
+def _rate_warnings(
+    source: VideoSource, average: float, requested: float | None, distinct: float
+) -> tuple[str, ...]:
+    """Warns if resampling repeats frames; not if the rates differ by less than 5 %.
+
+    Args:
+      source: The video.
+      average: Average frame rate according to the container. 0 for a still image.
+      requested: Frame rate to which the video was resampled. None if it was not.
+      distinct: Share of the frames that are not repetitions.
+    """
+    if not average or requested is None:
+        return ()
+    is_slow = 1.05 * average < requested
+    rate = average if is_slow else distinct * requested
+    if 1.05 * rate >= requested:
         return ()
     return (
         f"{source_name(source)}: {rate:.4g} frames per second, read at {requested:.4g}: "

@@ -16,6 +16,7 @@ from stunet import video_io
 from stunet.errors import UserError
 from stunet.video_io.color import to_srgb
 from stunet.video_io.completeness import check_complete
+from stunet.video_io.reading import constant_rate
 
 MS = Fraction(1, 1000)
 
@@ -608,11 +609,11 @@ def test_the_first_frame_is_held_until_a_late_video_starts(tmp_path, name):
     # An empty edit in MP4. The audio starts at 0.
     path = tmp_path / name
     write(path, counted(20), stamps=[1000 + 40 * index for index in range(20)], audio=60)
-    for fps in (25, None):
-        seen, rate = numbers(path, fps)
-        # AAC in a transport stream starts 21 ms earlier.
-        assert seen[-45:] == [0] * 26 + list(range(1, 20)) and len(seen) <= 46
-        assert rate == pytest.approx(25)
+    # AAC in a transport stream starts 21 ms earlier.
+    seen, _ = numbers(path, 25)
+    assert seen[-45:] == [0] * 26 + list(range(1, 20)) and len(seen) <= 46
+    seen, seconds = pictures_at(path, [0, 0.5, 1.02, 1.07, 1.39, 1.79])
+    assert seen == [0, 0, 0, 1, 9, 19] and seconds == pytest.approx(1.8, abs=0.05)
 
 
 def pictures_at(path, times):
@@ -825,3 +826,39 @@ def test_repeated_frames_are_reported(tmp_path, source, requested, warns):
     assert len(warnings) == warns
     if warns:
         assert all(part in warnings[0] for part in ("a.mp4", f"{source} frames", str(requested)))
+
+
+def test_repeated_frames_of_a_wrong_header_are_reported(tmp_path):
+    write(tmp_path / "a.mkv", counted(6), fps=25, stamps=[160 * i for i in range(6)])
+    (warning,) = video_io.read_video_sizes(tmp_path / "a.mkv", 25, (8,)).warnings
+    assert "read at 25" in warning
+
+
+def animation(path, milliseconds, **settings):
+    images = [Image.fromarray(grey(20 + 5 * index)) for index in range(len(milliseconds))]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, **settings)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_times_of_animations(tmp_path, name):
+    path, settings = tmp_path / name, {"lossless": True} if name == "a.webp" else {}
+    animation(path, [120, 130] * 4, **settings)
+    assert numbers(path) == (list(range(8)), 8.0)
+    assert numbers(path, 16)[0] == [index // 2 for index in range(16)]
+    assert len(video_io.read_video_sizes(path, 16, (8,)).warnings) == 1
+    animation(path, [40, 500, 40, 40, 1000], **settings)
+    assert pictures_at(path, [0.02, 0.3, 0.56, 0.6, 1.2]) == (
+        [0, 1, 2, 3, 4],
+        pytest.approx(1.62, abs=0.04),
+    )
+    animation(path, [100, 100, 61_000], **settings)
+    for fps in (None, 8):
+        with pytest.raises(UserError, match=rf"{name}: .*61 s.* 60 s"):
+            video_io.read_video(path, fps, 8)
+
+
+def test_resampled_videos_are_bounded():
+    # One short gap among long ones.
+    starts = [0, 0.02, *range(50, 5000, 50)]
+    rate, is_even = constant_rate(starts, 50, 0.02)
+    assert not is_even and rate * 5000 <= 10_001
