@@ -8,7 +8,7 @@ from av.filter import Graph
 from av.video.reformatter import Interpolation
 
 from stunet.errors import UserError
-from stunet.video_io.pixels import blend
+from stunet.video_io.pixels import BACKGROUND, blend
 
 HD_LINES = 720  # untagged video: BT.709 from this height up, BT.601 below
 
@@ -36,14 +36,15 @@ class RgbConverter:
     """Converts the frames of one video to sRGB.
 
     Follows each frame's tags (matrix, range, transfer function, primaries). Tone-maps PQ and HLG,
-    converts BT.2020 and P3 primaries to BT.709, and blends transparent pixels over white.
+    converts BT.2020 and P3 primaries to BT.709, and blends transparent pixels over a background.
 
     Args:
       name: Name of the video, for errors.
+      background: Level of the background, 0 to 255.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, background: int = BACKGROUND) -> None:
+        self._name, self._background = name, background
         self._alpha: dict[str, bool] = {}  # name of a pixel format -> whether it stores alpha
         self._tables: dict[tuple[int, int, int, int], _ColorTable] = {}
 
@@ -59,7 +60,8 @@ class RgbConverter:
         try:
             picture = self._opaque(frame)
             if self._has_alpha(layout):
-                return blend(picture, _convert(frame, "rgba").to_ndarray()[..., 3:])
+                alpha = _convert(frame, "rgba").to_ndarray()[..., 3:]
+                return blend(picture, alpha, self._background)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self._name}: cannot convert colours ({layout.name}, matrix {frame.colorspace}), "

@@ -16,6 +16,7 @@ from stunet.errors import UserError
 from stunet.video_io.color import RgbConverter
 from stunet.video_io.completeness import check_complete
 from stunet.video_io.images import decode_images, image_info, is_image
+from stunet.video_io.pixels import BACKGROUND
 
 T = TypeVar("T")
 
@@ -118,7 +119,9 @@ def read_comment(path: str | Path) -> str | None:
         return container.metadata.get("comment")
 
 
-def decode(source: VideoSource, fps: float | None) -> Iterator[Picture]:
+def decode(
+    source: VideoSource, fps: float | None, background: int = BACKGROUND
+) -> Iterator[Picture]:
     """Yields the pictures of a video or an image.
 
     A picture that resampling repeats has the same pixel array each time. A still image has one
@@ -127,6 +130,7 @@ def decode(source: VideoSource, fps: float | None) -> Iterator[Picture]:
     Args:
       source: Path, or an open binary file.
       fps: Frame rate to resample to. None yields every frame once.
+      background: Level over which transparent pixels are blended, 0 to 255.
 
     Raises:
       UserError: The file is absent, cannot be decoded, or is truncated or damaged; or a frame is
@@ -137,13 +141,13 @@ def decode(source: VideoSource, fps: float | None) -> Iterator[Picture]:
         if _is_image(source):
             info = image_info(source)
             rate = info[2] / info[3] if info[3] else 0.0
-            timed, convert = decode_images(source), _unchanged
+            timed, convert = decode_images(source, background), _unchanged
         else:
             container = stack.enter_context(_open_container(source))
             stream = _video_stream(container, name)
             rate = float(stream.average_rate or 0) or 25.0
             timed = _with_times(_frames(container, stream, name), container, rate, name)
-            convert = _frame_converter(stream, name)
+            convert = _frame_converter(stream, RgbConverter(name, background))
         previous, pixels, aspect, size = None, None, 1.0, None
         for start, frame, seconds in _select(_check_times(timed, name), fps):
             if frame is not previous:  # convert a repeated frame once
@@ -347,10 +351,9 @@ def _unchanged(pixels: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _frame_converter(
-    stream: av.VideoStream, name: str
+    stream: av.VideoStream, to_rgb: RgbConverter
 ) -> Callable[[av.VideoFrame], tuple[np.ndarray, float]]:
     """Returns the function from a frame to upright sRGB and its pixel aspect ratio."""
-    to_rgb = RgbConverter(name)
     return lambda frame: _upright(to_rgb(frame), frame, stream)
 
 

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from stunet.errors import UserError
 from stunet.video_io.animations import StoredFrame, compose, parse_apng, parse_gif, png_chunks
 from stunet.video_io.color import RgbConverter
-from stunet.video_io.pixels import blend
+from stunet.video_io.pixels import BACKGROUND, blend
 
 pillow_heif.register_heif_opener()
 
@@ -113,32 +113,23 @@ def is_image(source: ImageSource) -> bool:
     return _format(_read(source, _HEAD_BYTES)) is not None
 
 
-def decode_images(source: ImageSource) -> Iterator[tuple[float, np.ndarray, float]]:
+def decode_images(
+    source: ImageSource, background: int = BACKGROUND
+) -> Iterator[tuple[float, np.ndarray, float]]:
     """Decodes an image or an animated image (GIF, APNG, WebP, AVIF).
 
     Of other files with several images (MPO, TIFF, HEIF) only the primary one is read.
 
     Args:
       source: Path, or an open binary file, whose position is restored.
+      background: Level over which transparent pixels are blended, 0 to 255.
 
     Yields:
       Start in seconds, picture, and duration in seconds (0 for a still). The picture is upright
-      sRGB, `[H, W, 3]` uint8, and transparent pixels are blended over `BACKGROUND`. Frames of up to
-      10 ms last 100 ms, as in browsers.
+      sRGB, `[H, W, 3]` uint8. Frames of up to 10 ms last 100 ms, as in browsers.
 
     Raises:
       UserError: The file is absent, damaged, truncated or too large.
-    """
-    for start, pixels, seconds in decode_transparent(source):
-        if pixels.shape[-1] == 4:
-            pixels = blend(pixels[..., :3], pixels[..., 3:])
-        yield start, pixels, seconds
-
-
-def decode_transparent(source: ImageSource) -> Iterator[tuple[float, np.ndarray, float]]:
-    """Decodes as `decode_images`, but does not blend.
-
-    Yields `[H, W, 4]` uint8 with alpha if the image supports transparency, else `[H, W, 3]`.
     """
     name, data = _name(source), _read(source)
     with _explain(name, data):
@@ -146,6 +137,8 @@ def decode_transparent(source: ImageSource) -> Iterator[tuple[float, np.ndarray,
         pictures = _decode(data, form, structure, image, name)
         start = 0.0
         for pixels, seconds in zip(pictures, _display_times(structure), strict=True):
+            if pixels.shape[-1] == 4:
+                pixels = blend(pixels[..., :3], pixels[..., 3:], background)
             yield start, pixels, seconds
             start += seconds
 
