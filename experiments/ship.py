@@ -7,12 +7,11 @@ Trains the stages of `experiments/configs/shapes.py` in WORKDIR/STAGE, each as s
 that it starts from is trained, up to two in parallel. Then writes the models that
 `stunet.weights.shipped` names, with kernels in bfloat16.
 
-The same command again resumes. `--minutes` stops it as SIGTERM does: after saving, with exit code
-75.
+The same command again resumes. `--minutes` stops it as Ctrl-C and SIGTERM do: after saving, with
+exit code 75.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,6 @@ import numpy as np
 from absl import flags
 
 from data.moving_shapes.duotone import NUM_IMAGES, write_duotone_images
-from experiments.common.exit_codes import PREEMPTED
 from experiments.common.parallel_runs import run_in_parallel
 from experiments.common.program_flags import read_flags
 from experiments.configs import shapes
@@ -68,8 +66,6 @@ def main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR: missing")
     workdir = Path(_WORKDIR.value)
-    # Ends `run_in_parallel` with SystemExit, which passes SIGTERM to the stages, which save.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
     needs = {stage: shapes.INIT_FROM.get(stage) for stage in shapes.STAGES}
     code = run_in_parallel(needs, lambda stage: _start(stage, workdir), PARALLEL_STAGES, end)

@@ -4,19 +4,24 @@
 
 The same command again resumes the run exactly. It is refused while the run is still active.
 
-Exit codes: 0 finished; 2 invalid input or a diverged loss, explained in one line; 75 stopped by
-SIGTERM after saving, run the command again.
+Exit codes: 0 finished; 2 invalid input, a diverged loss or a full disk, explained in one line; 75
+stopped by Ctrl-C, SIGTERM, SIGHUP or SIGQUIT after saving, run the command again; 128 + N ended by
+signal N with nothing to save (130 for Ctrl-C). A second Ctrl-C ends without saving.
+
+A larger `total_steps` continues a finished run. Other fields must not change, except those in
+`stunet.training.resuming`.
 
 On a TPU pod, start it on every host with `--cluster=auto`. All hosts must see the workdir.
 
 Contents of the workdir: `initial/` (the model before training, frozen parameters included),
 `checkpoints/`, `model/` (a model folder, updated with every checkpoint), `metrics.csv`,
-`tensorboard/`, `samples/`, and at the end `loss.png` and the marker `DONE`.
+`tensorboard/`, `samples/`, `run.json` (config and fingerprint of the data), and at the end `loss.png` and the marker `DONE`.
 """
 
 import contextlib
 import dataclasses
 import functools
+import signal
 import sys
 from pathlib import Path
 
@@ -28,10 +33,11 @@ from tqdm import tqdm
 from data import pipeline as data
 from experiments.common.exit_codes import PREEMPTED
 from experiments.common.program_flags import read_flags
+from stunet import signals
 from stunet.api import generate, upscale
 from stunet.compiling import on_cpu, prepare_compiler
 from stunet.engine.request import Sampling
-from stunet.errors import UserError, run_command
+from stunet.errors import UserError, run_command, writing
 from stunet.model import load, model_from_folder
 from stunet.training.checkpoints import Checkpoints
 from stunet.training.claim import claim_folder
@@ -40,13 +46,19 @@ from stunet.training.cluster import (
     is_first_process,
     join_cluster,
     run_on_first_process,
-    watch_for_sigterm,
+    signal_arrived,
 )
 from stunet.training.config import TrainConfig, parse_train_config
 from stunet.training.mesh import batch_slice, check_batch, make_mesh, put_batch, put_parameters
 from stunet.training.metrics import MetricsLog, plot_loss
 from stunet.training.program import build_program
-from stunet.training.resuming import check_initial_model
+from stunet.training.resuming import (
+    check_initial_model,
+    check_run_config,
+    check_total_steps,
+    finished_steps,
+    record_run,
+)
 from stunet.training.stages import SampleTools
 from stunet.training.step import TrainState
 from stunet.training.text_cache import check_text_states
@@ -73,23 +85,25 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "keep the run in this folder", f
 
 
 def train(config: TrainConfig, workdir: Path) -> int:
-    """Trains a stage to its end, or until SIGTERM.
+    """Trains a stage to its end, or until a signal.
 
     Args:
       config: The run.
       workdir: An existing folder, empty or of the same run.
 
     Returns:
-      0, or `PREEMPTED` after SIGTERM.
+      0, or `PREEMPTED` after a signal.
 
     Raises:
       UserError: the config does not suit the data, the devices or the workdir's run, or the loss
-        diverged.
+        diverged, or the disk is full or read-only.
+      Interrupted: a signal arrived before the first step, or after the last one was saved.
     """
-    if (workdir / "DONE").exists():
+    for remark in check_run_config(config, workdir):
+        print_once(remark, file=sys.stderr)
+    if finished_steps(workdir) == config.total_steps:
         print_once(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
         return 0
-    stop_after = watch_for_sigterm()
     stage, mesh = config.stage, make_mesh(config.mesh.fsdp, config.mesh.frames)
     check_batch(mesh, config.batch_size, config.data.num_frames)
     slice_index, num_slices = batch_slice(mesh)
@@ -102,6 +116,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if config.data.text_states:
         check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
+    run_on_first_process(lambda: record_run(config, getattr(data, "fingerprint", lambda c: "")(config.data), workdir))
+    for warning in getattr(data, "caption_warnings", lambda c, t: [])(config.data, model.tokenizer):
+        print_once(warning, file=sys.stderr)
     trained, frozen = stage.split(initial.params, config.seed)
     program = build_program(config, model.unet, model.text_encoder, trained, frozen, mesh)
 
@@ -110,6 +127,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     state, position = restored or (program.initial_state(trained), 0)
     frozen_on_mesh = put_parameters(mesh, frozen)
     start, last = int(state.step), config.total_steps
+    check_total_steps(config, start, workdir)
     if position != start * config.batch_size:
         raise UserError(
             f"{workdir}: stopped after {position} examples in {start} steps, expected steps of "
@@ -125,6 +143,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
         process_count=num_slices,
     )
     progress = progress_bar(config, start)
+    if is_first_process():
+        (workdir / "DONE").unlink(missing_ok=True)  # of fewer steps
+    stopping = False
     # Closed after an error too, because a checkpoint may still be on its way to the disk.
     with contextlib.closing(checkpoints), contextlib.closing(log), progress:
         if start == last:  # killed between the last checkpoint and what follows it
@@ -134,9 +155,12 @@ def train(config: TrainConfig, workdir: Path) -> int:
             batch = next(batches)
             batch["position"] = batch["position"].astype(np.uint32)  # JAX disables int64
             state, metrics = program.step(state, frozen_on_mesh, put_batch(mesh, batch))
+            if step == start + 1:  # it is compiled: from now on, a signal waits for a save
+                signals.defer()
             log.add(step, metrics)
-            stopping = stop_after(step)
-            saving = stopping or step == last or step % config.checkpoint_every == 0
+            stopping = signal_arrived(step)
+            sampling = step == last or (config.sample_every and step % config.sample_every == 0)
+            saving = stopping or sampling or step % config.checkpoint_every == 0
             if saving or step % config.log_every == 0:
                 loss = log.write()
                 progress.update(step - progress.n)
@@ -144,19 +168,29 @@ def train(config: TrainConfig, workdir: Path) -> int:
                 progress.set_postfix_str(f"{videos_per_s:.1f} videos/s, loss {loss:.4f}")
             if saving:
                 save(config, workdir, checkpoints, state, frozen, initial)
-            if stopping and step != last:
+            if sampling and not stopping:
+                checkpoints.wait()  # a signal may end the process while it compiles the sampler
+                try:
+                    with signals.interruptible(PREEMPTED):
+                        write_samples(config, workdir, log, step)
+                except signals.Interrupted:
+                    stopping = True
+            if stopping:
                 break
-            if step == last or (config.sample_every and step % config.sample_every == 0):
-                write_samples(config, workdir, log, step)
 
-    finished = int(state.step) == last
     if is_first_process():
         plot_loss(workdir)
-    if not finished:
-        print_once(f"stopped by SIGTERM after step {int(state.step)}, saved; run the command again")
+    if stopping:
+        name = signal.Signals(signals.received() or signal.SIGTERM).name
+        print_once(
+            f"experiments.train: stopped by {name} after step {int(state.step)}, saved; run the "
+            "command again",
+            file=sys.stderr,
+        )
         return PREEMPTED
     if is_first_process():
-        (workdir / "DONE").write_text(f"{last} steps of stage {stage.name}\n")
+        with writing(workdir / "DONE"):
+            (workdir / "DONE").write_text(f"{last} steps of stage {stage.name}\n")
     print_once(f"finished: model in {workdir / 'model'}")
     return 0
 
@@ -225,10 +259,11 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
         examples=lambda count: data.whole_examples(config.data, count),
     )
     captions, videos = config.stage.draw_samples(tools)
-    (workdir / "samples").mkdir(exist_ok=True)
     frames = videos.reshape(-1, *videos.shape[2:])
     sheet = contact_sheet(frames, columns=videos.shape[1])
-    write_image(workdir / "samples" / f"step_{step:06d}.png", sheet)
+    with writing(workdir / "samples"):
+        (workdir / "samples").mkdir(exist_ok=True)
+        write_image(workdir / "samples" / f"step_{step:06d}.png", sheet)
     for caption, video in zip(captions, videos, strict=True):
         log.add_video(caption, to_uint8(video), config.data.fps, step)
 

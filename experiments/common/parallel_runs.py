@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from experiments.common.exit_codes import PREEMPTED
+from stunet import signals
 
 
 def run_in_parallel(
@@ -13,9 +14,9 @@ def run_in_parallel(
     max_parallel: int,
     end: float | None = None,
 ) -> int:
-    """Runs processes until all have ended, one has failed, or the time is over.
+    """Runs processes until all have ended, one has failed, the time is over, or a signal arrives.
 
-    In the latter two cases the running processes receive SIGTERM and are waited for.
+    In the latter three cases the running processes receive SIGTERM and are waited for.
 
     Args:
       needs: Name of each process -> name of the process that has to succeed before it starts, or
@@ -26,7 +27,7 @@ def run_in_parallel(
 
     Returns:
       0, the exit code of the process that failed (128 + N for signal N, as in a shell), or
-      `PREEMPTED`.
+      `PREEMPTED` after a signal or if the time is over.
     """
     waiting, succeeded, running = list(needs), {None}, {}
     try:
@@ -46,11 +47,11 @@ def run_in_parallel(
             if running and end is not None and time.monotonic() > end:
                 return PREEMPTED
         return 0
-    except KeyboardInterrupt:  # the terminal sends SIGINT to all processes
-        for process in running.values():
-            process.wait()
-        raise
+    except KeyboardInterrupt:
+        return PREEMPTED
     finally:
+        if running:
+            signals.defer()  # they save, which may take minutes
         for process in running.values():
             process.terminate()  # has no effect on processes that have ended
         for process in running.values():

@@ -9,6 +9,7 @@ by Ctrl-C, which leaves training running: run the same command again to follow i
 
 import shlex
 import shutil
+import signal
 import sys
 
 from absl import flags
@@ -50,9 +51,9 @@ def main(argv: list[str]) -> int:
             )
     try:
         return launch(config, Shell())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\ninterrupted; training continues and the TPU is billed", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
 
 
 if __name__ == "__main__":

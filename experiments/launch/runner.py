@@ -1,5 +1,6 @@
 """Runs the commands of a launch until training is done."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -105,7 +106,7 @@ def _launch_queued_resources(config: Launch, runner: Runner) -> int:
                 return 0
             if code == 2:
                 raise UserError(f"training: exit code 2, see its last line. {_leftover(config)}")
-        if code == PREEMPTED:
+        if code in (PREEMPTED, 128 + signal.SIGTERM):  # saved, or nothing to save yet
             runner.log("training was preempted and has saved; resuming")
             failures = 0
         elif runner.read(commands.state(config)) != "ACTIVE":

@@ -9,18 +9,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from stunet import signals
 from stunet.cli import convert, evaluate, generation, studio
 from stunet.errors import UserError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        return run_command(lambda: _run(_parser(argv).parse_args(argv)), "stunet")
-    except KeyboardInterrupt:
-        print("stunet: cancelled", file=sys.stderr)
-        return 130
+    """Runs the command and returns its exit code.
+
+    The code is 0, 2 for a user's mistake or a full disk, or 128 + N after signal N: 130 for
+    Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+
+    Args:
+      argv: Arguments. None uses those of the process, which then ends on a signal.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        signals.watch("stunet")
+    return run_command(lambda: _run(_parser(argv).parse_args(argv)), "stunet")
 
 
 class _Parser(argparse.ArgumentParser):

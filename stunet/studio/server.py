@@ -1,13 +1,13 @@
 """Serves the page until Ctrl-C."""
 
 import os
-import signal
 import socket
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
+from stunet import signals
 from stunet.engine.cascade import Models
 from stunet.errors import UserError
 from stunet.studio.jobs import Queue
@@ -17,7 +17,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(models: Models, host: str, port: int, limits: Limits | None = None) -> None:
-    """Serves the page and prints its address. Returns after Ctrl-C or SIGTERM.
+    """Serves the page and prints its address. Returns after Ctrl-C, SIGTERM, SIGHUP or SIGQUIT.
 
     Uploads and results are stored in a temporary folder, which is deleted at the end.
 
@@ -60,12 +60,12 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
         print(f"http://{url_host}:{port}", flush=True)
         if host not in LOOPBACK:
             print(f"stunet: everyone who can reach {host} can use this page", file=sys.stderr)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             pass
         finally:
+            signals.defer()
             stopped = jobs.close()
             page.close(verbose=False)
     if not stopped:  # compilation cannot be interrupted, and Python's own shutdown would abort

@@ -129,9 +129,13 @@ class Checkpoints:
             report("no earlier checkpoint: starting from scratch")
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until all checkpoints are on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until all checkpoints are on disk and ends Orbax's threads."""
+        self.wait()
         self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:

@@ -5,13 +5,13 @@ alone writes what a run leaves besides its checkpoints, into a workdir that all 
 """
 
 import signal
-import threading
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from stunet import signals
 from stunet.errors import UserError
 from stunet.weights.trees import Tree
 
@@ -35,6 +35,8 @@ def join_cluster(cluster: str) -> None:
         raise UserError(
             f"--cluster={cluster}: cannot join the other processes: {reason}"
         ) from error
+    # JAX stops all processes after the same step if one of them gets SIGTERM.
+    signals.forward_to(signal.SIGTERM)
 
 
 def _parse_cluster(cluster: str) -> dict[str, str | int]:
@@ -83,18 +85,16 @@ def all_processes_agree(ok: bool) -> bool:
     return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(ok).all())
 
 
-def watch_for_sigterm() -> Callable[[int], bool]:
-    """Handles SIGTERM from now on; returns a function that tells whether to stop after a step.
+def signal_arrived(step: int) -> bool:
+    """Whether a signal asked to stop, after a step.
 
-    In a cluster all processes have to call the function after every step, and it returns True in
-    all of them after the same step, whichever process received the signal. JAX's preemption service
+    In a cluster all processes have to call this after every step, and it returns True in all of
+    them after the same step, whichever process received the signal. JAX's preemption service
     coordinates this; it also reports maintenance of TPUs.
     """
     if jax.distributed.is_initialized():
-        return multihost_utils.reached_preemption_sync_point
-    received = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: received.set())
-    return lambda step: received.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
+    return signals.received() is not None
 
 
 def gather_to_first_process(tree: Tree) -> Tree:

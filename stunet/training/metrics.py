@@ -3,16 +3,18 @@
 import csv
 import io
 import math
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
-import tensorboardX
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from stunet.errors import UserError
+from stunet.errors import UserError, writing
 
 FIELDS = ("step", "loss", "grad_norm")
 
@@ -28,6 +30,9 @@ class MetricsLog:
       start_step: Step that the run resumes from; 0 for a new run.
       writes: Whether this process writes. In a cluster every process has a log, and those that do
         not write only check that metrics are finite.
+
+    Raises:
+      UserError: here and in all methods, if the disk is full or read-only.
     """
 
     def __init__(self, workdir: Path, start_step: int, writes: bool = True):
@@ -39,12 +44,21 @@ class MetricsLog:
         rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
         # Renamed into place, so that a run killed here does not lose earlier rows.
         new = self.path.with_name(".metrics.csv.new")
-        with new.open("w", newline="") as file:
-            csv.writer(file).writerows([FIELDS, *map(_csv_row, rows)])
-        new.replace(self.path)
-        self.board = tensorboardX.SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=start_step + 1
-        )
+        with writing(self.path):
+            with new.open("w", newline="") as file:
+                csv.writer(file).writerows([FIELDS, *map(_csv_row, rows)])
+            new.replace(self.path)
+        self.board_folder = Path(workdir) / "tensorboard"
+        with writing(self.board_folder):
+            self.board_folder.mkdir(exist_ok=True)
+            # Not SummaryWriter, which writes in a thread: when the disk is full, the thread ends
+            # with a traceback and the run waits for it forever.
+            self.board = EventsWriter(str(self.board_folder / "events"))
+            # Hides the events of later steps from before a resumed run's stop.
+            start = SessionLog(status=SessionLog.START)
+            self.board.write_event(
+                Event(wall_time=time.time(), step=start_step + 1, session_log=start)
+            )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Adds the metrics of a step without waiting for the device."""
@@ -64,7 +78,7 @@ class MetricsLog:
         finite = [all(math.isfinite(row[field]) for field in FIELDS[1:]) for row in rows]
         num_finite = finite.index(False) if False in finite else len(rows)
         if self._writes:
-            with self.path.open("a", newline="") as file:
+            with writing(self.path), self.path.open("a", newline="") as file:
                 csv.writer(file).writerows(map(_csv_row, rows[:num_finite]))
         if num_finite < len(rows):
             step, row = steps[num_finite], rows[num_finite]
@@ -74,8 +88,9 @@ class MetricsLog:
                 "is kept (lower optimizer.learning_rate or optimizer.clip_norm and start again)"
             )
         if self._writes:
-            for field in FIELDS[1:]:
-                self.board.add_scalar(field, np.mean([row[field] for row in rows]), steps[-1])
+            means = {field: np.mean([row[field] for row in rows]) for field in FIELDS[1:]}
+            values = [Summary.Value(tag=tag, simple_value=mean) for tag, mean in means.items()]
+            self._write_event(Summary(value=values), steps[-1])
         return float(np.mean([row["loss"] for row in rows]))
 
     def add_video(self, name: str, video: np.ndarray, fps: float, step: int) -> None:
@@ -90,13 +105,18 @@ class MetricsLog:
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue()
         )
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self.board.file_writer.add_summary(summary, step)
+        self._write_event(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         """Flushes the TensorBoard file."""
         if self._writes:
-            self.board.close()
+            with writing(self.board_folder):
+                self.board.close()
+
+    def _write_event(self, summary: Summary, step: int) -> None:
+        with writing(self.board_folder):
+            self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self.board.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -126,7 +146,8 @@ def plot_loss(workdir: Path) -> None:
     axes.plot(steps[window - 1 :], running, color="C0", label=f"mean of {window} steps")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
-    figure.savefig(workdir / "loss.png", dpi=120)
+    with writing(workdir / "loss.png"):
+        figure.savefig(workdir / "loss.png", dpi=120)
 
 
 def _csv_row(row: dict[str, float]) -> list[str]:

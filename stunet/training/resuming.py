@@ -1,14 +1,153 @@
-"""Checks that a workdir's initial model was made by the config that resumes it."""
+"""Checks that a workdir's run was started with the config and the data that resume it.
 
+`workdir/run.json` stores both; workdirs of older versions lack it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from stunet.errors import UserError
+from stunet.errors import UserError, writing
+from stunet.files import read_json
 from stunet.model import Model, parameter_shapes
 from stunet.schema import to_dict
 from stunet.training.config import TrainConfig
 from stunet.training.initial_model import check_module_names, is_frozen_kernel, with_dtype
 from stunet.weights.trees import compare_shapes, flatten
+
+
+# Fields that may change: they determine how a run computes, reports and is stored, but not its
+# result (up to rounding). Clips and captions are compared by content, so they may move.
+CHANGEABLE = (
+    "total_steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_every",
+    "sample_prompts",
+    "sample_videos",
+    "mesh",
+    "remat",
+    "gradient_accumulation",
+    "data.data_dir",
+    "data.source",
+    "data.prompts",
+    "data.text_states",
+)
+# Fields that may also change before a run is finished: the remedies of a diverged loss.
+REMEDIES = ("optimizer.learning_rate", "optimizer.clip_norm")
+_RUN_FILE = "run.json"
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """Returns the config as JSON values, with the fields of a config file."""
+    values = to_dict(config)
+    flat = {"stage": config.stage.name, **values.pop("stage"), **values}
+    return json.loads(json.dumps(flat, default=repr))
+
+
+def config_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name ("optimizer.name") and both values of each field that differs.
+
+    Fields that only one of the configs has are ignored, because versions have different fields.
+    """
+    for name in sorted(before.keys() & now.keys()):
+        old, new, path = before[name], now[name], f"{prefix}{name}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from config_differences(old, new, f"{path}.")
+        elif old != new:
+            yield path, old, new
+
+
+def check_config(before: Mapping[str, Any], now: Mapping[str, Any], finished: bool) -> list[str]:
+    """Checks that a config may resume a run.
+
+    Args:
+      before: Config of the run's last start, as from `plain_config`.
+      now: Config of this start.
+      finished: Whether the run has reached its last step.
+
+    Returns:
+      Remarks on changed fields that affect the result.
+
+    Raises:
+      UserError: a field differs that must not (see `CHANGEABLE` and `REMEDIES`).
+    """
+    remarks = []
+    for name, old, new in config_differences(before, now):
+        if any(name == field or name.startswith(f"{field}.") for field in CHANGEABLE):
+            continue
+        if finished or name not in REMEDIES:
+            raise UserError(
+                f"config.{name}: {new!r}, expected {old!r}, which the run was started with "
+                "(or another workdir)"
+            )
+        remarks.append(f"config.{name}: {old!r} until now, {new!r} from now on")
+    return remarks
+
+
+def finished_steps(workdir: Path) -> int | None:
+    """Returns the number of steps of a finished run, otherwise None."""
+    marker = workdir / "DONE"
+    words = marker.read_text().split() if marker.exists() else []
+    return int(words[0]) if words and words[0].isdigit() else None
+
+
+def check_run_config(config: TrainConfig, workdir: Path) -> list[str]:
+    """Compares the config with that of the run in the workdir; see `check_config`.
+
+    Raises:
+      UserError: also if the run has more steps than `total_steps`.
+    """
+    done = finished_steps(workdir)
+    path = workdir / _RUN_FILE
+    remarks = []
+    if path.exists():
+        before = read_json(path).get("config", {})
+        remarks = check_config(before, plain_config(config), finished=done is not None)
+    if done is not None:
+        check_total_steps(config, done, workdir)
+    return remarks
+
+
+def check_total_steps(config: TrainConfig, done: int, workdir: Path) -> None:
+    """Raises a `UserError` if the run has more steps than `total_steps`."""
+    if config.total_steps < done:
+        raise UserError(
+            f"config.total_steps: {config.total_steps}, expected at least {done}, the steps of "
+            f"{workdir} (or another workdir)"
+        )
+
+
+def record_run(config: TrainConfig, fingerprint: str, workdir: Path) -> None:
+    """Stores the config and the fingerprint of the data in the workdir.
+
+    Args:
+      config: The config of this start.
+      fingerprint: Identity of clips and captions.
+      workdir: The run's workdir.
+
+    Raises:
+      UserError: the run was started with other data, or the disk is full or read-only.
+    """
+    path = workdir / _RUN_FILE
+    before = read_json(path) if path.exists() else {}
+    if before.get("data", fingerprint) != fingerprint:
+        raise UserError(
+            f"config.data: clips or captions have changed since {workdir} was started "
+            f"(fingerprint {fingerprint[:12]}), expected the same ones (fingerprint "
+            f"{before['data'][:12]}) or another workdir"
+        )
+    now = {"config": plain_config(config), "data": fingerprint}
+    if now != before:
+        with writing(path):
+            new = path.with_name(f".{path.name}.new")
+            new.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+            new.replace(path)
 
 
 def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: Path) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from stunet.errors import UserError
+from stunet.errors import UserError, writing
 from stunet.model import Model
 from stunet.weights.trees import flatten
 
@@ -29,21 +29,34 @@ def write_text_states(
       captions: Captions in the order of the dataset's records.
       model: Model with the text encoder.
       encode: Maps captions to states `[B, L, D]` of that text encoder.
+
+    Raises:
+      UserError: the disk is full or read-only. Existing states are kept.
     """
     captions = [*captions, ""]
-    new = path.with_name(f".{path.name}.new")
-    states = None
-    for start in tqdm(range(0, len(captions), BATCH), desc="text states", unit="batch"):
-        texts = captions[start : start + BATCH]
-        # Padded to a constant batch size, so that the encoder is compiled once.
-        rows = np.asarray(encode(texts + [""] * (BATCH - len(texts))))[: len(texts)]
-        if states is None:
-            shape = (len(captions), *rows.shape[1:])
-            states = np.lib.format.open_memmap(new, "w+", np.float16, shape)
-        states[start : start + len(texts)] = rows
-    states.flush()
-    _fingerprint_path(path).write_text(json.dumps({"text_encoder": _fingerprint(model)}) + "\n")
-    new.replace(path)
+    fingerprint = _fingerprint_path(path)
+    new, new_fingerprint = (p.with_name(f".{p.name}.new") for p in (path, fingerprint))
+    try:
+        # Written as a file: a full disk ends a process that writes to a memory map (SIGBUS).
+        with writing(path), new.open("wb") as file:
+            for start in tqdm(range(0, len(captions), BATCH), desc="text states", unit="batch"):
+                texts = captions[start : start + BATCH]
+                # Padded to a constant batch size, so that the encoder is compiled once.
+                rows = np.asarray(encode(texts + [""] * (BATCH - len(texts))))[: len(texts)]
+                if start == 0:
+                    shape = (len(captions), *rows.shape[1:])
+                    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(rows, "<f2").data)
+            file.flush()
+            new_fingerprint.write_text(json.dumps({"text_encoder": _fingerprint(model)}) + "\n")
+            # States without a fingerprint are refused, so a kill in between mixes nothing.
+            fingerprint.unlink(missing_ok=True)
+            new.replace(path)
+            new_fingerprint.replace(fingerprint)
+    finally:
+        new.unlink(missing_ok=True)
+        new_fingerprint.unlink(missing_ok=True)
 
 
 def check_text_states(path: Path, model: Model) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from stunet import signals
 from stunet.errors import UserError
 
 SEEDS = (0, 1, 2)
@@ -39,8 +40,11 @@ class Command:
         """The command as a line to paste into a shell."""
         return f"python -m {self.program} {' '.join(self.flags)}"
 
-    def run(self) -> None:
+    def run(self, running: set[subprocess.Popen] | None = None) -> None:
         """Runs the program in a process of its own, unless its result exists.
+
+        Args:
+          running: Contains the process while it runs.
 
         Raises:
           UserError: The program failed. The message has its last line and the path of the log.
@@ -49,12 +53,12 @@ class Command:
             return
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
-            code = subprocess.run(
-                [sys.executable, "-m", self.program, *self.flags],
-                stdout=log,
-                stderr=log,
-                check=False,
-            ).returncode
+            command = [sys.executable, "-m", self.program, *self.flags]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            running = set() if running is None else running
+            running.add(process)
+            code = process.wait()
+            running.discard(process)
         if code:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "no output"
@@ -188,9 +192,11 @@ def run(
 
 
 def _run_phase(chains: Phase, jobs: int, bar: tqdm) -> None:
+    running: set[subprocess.Popen] = set()
+
     def run_chain(chain: Chain) -> None:
         for command in chain:
-            command.run()
+            command.run(running)
             bar.update()
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -200,6 +206,10 @@ def _run_phase(chains: Phase, jobs: int, bar: tqdm) -> None:
                 future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            if signals.received():
+                signals.defer()  # the processes save, which may take minutes
+                for process in list(running):
+                    process.terminate()
             raise
 
 
