@@ -15,8 +15,10 @@ from PIL import Image
 from stunet.engine.request import Margins, Source
 from stunet.errors import UserError
 from stunet.video_io import read_video_sizes, to_float, to_uint8
+from stunet.video_io.masks import read_mask_frames
 
 NO_MARGINS: Margins = (0, 0, 0, 0)
+_ROUNDING = 0.01  # tolerance of value ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,14 @@ class Picture:
       size: Height and width of the source in pixels.
       source_mask: Resolution -> `[1, 1, R, R, 1]`, 1 in the source and 0 in added margins. Empty
         without margins.
+      warnings: Remarks for the user.
     """
 
     name: str
     frames: dict[int, np.ndarray]
     size: tuple[int, int]
     source_mask: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,10 +62,10 @@ def read_image(field: str, source: Source, resolutions: Sequence[int]) -> Pictur
     """
     if isinstance(source, str | Path):
         return _read_file(source, resolutions, max_frames=1)
-    images = _as_array(field, source, (3, 4), 3)
-    return _resize_array(
-        field, (images[None] if images.ndim == 3 else images)[:, None], resolutions
-    )
+    images = _as_pixels(field, source, (3, 4))
+    images = (images[None] if images.ndim == 3 else images)[:, None]
+    picture = _resize_array(field, images, resolutions)
+    return dataclasses.replace(picture, warnings=_range_warnings(field, images))
 
 
 def read_clip(
@@ -85,10 +89,12 @@ def read_clip(
     """
     if isinstance(source, str | Path):
         return _read_file(source, resolutions, fps=fps, margins=margins)
-    videos = _as_array(field, source, (4, 5), 3)
+    videos = _as_pixels(field, source, (4, 5))
     videos = videos[None] if videos.ndim == 4 else videos
+    warnings = _range_warnings(field, videos)
     if margins is None:
-        return _resize_array(field, videos, resolutions)
+        picture = _resize_array(field, videos, resolutions)
+        return dataclasses.replace(picture, warnings=warnings)
     left, right, top, bottom = margins
     sides = ((0, 0), (0, 0), (top, bottom), (left, right), (0, 0))
     inside = np.pad(np.ones_like(videos[:1, :1]), sides, constant_values=-1)
@@ -98,6 +104,7 @@ def read_clip(
         padded,
         size=videos.shape[2:4],
         source_mask={side: _threshold(mask) for side, mask in inside.items()},
+        warnings=warnings,
     )
 
 
@@ -111,8 +118,9 @@ def read_mask(
     """Reads the mask of a picture.
 
     Args:
-      source: An image or a video file, white where pixels are generated; or an array with 1 =
-        known: `[H, W, 1]`, `[T, H, W, 1]` or `[N, T, H, W, 1]`, for stills `[N, H, W, 1]`.
+      source: An image or a video file, white where pixels are generated (see
+        `stunet.video_io.masks`); or an array of 1 = known and 0 = generated: `[H, W, 1]`,
+        `[T, H, W, 1]` or `[N, T, H, W, 1]`, for stills `[N, H, W, 1]`. Values above 0.5 are known.
       picture: What the mask belongs to; T must be 1 or the picture's.
       resolutions: Sides in pixels.
       fps: Frame rate to resample a file to.
@@ -122,22 +130,24 @@ def read_mask(
       Resolution -> `[N or 1, T or 1, R, R, 1]` float32, 1 = known.
 
     Raises:
-      UserError: The mask differs from the picture in size or length, or it is uniform.
+      UserError: The mask differs from the picture in size or length, it is uniform or ambiguous,
+        or values of an array are outside [0, 1].
     """
     if isinstance(source, str | Path):
-        mask = _read_file(source, resolutions, fps=fps, max_frames=1 if still else None)
-        known = {side: 1 - _threshold(frames) for side, frames in mask.frames.items()}
+        name, mask = str(source), read_mask_frames(source, fps, resolutions, 1 if still else None)
+        known = {side: 1 - generated[None] for side, generated in mask.frames.items()}
     else:
-        array = _as_array("mask", source, (3, 4, 5), 1)
+        name, array = "mask", _as_array("mask", source, (3, 4, 5), 1)
+        _check_range("mask", array, 0, "0 (generate) to 1 (known)")
         array = array[:, None] if still and array.ndim == 4 else array
         array = array.reshape((1,) * (5 - array.ndim) + array.shape)
         mask = _resize_array("mask", np.repeat(2 * array - 1, 3, axis=-1), resolutions)
         known = {side: _threshold(frames) for side, frames in mask.frames.items()}
     if mask.size != picture.size:
         ours, theirs = (f"{width}x{height}" for height, width in (mask.size, picture.size))
-        raise UserError(f"{mask.name}: size {ours}, expected {theirs}, the size of {picture.name}")
+        raise UserError(f"{name}: size {ours}, expected {theirs}, the size of {picture.name}")
     length = picture.frames[resolutions[0]].shape[1]
-    check_mask(mask.name, known[resolutions[0]], length, f"{picture.name} at {fps} fps")
+    check_mask(name, known[resolutions[0]], length, f"{picture.name} at {fps} fps")
     return known
 
 
@@ -173,13 +183,18 @@ def _read_file(
         frames={side: frames[None] for side, frames in sizes.frames.items()},
         size=sizes.size,
         source_mask={side: 1 - _threshold(mask[None]) for side, mask in sizes.margin_masks.items()},
+        warnings=sizes.warnings,
     )
 
 
 def _as_array(field: str, source: Source, ndims: tuple[int, ...], channels: int) -> np.ndarray:
     if source is None:
         raise UserError(f"{field}: missing, expected a file's path or an array")
-    array = np.asarray(source, np.float32)
+    try:
+        array = np.asarray(source)
+        array = array if array.dtype == np.float32 else array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field}: not numbers ({error}), expected a path or an array") from error
     if array.ndim not in ndims or array.shape[-1] != channels:
         expected = " or ".join(str(ndim) for ndim in ndims)
         raise UserError(
@@ -187,6 +202,32 @@ def _as_array(field: str, source: Source, ndims: tuple[int, ...], channels: int)
             f"{channels} channels"
         )
     return array
+
+
+def _as_pixels(field: str, source: Source, ndims: tuple[int, ...]) -> np.ndarray:
+    """Returns pictures `[..., 3]` float32 in [-1, 1]."""
+    array = _as_array(field, source, ndims, 3)
+    expected = "floats from -1 (black) to 1 (white)"
+    dtype = np.asarray(source).dtype
+    if dtype.kind in "ub":
+        raise UserError(f"{field}: {dtype} values, expected {expected}: x / 127.5 - 1")
+    _check_range(field, array, -1, expected)
+    return array
+
+
+def _check_range(field: str, array: np.ndarray, lowest: float, expected: str) -> None:
+    """Raises `UserError` if values are not within `lowest` to 1, apart from rounding."""
+    low, high = (float(array.min()), float(array.max())) if array.size else (np.nan, np.nan)
+    if not (lowest - _ROUNDING <= low and high <= 1 + _ROUNDING):  # also if NaN
+        raise UserError(f"{field}: values from {low:g} to {high:g}, expected {expected}")
+
+
+def _range_warnings(field: str, pixels: np.ndarray) -> tuple[str, ...]:
+    """Warns if pictures are probably in [0, 1] instead of [-1, 1]."""
+    low, high = pixels.min(), pixels.max()
+    if not 0 <= low < high:
+        return ()
+    return (f"{field}: values from {low:g} to {high:g}, expected -1 (black) to 1 (white)",)
 
 
 def _resize_array(field: str, videos: np.ndarray, resolutions: Sequence[int]) -> Picture:

@@ -2,17 +2,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stunet.errors import UserError
 from stunet.video_io import frame_size, probe, read_video, to_uint8
-
-T = TypeVar("T")
 
 EDITOR_SIDE = 448  # pixels of the longer side of the picture under a mask's painting
 
@@ -75,11 +73,12 @@ def check_upload(path: str | Path, limits: Limits) -> None:
         if size > limits.bytes:
             found, expected = size / 2**20, limits.bytes / 2**20
             raise UserError(f"{path}: {found:.3g} MiB, expected at most {expected:.3g} MiB")
-        # FFmpeg would decode an image to find its size; Pillow reads the header.
-        width, height = _image_size(path) or (0, 0)
-        _check_pixels(path, width, height, limits)
-        info = _readable(probe, path)
-        _check_pixels(path, info.width, info.height, limits)
+        info = probe(path)
+        if info.width * info.height > limits.pixels:
+            raise UserError(
+                f"{path}: {info.width}x{info.height} pixels, expected at most "
+                f"{limits.pixels / 1e6:.3g} megapixels"
+            )
         if info.seconds > limits.seconds:
             raise UserError(
                 f"{path}: {info.seconds:.1f} seconds, expected at most {limits.seconds:g} seconds"
@@ -94,7 +93,7 @@ def check_upload(path: str | Path, limits: Limits) -> None:
                 f"{path}: {total / 1e9:.3g} gigapixels in {info.num_frames} frames, "
                 f"expected at most {limits.total / 1e9:.3g} gigapixels"
             )
-        _readable(frame_size, path)
+        frame_size(path)
 
 
 @contextlib.contextmanager
@@ -141,27 +140,3 @@ def write_painted_mask(layers: Sequence[Image.Image], picture: str | Path, path:
     height, width = frame_size(picture)
     mask = Image.fromarray(painted.astype(np.uint8) * 255)
     mask.resize((width, height), Image.Resampling.NEAREST).save(path)
-
-
-def _readable(read: Callable[[Path], T], path: Path) -> T:
-    try:
-        return read(path)
-    except UserError as error:
-        raise UserError(f"{path}: unreadable, expected an image or a video") from error
-
-
-def _check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.pixels:
-        expected = f"at most {limits.pixels / 1e6:.3g} megapixels"
-        raise UserError(f"{path}: {width}x{height} pixels, expected {expected}")
-
-
-def _image_size(path: Path) -> tuple[int, int] | None:
-    """Returns the width and height in an image's header, or None if Pillow cannot read it."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{path}: image too large to decode, expected fewer pixels") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return None

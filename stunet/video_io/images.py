@@ -110,7 +110,19 @@ def is_image(source: ImageSource) -> bool:
     Raises:
       UserError: The file is absent or unreadable.
     """
-    return _format(_read(source, _HEAD_BYTES)) is not None
+    return image_format(source) is not None
+
+
+def image_format(source: ImageSource) -> str | None:
+    """Returns Pillow's name of an image's format ("PNG", "JPEG"). None for other files.
+
+    Args:
+      source: Path, or an open binary file, whose position is restored.
+
+    Raises:
+      UserError: The file is absent or unreadable.
+    """
+    return _format(_read(source, _HEAD_BYTES))
 
 
 def decode_images(
@@ -236,8 +248,11 @@ def _open(data: bytes) -> tuple[str, _Structure, Image.Image]:
 
 
 def _animation(seconds: Sequence[float]) -> Sequence[float]:
-    """Returns the durations of several frames; a single frame is a still."""
-    return seconds if len(seconds) > 1 else ()
+    """Returns the durations of several frames. A single frame is a still unless it has a duration.
+
+    Writers of GIF merge equal frames, so that one frame may be a whole video.
+    """
+    return seconds if len(seconds) > 1 or max(seconds, default=0) > _SHORTEST else ()
 
 
 def _png_structure(data: bytes) -> _Structure:
@@ -245,8 +260,8 @@ def _png_structure(data: bytes) -> _Structure:
     contents = dict(chunks)
     frames = parse_apng(chunks)
     return _Structure(
-        frames=frames if len(frames) > 1 else [],
         seconds=_animation([frame.seconds for frame in frames]),
+        frames=frames,
         colors=tuple(contents[b"cICP"][:2]) if b"cICP" in contents else None,
         bits=data[24],
         exif=contents.get(b"eXIf", b""),
@@ -292,7 +307,7 @@ def _avif_structure(data: bytes) -> _Structure:
         colors = context.color_primaries, context.color_trc
         packets = [packet for packet in container.demux(stream) if packet.size]
         seconds = [float((packet.duration or 0) * packet.time_base) for packet in packets]
-    return _Structure(_animation(seconds), colors=colors)
+    return _Structure(seconds if len(seconds) > 1 else (), colors=colors)
 
 
 def _avif_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -462,6 +477,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
             "expected 8 or 16 bits, or floats from 0 to 1"
         )
     scaled = np.round(levels * (255 / white)).astype(np.uint8)
+    if white > 255 >= levels.max():  # a mask with levels such as 0 and 1
+        scaled = np.maximum(scaled, levels > 0)
     result = Image.fromarray(255 - scaled if is_inverted else scaled)
     key = image.info.get("transparency")
     if key is not None:

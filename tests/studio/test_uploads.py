@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from stunet.errors import UserError
 from stunet.studio.uploads import (
@@ -38,6 +38,17 @@ def files(tmp_path_factory):
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     (folder / "text.mp4").write_text("not a video")
     (folder / "empty.png").write_bytes(b"")
+    for suffix in ("webp", "avif", "heic"):
+        Image.new("RGB", (400, 300)).save(folder / f"large.{suffix}")
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (400, 300)).save(folder / "turned.jpg", exif=orientation)
+    colors = [Image.new("RGB", (16, 16), (6 * i, 0, 0)) for i in range(40)]
+    still, *others = colors[:5]
+    for suffix in ("webp", "avif", "png"):
+        path = folder / f"long.{suffix}"
+        still.save(path, save_all=True, append_images=others, duration=500)
+    colors[0].save(folder / "fast.webp", save_all=True, append_images=colors[1:], duration=20)
     contents = (folder / "good.png").read_bytes()
     (folder / "half.png").write_bytes(contents[: len(contents) // 2])
     return folder
@@ -59,9 +70,15 @@ def test_files_within_the_limits_are_accepted(files, name):
         ("fast.mp4", "32 frames", "30 frames"),
         ("many_pixels.mp4", "0.00144 gigapixels in 16 frames", "0.0012 gigapixels"),
         ("gone.mp4", "no longer on the server", "a new upload"),
-        ("text.mp4", "unreadable", "an image or a video"),
-        ("empty.png", "unreadable", "an image or a video"),
-        ("half.png", "unreadable", "an image or a video"),
+        ("half.png", "truncated PNG", "a complete image"),
+        ("large.webp", "400x300", "0.09 megapixels"),
+        ("large.avif", "400x300", "0.09 megapixels"),
+        ("large.heic", "400x300", "0.09 megapixels"),
+        ("turned.jpg", "300x400", "0.09 megapixels"),
+        ("long.webp", "2.5 seconds", "2 seconds"),
+        ("long.png", "2.5 seconds", "2 seconds"),
+        ("long.avif", "2.5 seconds", "2 seconds"),
+        ("fast.webp", "40 frames", "30 frames"),
     ],
 )
 def test_files_beyond_the_limits_are_refused_without_the_server_s_folder(files, name, found, limit):
@@ -70,6 +87,12 @@ def test_files_beyond_the_limits_are_refused_without_the_server_s_folder(files, 
     problem, expected = str(error.value).split(", expected ")
     assert problem.startswith(f"{name}: ") and found in problem
     assert limit in expected and "\n" not in problem + expected
+
+
+@pytest.mark.parametrize("name", ["text.mp4", "empty.png"])
+def test_files_of_other_kinds_are_refused(files, name):
+    with pytest.raises(UserError, match=rf"^{name}: .*\(Invalid data"):
+        check_upload(files / name, LIMITS)
 
 
 @pytest.mark.parametrize("value", [None, "good.png", {}, {"path": None}, {"path": "{}/../x.png"}])
@@ -82,10 +105,24 @@ def test_only_uploads_are_read(files, value):
 
 
 def test_probe_reads_extents_without_decoding(files):
-    assert probe(files / "good.mp4") == VideoInfo(256, 256, 16, 2.0)
-    assert probe(files / "good.png") == VideoInfo(30, 40, 1, 0.0)
+    assert probe(files / "good.mp4") == VideoInfo(256, 256, 16, 2.0, 8.0)
+    assert probe(files / "good.png") == VideoInfo(30, 40, 1, 0.0, 0.0)
+    assert probe(files / "turned.jpg") == VideoInfo(400, 300, 1, 0.0, 0.0)
     assert probe(files / "good.gif").seconds == pytest.approx(1.0, abs=0.02)
     assert read_comment(files / "good.mp4") is None
+
+
+def test_the_editor_shows_the_upright_and_blended_picture(tmp_path):
+    pixels = np.zeros((20, 40, 4), np.uint8)
+    pixels[:, :20] = (0, 0, 255, 255)  # blue at the left, hidden red at the right
+    pixels[:, 20:] = (255, 0, 0, 0)
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=orientation)
+    background = editor_background(tmp_path / "phone.png")
+    assert background.size == (224, 448)
+    assert background.getpixel((112, 50)) == (0, 0, 255)
+    assert background.getpixel((112, 400)) == (255, 255, 255)
 
 
 def test_a_painted_mask_has_the_picture_s_size(files, tmp_path):
