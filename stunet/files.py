@@ -1,43 +1,104 @@
 """Reading of files from the user; errors become `UserError`s."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import UserError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def user_path(path: str | Path) -> Path:
+    """Returns a path with `~` or `~NAME` replaced by that user's home directory.
+
+    Raises:
+      UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: unknown home directory, expected a path") from error
 
 
 def read_bytes(path: Path) -> bytes:
     """Reads a file.
 
     Raises:
-      UserError: The file is missing or unreadable.
+      UserError: The file is missing or unreadable, or a Git LFS pointer.
     """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    _check_content(path, content)
+    return content
+
+
+def check_not_lfs_pointer(path: Path) -> None:
+    """Checks that a file, if it can be read, is not a Git LFS pointer to the real file.
+
+    Raises:
+      UserError: It is one.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError:  # whoever reads the file reports it
+        return
+    _check_content(path, start)
+
+
+def _check_content(path: Path, content: bytes) -> None:
+    if content.startswith(_LFS_POINTER):
+        raise UserError(
+            f"{path}: is a Git LFS pointer, expected the file itself; fetch it with `git lfs pull`"
+        )
+
+
+def read_text(path: Path) -> str:
+    """Reads a text in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+      UserError: The file cannot be read or has another encoding.
+    """
+    content = read_bytes(path)
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: invalid text ({error}), expected UTF-8") from error
+
+
+def split_lines(text: str) -> list[str]:
+    """Splits a text at newlines (LF, CRLF or CR) only.
+
+    `str.splitlines` also splits at characters such as U+2028, which captions can contain.
+    """
+    lines = re.split("\r\n|\n|\r", text)
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def read_tsv_pairs(path: Path, row_format: str) -> list[tuple[str, str]]:
     """Reads a table of two tab-separated columns (TSV), stripping white space around cells.
 
     Args:
-      path: File, UTF-8. Empty lines are skipped.
+      path: File, see `read_text`. Empty lines are skipped.
       row_format: Description of a row for error messages ("a class, a tab and a caption").
 
     Raises:
       UserError: The file is unreadable, or a row does not have two cells.
     """
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    rows = [line.split("\t") for line in lines if line.strip()]
-    for number, cells in enumerate(rows, 1):
+    rows = []
+    for number, line in enumerate(split_lines(read_text(path)), 1):
+        if not line.strip():
+            continue
+        cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) != 2:
-            raise UserError(f"{path}: row {number} has {len(cells)} cells, expected {row_format}")
-    return [(first.strip(), second.strip()) for first, second in rows]
+            raise UserError(f"{path}: line {number} has {len(cells)} cells, expected {row_format}")
+        rows.append((cells[0], cells[1]))
+    return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:

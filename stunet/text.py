@@ -18,6 +18,8 @@ SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 # Caption length of DeepFloyd IF, whose text pooling attends to exactly 77 positions.
 MAX_TOKENS = 77
 
+_MAX_WORDS = 10  # unknown words that a warning lists
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -51,17 +53,50 @@ class Tokenizer:
             mask[row, : len(tokens)] = True
         return ids, mask
 
-    def truncation_warning(self, prompt: str) -> str | None:
-        """Returns a warning if a prompt is truncated, else None."""
-        if len(self._encode(prompt)) < self.max_tokens:
+    def truncation_warning(self, texts: Sequence[str], what: str) -> str | None:
+        """Returns a warning if texts are truncated, else None.
+
+        Args:
+          texts: Texts to check.
+          what: Name of the texts, such as "prompts" or "config.data: captions".
+        """
+        lengths = {text: len(self._encode(text)) + 1 for text in dict.fromkeys(texts)}  # with </s>
+        count = sum(lengths[text] > self.max_tokens for text in texts)
+        if not count:
             return None
-        return f"the prompt is truncated to the {self.max_tokens} tokens that the model reads"
+        longest = max(lengths, key=lengths.__getitem__)
+        return (
+            f"{what}: {count} of {len(texts)} truncated to the {self.max_tokens} tokens that the "
+            f"model reads; the longest has {lengths[longest]} tokens ({_shorten(longest)})"
+        )
+
+    def unknown_words_warning(self, texts: Sequence[str], what: str) -> str | None:
+        """Returns a warning that lists the words without a token, else None.
+
+        The model reads `<unk>` in their place. Byte-level vocabularies have tokens for any text.
+
+        Args:
+          texts: Texts to check.
+          what: Name of the texts, such as "prompts" or "config.data: captions".
+        """
+        words = dict.fromkeys(word for text in dict.fromkeys(texts) for word in text.split())
+        unknown = [word for word in words if UNK_ID in self._encode(word)]
+        if not unknown:
+            return None
+        shown = ", ".join(map(repr, unknown[:_MAX_WORDS]))
+        more = f" and {len(unknown) - _MAX_WORDS} others" if len(unknown) > _MAX_WORDS else ""
+        return f"{what}: the model's vocabulary has no token for parts of {shown}{more}"
 
     def _encode(self, text: str) -> list[int]:
         # Not in batches, which start threads that warn in forked workers. A prompt from a command
         # line can contain lone surrogates (bytes that are not UTF-8).
         text = text.encode("utf-8", "replace").decode("utf-8")
         return self.vocabulary.encode(text, add_special_tokens=False).ids
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def check_prompt(prompt: str) -> None:

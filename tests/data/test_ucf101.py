@@ -112,7 +112,7 @@ def test_invalid_archives(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             find_class_videos(tmp_path / name)
-    with pytest.raises(UserError, match=r"bad\.tsv.*row 1.*a class, a tab and a caption"):
+    with pytest.raises(UserError, match=r"bad\.tsv.*line 1.*a class, a tab and a caption"):
         read_class_prompts(tmp_path / "bad.tsv")
     config = config_for(tmp_path, tmp_path, prompts="absent.tsv")
     with pytest.raises(UserError, match=r"absent\.tsv"):

@@ -140,7 +140,7 @@ def test_prompts_by_file_name(folders, tmp_path):
     for text, message in (
         ("a.mp4\ta step\n", r"prompts\.tsv: .* sub/b\.mp4,"),
         ("b.mp4\tx\n", r"prompts\.tsv: .* a\.mp4 and 1 others"),
-        ("a.mp4 a step\n", r"prompts\.tsv.* row 1 .*a file's name, a tab and a prompt"),
+        ("a.mp4 a step\n", r"prompts\.tsv.* line 1 .*a file's name, a tab and a prompt"),
     ):
         table.write_text(text)
         with pytest.raises(UserError, match=message):
