@@ -5,7 +5,7 @@ import functools
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from stunet.errors import UserError
 from stunet.video_io.pixels import BACKGROUND, blend
@@ -28,6 +28,7 @@ _WIDE_GAMUTS = {  # chromaticities of red, green and blue
 }
 # Formats that swscale converts exactly without interpolating chroma horizontally, which is slower.
 _EXACT = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuva420p")
+_SMALL = 640 * 360  # pixels
 _GRID_LEVEL = 8
 _GRID = _GRID_LEVEL**2  # points per axis of the colour table
 
@@ -45,6 +46,7 @@ class RgbConverter:
 
     def __init__(self, name: str, background: int = BACKGROUND) -> None:
         self._name, self._background = name, background
+        self._reformatter = VideoReformatter()
         self._alpha: dict[str, bool] = {}  # name of a pixel format -> whether it stores alpha
         self._tables: dict[tuple[int, int, int, int], _ColorTable] = {}
 
@@ -60,7 +62,7 @@ class RgbConverter:
         try:
             picture = self._opaque(frame)
             if self._has_alpha(layout):
-                alpha = _convert(frame, "rgba").to_ndarray()[..., 3:]
+                alpha = self._convert(frame, "rgba").to_ndarray()[..., 3:]
                 return blend(picture, alpha, self._background)
         except (OSError, ValueError) as error:
             raise UserError(
@@ -78,24 +80,27 @@ class RgbConverter:
     def _opaque(self, frame: av.VideoFrame) -> np.ndarray:
         transfer, primaries = frame.color_trc, frame.color_primaries
         if transfer not in (_PQ, _HLG) and primaries not in _WIDE_GAMUTS:
-            return _convert(frame, "rgb24").to_ndarray()
+            return self._convert(frame, "rgb24").to_ndarray()
         key = (int(transfer), int(primaries), frame.width, frame.height)
         if key not in self._tables:
             self._tables[key] = _ColorTable(*key)
-        return self._tables[key](frame)
+        return self._tables[key](self._convert(frame, "rgb48le"))
+
+    def _convert(self, frame: av.VideoFrame, layout: str) -> av.VideoFrame:
+        flags = Interpolation.BILINEAR
+        if frame.format.name not in _EXACT and not frame.format.is_rgb:
+            flags |= Interpolation.FULL_CHR_H_INT
+        # Starting threads takes longer than converting a small frame. 0 uses all CPUs.
+        threads = 1 if frame.width * frame.height < _SMALL else 0
+        return self._reformatter.reformat(
+            frame, format=layout, interpolation=int(flags), threads=threads
+        )
 
 
 def _default_matrix(frame: av.VideoFrame) -> int:
     if frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020:
         return _MATRIX_2020
     return _MATRIX_709 if frame.height >= HD_LINES else _MATRIX_601
-
-
-def _convert(frame: av.VideoFrame, layout: str) -> av.VideoFrame:
-    flags = Interpolation.BILINEAR
-    if frame.format.name not in _EXACT and not frame.format.is_rgb:
-        flags |= Interpolation.FULL_CHR_H_INT
-    return frame.reformat(format=layout, interpolation=int(flags))
 
 
 class _ColorTable:
@@ -121,9 +126,9 @@ class _ColorTable:
         self._count = 0
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        rgb = _convert(frame, "rgb48le")
-        rgb.pts, self._count = self._count, self._count + 1
-        self._input.push(rgb)
+        """Maps an rgb48le frame to `[H, W, 3]` uint8."""
+        frame.pts, self._count = self._count, self._count + 1
+        self._input.push(frame)
         return self._output.pull().to_ndarray(format="rgb24")
 
 
