@@ -13,6 +13,7 @@ from av.sidedata.sidedata import Type as SideData
 from PIL import Image
 
 from stunet.errors import UserError
+from stunet.files import check_not_lfs_pointer
 from stunet.video_io.color import RgbConverter
 from stunet.video_io.completeness import check_complete
 from stunet.video_io.images import decode_images, image_info, is_image
@@ -212,6 +213,8 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except (av.error.FFmpegError, OSError) as error:
+        if isinstance(source, str | Path):
+            check_not_lfs_pointer(Path(source))
         raise UserError(f"{name}: not a readable video ({error.strerror})") from error
 
 

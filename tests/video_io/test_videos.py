@@ -801,6 +801,23 @@ def test_protocols_are_not_used(tmp_path, monkeypatch, name):
             read(name)
 
 
+def test_lfs_pointers_are_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 9\n"
+    (tmp_path / "a.mp4").write_text(pointer)
+    for read in (video_io.read_video, video_io.probe, video_io.frame_size):
+        with pytest.raises(UserError, match=r"a\.mp4: .*git lfs pull"):
+            read(tmp_path / "a.mp4")
+
+
+def test_directories_and_empty_files_are_no_videos(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("empty.mp4", "folder.mp4"):
+        for read in (video_io.read_video, video_io.probe, video_io.frame_size):
+            with pytest.raises(UserError, match=rf"{name}: "):
+                read(tmp_path / name)
+
+
 def test_open_files_are_read_from_the_start(tmp_path):
     write(tmp_path / "a.mp4", counted(4), fps=8)
     with open(tmp_path / "a.mp4", "rb") as file:
