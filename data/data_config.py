@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from stunet.errors import UserError
+from stunet.files import split_lines
 
 Record = Mapping[str, Any]
 
@@ -60,7 +61,10 @@ class DataConfig(abc.ABC):
 
     @abc.abstractmethod
     def make_builder(self) -> tfds.core.DatasetBuilder:
-        """Returns the TFDS builder. Its records need the feature `caption` (text).
+        """Returns the TFDS builder.
+
+        Its records need the feature `caption` (text). Each line of it is a caption; an example
+        uses one of them.
 
         Raises:
           UserError: the source of the dataset is missing or invalid.
@@ -78,6 +82,15 @@ class DataConfig(abc.ABC):
           `[num_frames, resolution, resolution, 3]` float32 in [-1, 1].
         """
 
+    def captions(self, records: Sequence[Record]) -> list[tuple[str, ...]]:
+        """Returns the captions of every record."""
+        return [split_captions(records[index]) for index in range(len(records))]
+
     def select_records(self, records: Sequence[Record]) -> Sequence[Record]:
         """Returns the records to train on; a repeated record is drawn more often."""
         return records
+
+
+def split_captions(record: Record) -> tuple[str, ...]:
+    """Returns the captions of a record, at least one (which may be empty)."""
+    return tuple(split_lines(record["caption"].decode())) or ("",)

@@ -16,14 +16,17 @@ import grain
 import numpy as np
 
 from data import records
-from data.data_config import DataConfig, Record
+from data.data_config import DataConfig, Record, split_captions
 from data.datasets import DATASETS, parse_config
 from stunet.errors import UserError
+from stunet.text import Tokenizer
 
 __all__ = [
     "DATASETS",
     "DataConfig",
+    "caption_warnings",
     "captions",
+    "fingerprint",
     "make_batches",
     "open_records",
     "parse_config",
@@ -59,8 +62,22 @@ def open_records(config: DataConfig) -> Sequence[Record]:
 
 def captions(config: DataConfig) -> list[str]:
     """Returns the captions of the split, in the order of its records."""
-    source = open_records(config)
-    return [source[index]["caption"].decode() for index in range(len(source))]
+    return [text for texts in config.captions(open_records(config)) for text in texts]
+
+
+def caption_warnings(config: DataConfig, tokenizer: Tokenizer) -> list[str]:
+    """Returns warnings about captions that a tokenizer truncates or has no tokens for."""
+    texts, what = captions(config), f"config.data: captions of {config.name!r}"
+    warnings = (
+        tokenizer.truncation_warning(texts, what),
+        tokenizer.unknown_words_warning(texts, what),
+    )
+    return [warning for warning in warnings if warning is not None]
+
+
+def fingerprint(config: DataConfig) -> str:
+    """Returns a name that changes with the content of the dataset's clips and captions."""
+    return config.make_builder().info.full_name
 
 
 def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str]]:
@@ -79,8 +96,8 @@ def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str
 def text_states_path(config: DataConfig) -> Path:
     """Returns the path of the cached text states of the split.
 
-    The file contains `[N + 1, L, D]` float16: row i belongs to the caption of record i (in the
-    order of `captions`), row N to the empty caption.
+    The file contains `[N + 1, L, D]` float16: row i belongs to caption i in the order of
+    `captions`, row N to the empty caption.
     """
     return Path(config.make_builder().data_path) / f"text_states_{config.split}.npy"
 
@@ -119,7 +136,7 @@ def make_batches(
     local = batch_size // process_count
     first = start_step * batch_size + process_index * local
     source = open_records(config)
-    states = _open_states(config, len(source)) if config.text_states else None
+    states, first_rows = _open_states(config, source) if config.text_states else (None, None)
 
     def example(index: int) -> dict[str, Any]:
         step, row = divmod(index, local)
@@ -132,7 +149,10 @@ def make_batches(
         }
         if states is not None:
             # The last row (-1) belongs to the empty caption.
-            rows = [-1 if not item["caption"] else item["record"] for item in examples]
+            rows = [
+                first_rows[item["record"]] + item["choice"] if item["caption"] else -1
+                for item in examples
+            ]
             return {**batch, "text_states": states[rows]}
         tokens, mask = tokenize([example["caption"] for example in examples])
         return {**batch, "tokens": tokens, "token_mask": mask}
@@ -152,10 +172,13 @@ def _example(config: DataConfig, source: Sequence[Record], position: int) -> dic
     if size := config.crop:
         top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
         video = video[:, top : top + size, left : left + size]
+    texts = split_captions(record)
+    choice = int(rng.integers(len(texts))) if len(texts) > 1 else 0
     return {
         "video": video,
-        "caption": "" if dropped else record["caption"].decode(),
+        "caption": "" if dropped else texts[choice],
         "record": index,
+        "choice": choice,
         "position": position,
     }
 
@@ -165,8 +188,11 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(count)
 
 
-def _open_states(config: DataConfig, count: int) -> np.ndarray:
+def _open_states(config: DataConfig, source: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the states, and the row of the first caption of each record."""
     path = text_states_path(config)
+    counts = [len(texts) for texts in config.captions(source)]
+    first_rows, count = np.cumsum([0, *counts[:-1]]), sum(counts)
     if not path.exists():
         raise UserError(
             f"{path}: no such text states, expected the output of experiments.cache_text "
@@ -177,4 +203,4 @@ def _open_states(config: DataConfig, count: int) -> np.ndarray:
         raise UserError(
             f"{path}: text states of shape {states.shape}, expected [{count + 1}, L, D]"
         )
-    return states
+    return states, first_rows

@@ -1,8 +1,12 @@
 """Base of the datasets of real videos: decoded once, stored as uint8 frames."""
 
 import abc
+import contextlib
+import functools
+import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -14,11 +18,16 @@ import tensorflow_datasets as tfds
 from data.data_config import DataConfig, Record
 from data.records import progress, silence_config_warning
 from stunet.errors import UserError
-from stunet.video_io import decode_frames, to_float
+from stunet.files import user_path
+from stunet.video_io import decode_frames, probe, to_float
+from stunet.video_io.folders import printable_name
 
 # Videos are stored in segments of this many frames up to twice as many: long enough for a random
 # start, short enough to read quickly.
 SEGMENT = 16
+
+_SAMPLE = 2**16  # bytes at each end of a file that identify its content
+_SLOWER = 0.95  # of `fps`; a video with fewer frames per second is reported
 
 
 class SourceVideo(NamedTuple):
@@ -27,12 +36,26 @@ class SourceVideo(NamedTuple):
     Attributes:
       name: Path relative to the source.
       open: Returns the path or the content of the file.
-      caption: None if the source has none for it; the video is then skipped.
+      captions: Empty if the source has none for it; the video is then skipped.
+      problem: Why the video is skipped, None if nothing is known.
     """
 
     name: str
     open: Callable[[], str | Path | BinaryIO]
-    caption: str | None
+    captions: tuple[str, ...]
+    problem: str | None = None
+
+
+class Source(NamedTuple):
+    """The videos of a source.
+
+    Attributes:
+      videos: All videos, sorted by name.
+      skipped: A line for each file that is not among them, with the reason.
+    """
+
+    videos: list[SourceVideo]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +72,39 @@ class StoredClipsConfig(DataConfig):
     source: str
 
     @abc.abstractmethod
-    def source_files(self) -> Sequence[Path]:
-        """Returns the files that the records depend on.
+    def source_files(self) -> Mapping[str, Path]:
+        """Returns the files that the records depend on, by their names within the source.
 
         Raises:
           UserError: the source does not exist or contains no video.
         """
 
     def make_builder(self) -> "StoredClips":
-        """Returns the TFDS builder; its name changes with the fields and the source's files."""
+        """Returns the TFDS builder; its name changes with the fields and the source's content."""
         if not self.source:  # Path("") would be the current folder
             raise UserError(f"config.data.source: empty, expected the videos of {self.name!r}")
         builder_config = StoredClipsBuilderConfig(name=self._builder_name(), data_config=self)
         with silence_config_warning():
             return self.builder_class(
-                config=builder_config, data_dir=self.data_dir, file_format="array_record"
+                config=builder_config,
+                data_dir=str(user_path(self.data_dir)),
+                file_format="array_record",
             )
+
+    def captions(self, records: Sequence[Record]) -> list[tuple[str, ...]]:
+        """Returns the captions of every record, from a file that is written once.
+
+        The records also contain the frames, which would take long to read.
+        """
+        path = Path(self.make_builder().data_path) / f"captions_{self.split}.json"
+        if path.exists():
+            return [tuple(texts) for texts in json.loads(path.read_text())]
+        captions = super().captions(records)
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # a read-only or full disk
+            new.write_text(json.dumps(captions))
+            new.replace(path)
+        return captions
 
     def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """Returns a random window of `num_frames` of a stored segment."""
@@ -74,9 +114,8 @@ class StoredClipsConfig(DataConfig):
 
     def _builder_name(self) -> str:
         digest = blake2b(digest_size=5)
-        for path in sorted(self.source_files()):
-            state = path.stat()
-            digest.update(f"{path.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        for name, path in sorted(self.source_files().items()):
+            digest.update(f"{name}\0{_content_digest(path)}\n".encode(errors="surrogateescape"))
         size = f"{self.resolution}px-{self.fps:g}fps-{self.num_frames}f"
         return f"{digest.hexdigest()}-{size}".replace(".", "_")
 
@@ -91,6 +130,8 @@ class StoredClipsBuilderConfig(tfds.core.BuilderConfig):
 class StoredClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Records of `frames` [T, H, W, 3] uint8, `caption`, and the name of the source `file`.
 
+    Several captions of a video are lines of `caption`.
+
     Each video is re-timed to `fps`, centre-cropped, downsampled to `resolution` with
     anti-aliasing, and cut into segments of `num_frames` or more. Videos that cannot be decoded,
     are too short or have no caption are skipped, and listed with the reason at the end.
@@ -99,11 +140,11 @@ class StoredClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       UserError: every video was skipped.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.1: several captions per video, one per line
 
     @abc.abstractmethod
-    def source_videos(self) -> list[SourceVideo]:
-        """Returns the videos of the source.
+    def read_source(self) -> Source:
+        """Lists the videos of the source.
 
         Raises:
           UserError: the source does not exist or contains no video.
@@ -128,25 +169,46 @@ class StoredClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        videos, skipped = self.source_videos(), []
+        (videos, unread), skipped, slow = self.read_source(), [], {}
         for video in progress(videos, "videos"):
+            name = printable_name(video.name)
             try:
-                segments = _read_segments(video, self.data_config)
-            except UserError as error:
-                reason = str(error).rpartition(f"{video.name}: ")[2]
-                skipped.append(f"  {video.name}: {reason}")
+                segments, rate = _read_segments(video, self.data_config)
+            except Exception as error:  # one damaged file must not end the build
+                reason = str(error).rpartition(f"{video.name}: ")[2] or repr(error)
+                skipped.append(f"{name}: {' '.join(reason.split())}")
                 continue
+            if 0 < rate < _SLOWER * self.data_config.fps:
+                slow[name] = rate
             for index, frames in enumerate(segments):
-                record = {"frames": frames, "caption": video.caption, "file": video.name}
-                yield f"{video.name}#{index}", record
-        if skipped:
-            print(f"skipped {len(skipped)} of {len(videos)} videos:", file=sys.stderr)
-            print("\n".join(skipped), file=sys.stderr)
+                caption = "\n".join(video.captions)
+                yield (
+                    f"{video.name}#{index}",
+                    {"frames": frames, "caption": caption, "file": video.name},
+                )
+        _report(len(videos), skipped, unread, slow, self.data_config.fps)
         if len(skipped) == len(videos):
             raise UserError(
-                f"{self.data_config.source}: none of {len(videos)} videos is usable "
-                f"({skipped[0].strip()})"
+                f"{self.data_config.source}: none of {len(videos)} videos is usable ({skipped[0]})"
             )
+
+
+def _report(
+    total: int, skipped: list[str], unread: Sequence[str], slow: dict[str, float], fps: float
+) -> None:
+    """Prints what was skipped, and which videos have fewer frames than requested."""
+    lines = []
+    if skipped:
+        lines += [f"skipped {len(skipped)} of {total} videos:", *(f"  {line}" for line in skipped)]
+    if unread:
+        lines += ["skipped besides videos:", *(f"  {line}" for line in unread)]
+    if slow:
+        name = min(slow, key=slow.__getitem__)
+        lines.append(
+            f"config.data.fps: {fps:g}, but {len(slow)} of {total} videos have fewer frames per "
+            f"second (the slowest {slow[name]:g}: {name}); their frames are repeated"
+        )
+    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
 
 
 def cut(frames: Iterable[np.ndarray], minimum: int, length: int) -> Iterator[np.ndarray]:
@@ -165,10 +227,13 @@ def cut(frames: Iterable[np.ndarray], minimum: int, length: int) -> Iterator[np.
         yield np.stack(pending)
 
 
-def _read_segments(video: SourceVideo, config: StoredClipsConfig) -> list[np.ndarray]:
-    if not video.caption:
-        raise UserError("no caption")
-    frames = decode_frames(video.open(), config.fps, config.resolution)
+def _read_segments(video: SourceVideo, config: StoredClipsConfig) -> tuple[list[np.ndarray], float]:
+    """Returns the segments of a video and its frames per second (0 for a still image)."""
+    if video.problem or not video.captions:
+        raise UserError(video.problem or "no caption")
+    source = video.open()
+    rate = probe(source).fps
+    frames = decode_frames(source, config.fps, config.resolution)
     count = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -183,4 +248,23 @@ def _read_segments(video: SourceVideo, config: StoredClipsConfig) -> list[np.nda
         raise UserError(
             f"too short: {count} frames at {config.fps:g} fps, expected {config.num_frames}"
         )
-    return segments
+    return segments, rate
+
+
+def _content_digest(path: Path) -> str:
+    """Identifies the content of a file by its size and both ends; "" if it cannot be read."""
+    try:
+        state = path.stat()
+        return _cached_digest(path, state.st_size, state.st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@functools.lru_cache(maxsize=2**20)
+def _cached_digest(path: Path, size: int, modified: int) -> str:
+    del modified  # a changed file is read again
+    with path.open("rb") as file:
+        digest = blake2b(file.read(_SAMPLE), digest_size=16)
+        file.seek(max(_SAMPLE, size - _SAMPLE))
+        digest.update(file.read())
+    return f"{size} {digest.hexdigest()}"

@@ -12,6 +12,7 @@ from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.moving_shapes.vocabulary import MOTIONS, Attributes, caption, draw_attributes
 from data.records import progress, silence_config_warning
 from stunet.errors import UserError
+from stunet.files import user_path
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 SPLITS = ("train", "heldout")
@@ -52,7 +53,9 @@ class MovingShapesConfig(DataConfig):
             name=f"n{self.num_examples}", num_examples=self.num_examples
         )
         with silence_config_warning():
-            return MovingShapes(config=config, data_dir=self.data_dir, file_format="array_record")
+            return MovingShapes(
+                config=config, data_dir=str(user_path(self.data_dir)), file_format="array_record"
+            )
 
     def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """Renders a record: a window of its clip, or one frame at a random time."""

@@ -4,21 +4,22 @@ import functools
 import io
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.stored_clips import SourceVideo, StoredClips, StoredClipsConfig
+from data.stored_clips import Source, SourceVideo, StoredClips, StoredClipsConfig
 from stunet.errors import UserError
-from stunet.files import read_tsv_pairs
+from stunet.files import read_tsv_pairs, user_path
+from stunet.video_io.folders import FolderListing, find_files
 
 
 class Ucf101(StoredClips):
     """The videos of the archive; see `StoredClips` for the records."""
 
-    def source_videos(self) -> list[SourceVideo]:
-        """Returns every `CLASS/NAME.avi`, captioned by its class."""
-        return find_class_videos(Path(self.data_config.source), self.data_config.prompts)
+    def read_source(self) -> Source:
+        """Lists every `CLASS/NAME.avi`, captioned by its class."""
+        return find_class_videos(user_path(self.data_config.source), self.data_config.prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +34,22 @@ class Ucf101Config(StoredClipsConfig):
 
     prompts: str | None = None
 
-    def source_files(self) -> Sequence[Path]:
+    def source_files(self) -> Mapping[str, Path]:
         """Returns the videos or the archive, and the captions."""
-        prompts = []
+        path = user_path(self.source)
+        if path.is_dir():
+            files = {name: path / name for name in _find_videos(path).files}
+        else:
+            files = {"archive": _check_archive(path)}
         if self.prompts is not None:
-            read_class_prompts(Path(self.prompts))  # raises if the file is missing
-            prompts = [Path(self.prompts)]
-        path = Path(self.source)
-        files = _find_videos(path) if path.is_dir() else [_check_archive(path)]
-        return [*files, *prompts]
+            prompts = user_path(self.prompts)
+            read_class_prompts(prompts)  # raises if the file is missing
+            files["prompts"] = prompts
+        return files
 
 
-def find_class_videos(source: Path, prompts: str | None = None) -> list[SourceVideo]:
-    """Returns all videos of the archive, sorted by name.
+def find_class_videos(source: Path, prompts: str | None = None) -> Source:
+    """Lists all videos of the archive.
 
     Args:
       source: The unpacked folder, or the `.zip` archive.
@@ -56,22 +60,23 @@ def find_class_videos(source: Path, prompts: str | None = None) -> list[SourceVi
       UserError: the source is neither a folder nor a zip archive or contains no video, or the TSV
         file cannot be read.
     """
-    captions = None if prompts is None else read_class_prompts(Path(prompts))
+    captions = None if prompts is None else read_class_prompts(user_path(prompts))
 
     def captioned(name: str, opener: Callable) -> SourceVideo:
         label = PurePosixPath(name).parent.name
         caption = class_caption(label) if captions is None else captions.get(label.lower())
-        return SourceVideo(name, opener, caption)
+        return SourceVideo(name, opener, (caption,) if caption else ())
 
+    skipped: tuple[str, ...] = ()
     if source.is_dir():
-        paths = {path.relative_to(source).as_posix(): path for path in _find_videos(source)}
-        videos = [captioned(name, functools.partial(Path, path)) for name, path in paths.items()]
+        names, skipped = (listing := _find_videos(source)).files, listing.skipped
+        videos = [captioned(name, functools.partial(Path, source / name)) for name in names]
     else:
         names = _zip_names(source)
         videos = [captioned(name, functools.partial(_open_member, source, name)) for name in names]
     if not videos:
         raise UserError(f"{source}: no videos, expected CLASS/NAME.avi")
-    return sorted(videos)
+    return Source(sorted(videos, key=lambda video: video.name), skipped)
 
 
 def read_class_prompts(path: Path) -> dict[str, str]:
@@ -82,8 +87,11 @@ def read_class_prompts(path: Path) -> dict[str, str]:
     Raises:
       UserError: the file cannot be read or has an invalid row.
     """
-    rows = read_tsv_pairs(path, "a class, a tab and a caption")
-    return {label.lower(): caption for label, caption in rows}
+    prompts: dict[str, str] = {}
+    for label, caption in read_tsv_pairs(path, "a class, a tab and a caption"):
+        if prompts.setdefault(label.lower(), caption) != caption:
+            raise UserError(f"{path}: class {label!r} has two captions, expected one per class")
+    return prompts
 
 
 def class_caption(label: str) -> str:
@@ -91,8 +99,8 @@ def class_caption(label: str) -> str:
     return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", label)).lower()
 
 
-def _find_videos(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.suffix.lower() == ".avi"]
+def _find_videos(folder: Path) -> FolderListing:
+    return find_files(folder, (".avi",))
 
 
 def _check_archive(archive: Path) -> Path:
@@ -108,9 +116,14 @@ def _check_archive(archive: Path) -> Path:
 def _zip_names(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(_check_archive(archive)) as file:
-            return [name for name in file.namelist() if name.lower().endswith(".avi")]
+            names = file.namelist()
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive}: invalid ({error}), expected a complete .zip") from error
+    return [name for name in names if name.lower().endswith(".avi") and not _is_hidden(name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _open_member(archive: Path, name: str) -> io.BytesIO:

@@ -3,26 +3,35 @@
 With `num_frames=1`, images count as videos of one frame.
 """
 
-import csv
 import functools
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from data.stored_clips import SourceVideo, StoredClips, StoredClipsConfig
+from data.captions import merge_captions, read_caption_file, read_caption_table
+from data.stored_clips import Source, SourceVideo, StoredClips, StoredClipsConfig
 from stunet.errors import UserError
+from stunet.files import user_path
+from stunet.video_io.folders import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    FileNames,
+    FolderListing,
+    find_files,
+)
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".avi", ".gif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = "captions.csv"
 
 
 class VideoFolder(StoredClips):
     """The videos of a folder; see `StoredClips` for the records."""
 
-    def source_videos(self) -> list[SourceVideo]:
-        """Returns the videos of the folder and its sub-folders, and all in `captions.csv`."""
-        return find_captioned_videos(Path(self.data_config.source), self.data_config.num_frames)
+    def read_source(self) -> Source:
+        """Lists the videos of the folder and its sub-folders, and all in `captions.csv`."""
+        return find_captioned_videos(
+            user_path(self.data_config.source), self.data_config.num_frames
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,73 +40,73 @@ class VideoFolderConfig(StoredClipsConfig):
 
     builder_class = VideoFolder
 
-    def source_files(self) -> Sequence[Path]:
-        """Returns the videos and all files that may contain captions."""
-        folder = Path(self.source)
-        videos = _find_videos(folder, self.num_frames)
-        return [*videos, *folder.rglob("*.txt"), *folder.glob(CAPTIONS)]
+    def source_files(self) -> Mapping[str, Path]:
+        """Returns the videos and all files that contain captions."""
+        folder = user_path(self.source)
+        names = [*_find_videos(folder, self.num_frames).files, *_caption_files(folder).values()]
+        if (table := _caption_table(folder)) is not None:
+            names.append(table.name)
+        return {name: folder / name for name in names}
 
 
-def find_captioned_videos(folder: Path, num_frames: int) -> list[SourceVideo]:
-    """Returns all videos under `folder`, and images if `num_frames` is 1.
+def find_captioned_videos(folder: Path, num_frames: int) -> Source:
+    """Lists all videos under `folder`, and images if `num_frames` is 1.
 
     Captions come from `captions.csv` in the folder (columns `file`, relative to the folder, and
     `caption`), otherwise from a text file beside the video (`dog.mp4`, `dog.txt`).
 
     Raises:
-      UserError: the folder does not exist or contains no video, the CSV lacks a column, or no
-        video has a caption.
+      UserError: the folder does not exist or contains no video, the CSV is invalid, or no video has
+        a caption.
     """
-    videos = _find_videos(folder, num_frames)
-    captions = _read_captions(folder / CAPTIONS)
-    names = sorted({*(str(path.relative_to(folder)) for path in videos), *captions})
-    found = [
-        SourceVideo(
-            name,
-            functools.partial(Path, folder / name),
-            captions.get(name) or _read_text_beside(folder / name),
-        )
-        for name in names
+    listing = _find_videos(folder, num_frames)
+    table = _caption_table(folder)
+    rows = {} if table is None else read_caption_table(table)
+    captions = merge_captions(rows, FileNames(listing.files))
+    beside = _caption_files(folder)
+    videos = [
+        _captioned(folder, name, captions.get(name, ()), beside)
+        for name in sorted({*listing.files, *captions})
     ]
-    if not any(video.caption for video in found):
+    if not any(video.captions for video in videos):
         raise UserError(
             f"{folder}: no captions, expected {CAPTIONS} with columns file,caption or a .txt file "
             "beside each video"
         )
-    return found
+    return Source(videos, listing.skipped)
 
 
-def _find_videos(folder: Path, num_frames: int) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, expected a folder of videos")
+def _captioned(
+    folder: Path, name: str, captions: tuple[str, ...], beside: Mapping[str, str]
+) -> SourceVideo:
+    problem = None
+    if not captions and (text := beside.get(_stem(name))):
+        try:
+            captions = read_caption_file(folder / text)
+        except UserError as error:
+            problem = f"caption: {error}"
+    return SourceVideo(name, functools.partial(Path, folder / name), captions, problem)
+
+
+def _find_videos(folder: Path, num_frames: int) -> FolderListing:
     suffixes = VIDEO_SUFFIXES + (IMAGE_SUFFIXES if num_frames == 1 else ())
-    videos = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
-    if not videos:
-        raise UserError(f"{folder}: no videos, expected files of {', '.join(suffixes)}")
-    return videos
+    listing = find_files(folder, suffixes)
+    if not listing.files:
+        skipped = f" ({listing.skipped[0]})" if listing.skipped else ""
+        raise UserError(f"{folder}: no videos{skipped}, expected files of {', '.join(suffixes)}")
+    return listing
 
 
-def _read_captions(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if not {"file", "caption"} <= set(reader.fieldnames or ()):
-                raise UserError(
-                    f"{path}: columns {','.join(reader.fieldnames or ())} in the first line, "
-                    "expected file,caption"
-                )
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: invalid ({error}), expected CSV in UTF-8") from error
-    pairs = ((row["file"], row["caption"]) for row in rows if row["file"])
-    return {str(Path(file.strip())): (caption or "").strip() for file, caption in pairs}
+def _caption_table(folder: Path) -> Path | None:
+    """Returns the table of captions, whose name may be in upper case."""
+    tables = (path for path in sorted(folder.iterdir()) if path.name.lower() == CAPTIONS)
+    return next((path for path in tables if path.is_file()), None)
 
 
-def _read_text_beside(video: Path) -> str | None:
-    text = video.with_suffix(".txt")
-    if not text.exists():
-        return None
-    # An invalid byte in a caption is no reason to skip the video.
-    return " ".join(text.read_text(encoding="utf-8-sig", errors="replace").split()) or None
+def _caption_files(folder: Path) -> dict[str, str]:
+    """Returns the text files by their paths without ending."""
+    return {_stem(name): name for name in find_files(folder, (".txt",)).files}
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(unicodedata.normalize("NFC", name)).with_suffix(""))

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from stunet.errors import UserError
-from stunet.files import read_tsv_pairs
-from stunet.video_io import read_video
-
-SUFFIXES = (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")
+from stunet.files import read_tsv_pairs, user_path
+from stunet.video_io import probe, read_video
+from stunet.video_io.folders import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, FileNames, find_files
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,14 @@ class ClipFolder:
       names: Paths of the videos, relative to the folder.
       frames: Number of frames to read from the start of each video.
       fps: Frame rate that videos are re-timed to. None keeps each video's rate.
+      skipped: A line for each file that is not read, with the reason.
     """
 
     folder: Path
     names: tuple[str, ...]
     frames: int
     fps: float | None
+    skipped: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
         """Yields clips `[frames, H, W, 3]` in [-1, 1], which may differ in size, and their fps.
@@ -57,17 +58,21 @@ def open_clip_folder(folder: str | Path, frames: int, fps: float | None = None) 
     Raises:
       UserError: the folder does not exist, or contains no video.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, expected a folder of videos")
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-    )
-    if not found:
-        raise UserError(f"{folder}: no videos, expected files of {', '.join(SUFFIXES)}")
-    return ClipFolder(folder, tuple(found), frames, fps)
+    folder = user_path(folder)
+    listing = find_files(folder, VIDEO_SUFFIXES)
+    stills = [name for name in listing.files if _is_still(folder / name)]
+    names = tuple(name for name in listing.files if name not in stills)
+    skipped = (*listing.skipped, *(f"{name}: an image, expected a video" for name in stills))
+    if not names:
+        reason = f" ({skipped[0]})" if skipped else ""
+        raise UserError(
+            f"{folder}: no videos{reason}, expected files of {', '.join(VIDEO_SUFFIXES)}"
+        )
+    return ClipFolder(folder, names, frames, fps, skipped)
+
+
+def _is_still(path: Path) -> bool:
+    return path.suffix.lower() in ANIMATION_SUFFIXES and probe(path).num_frames == 1
 
 
 def read_clip_prompts(path: str | Path, names: tuple[str, ...]) -> list[str]:
@@ -83,7 +88,11 @@ def read_clip_prompts(path: str | Path, names: tuple[str, ...]) -> list[str]:
     Raises:
       UserError: the file cannot be read, has an invalid row, or lacks a name.
     """
-    prompts = dict(read_tsv_pairs(Path(path), "a file's name, a tab and a prompt"))
+    path, files = user_path(path), FileNames(names)
+    prompts: dict[str, str] = {}
+    for listed, prompt in read_tsv_pairs(path, "a file's name, a tab and a prompt"):
+        if prompts.setdefault(files.find(listed), prompt) != prompt:
+            raise UserError(f"{path}: {listed} has two prompts, expected one per clip")
     if missing := [name for name in names if not prompts.get(name)]:
         more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"{path}: no prompt for {missing[0]}{more}, expected one per clip")

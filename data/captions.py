@@ -1,0 +1,128 @@
+"""Reads captions of video files: a table `captions.csv`, or a text file beside each video."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from stunet.errors import UserError
+from stunet.files import read_bytes, read_text, split_lines
+from stunet.video_io.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileNames
+
+COLUMNS = ("file", "caption")
+_DELIMITERS = ",;\t"
+
+
+def read_caption_table(path: Path) -> dict[str, tuple[str, ...]]:
+    """Reads a CSV file with the columns `file` and `caption`, in any order, and others.
+
+    Cells are separated by commas, semicolons or tabs. A file may have several rows. If `caption`
+    is the last column, its commas need no quotes. Line breaks in quotes become spaces.
+
+    Args:
+      path: File, see `stunet.files.read_text`.
+
+    Returns:
+      Captions by the file names of the table.
+
+    Raises:
+      UserError: The table cannot be read, lacks a column or has an invalid row; names the line.
+    """
+    lines = split_lines(read_text(path))
+    if not lines:
+        raise UserError(f"{path}: empty, expected a first line {','.join(COLUMNS)}")
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(f"{path}: line {number} contains a NUL character, expected text")
+    delimiter, names = _read_header(path, lines[0])
+    captions: dict[str, dict[str, None]] = {}
+    end = 1
+    reader = csv.reader(
+        (f"{line}\n" for line in lines[1:]), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    while True:
+        start = end + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise UserError(f"{path}: line {start}: invalid quotes ({error})") from error
+        end = 1 + reader.line_num
+        row = lines[start - 1 : end]
+        if not any(cell.strip() for cell in cells):
+            continue
+        _check_swallowed_rows(path, start, row, delimiter)
+        values = dict(zip(names, _fit(path, start, row, cells, names, delimiter), strict=True))
+        if not values["file"].strip():
+            raise UserError(f"{path}: line {start}: no file, expected {','.join(COLUMNS)}")
+        texts = captions.setdefault(values["file"].strip(), {})
+        if caption := " ".join(values["caption"].split()):
+            texts[caption] = None
+    return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def read_caption_file(path: Path) -> tuple[str, ...]:
+    """Returns the caption in a text file, on one line; nothing if the file is empty.
+
+    Raises:
+      UserError: The file cannot be read.
+    """
+    content = read_bytes(path)
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    # An invalid byte in a caption is no reason to skip the video.
+    caption = " ".join(content.decode(encoding, errors="replace").split())
+    return (caption,) if caption else ()
+
+
+def merge_captions(
+    table: Mapping[str, tuple[str, ...]], files: FileNames
+) -> dict[str, tuple[str, ...]]:
+    """Returns a table's captions by the paths of existing files, joining those of one file."""
+    merged: dict[str, dict[str, None]] = {}
+    for name, captions in table.items():
+        merged.setdefault(files.find(name), {}).update(dict.fromkeys(captions))
+    return {name: tuple(captions) for name, captions in merged.items()}
+
+
+def _read_header(path: Path, line: str) -> tuple[str, list[str]]:
+    """Returns the delimiter and the names of the columns, in lower case."""
+    for delimiter in _DELIMITERS:
+        names = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+        names = [name.strip().lower() for name in names]
+        while names and not names[-1]:  # spreadsheets append empty columns
+            names.pop()
+        if all(column in names for column in COLUMNS):
+            if double := next((name for name in COLUMNS if names.count(name) > 1), None):
+                raise UserError(f"{path}: column {double!r} occurs twice, expected it once")
+            return delimiter, names
+    raise UserError(f"{path}: columns {line.strip()} in the first line, expected file,caption")
+
+
+def _check_swallowed_rows(path: Path, start: int, row: list[str], delimiter: str) -> None:
+    """Raises if a quote that is opened in one line hides rows until it is closed in another."""
+    for number, line in enumerate(row[1:], start + 1):
+        name = line.split(delimiter)[0].strip().strip('"').lower()
+        if delimiter in line and name.endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES):
+            raise UserError(
+                f"{path}: line {start}: a quote is not closed before line {number} ({line!r}), "
+                "expected quotes around whole captions"
+            )
+
+
+def _fit(
+    path: Path, start: int, row: list[str], cells: list[str], names: list[str], delimiter: str
+) -> list[str]:
+    """Returns one cell per column."""
+    cells = [*cells]
+    while len(cells) > len(names) and not cells[-1].strip():
+        cells.pop()
+    last = len(names) - 1
+    is_plain_caption = names[last] == "caption" and len(row) == 1 and '"' not in row[0]
+    if len(cells) > len(names) and is_plain_caption:  # an unquoted comma in the caption
+        return [*cells[:last], row[0].split(delimiter, last)[last]]
+    if len(cells) != len(names):
+        raise UserError(
+            f"{path}: line {start} has {len(cells)} cells, expected {len(names)} "
+            f"({','.join(names)}; captions that contain the separator need quotes)"
+        )
+    return cells
