@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
 
-from stunet.errors import UserError
+from stunet.errors import UserError, writing
 
 T = TypeVar("T")
 
@@ -21,13 +21,16 @@ def build(builder: tfds.core.DatasetBuilder) -> None:
 
     TFDS writes to a temporary folder and renames it at the end. An interrupted build therefore
     leaves no folder under the final name, and of two concurrent builds the first one is used.
+
+    Raises:
+      UserError: the disk is full or read-only.
     """
     if builder.data_path.exists():
         return
     start = time.monotonic()
     print(f"building {builder.info.full_name} ...", file=sys.stderr)
     tfds.disable_progress_bar()  # its bar per stage would hide ours
-    with contextlib.redirect_stdout(io.StringIO()):
+    with writing(builder.data_path), contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare()
         except FileExistsError:

@@ -15,7 +15,8 @@ On a TPU pod, start it on every host with `--cluster=auto`. All hosts must see t
 
 Contents of the workdir: `initial/` (the model before training, frozen parameters included),
 `checkpoints/`, `model/` (a model folder, updated with every checkpoint), `metrics.csv`,
-`tensorboard/`, `samples/`, `run.json` (config and fingerprint of the data), and at the end `loss.png` and the marker `DONE`.
+`tensorboard/`, `samples/`, `run.json` (the config and a fingerprint of the data), and at the end
+`loss.png` and the marker `DONE`.
 """
 
 import contextlib
@@ -116,8 +117,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if config.data.text_states:
         check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
-    run_on_first_process(lambda: record_run(config, getattr(data, "fingerprint", lambda c: "")(config.data), workdir))
-    for warning in getattr(data, "caption_warnings", lambda c, t: [])(config.data, model.tokenizer):
+    run_on_first_process(lambda: record_run(config, data.fingerprint(config.data), workdir))
+    for warning in data.caption_warnings(config.data, model.tokenizer):
         print_once(warning, file=sys.stderr)
     trained, frozen = stage.split(initial.params, config.seed)
     program = build_program(config, model.unet, model.text_encoder, trained, frozen, mesh)

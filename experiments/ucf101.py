@@ -127,8 +127,8 @@ def classes_and_prompts(config: ZeroShotConfig) -> list[tuple[str, str]]:
     Raises:
       UserError: there are no real clips, or a class has no prompt.
     """
-    prompts = read_class_prompts(Path(config.prompts))
-    videos = find_class_videos(Path(config.reference))
+    prompts = read_class_prompts(user_path(config.prompts))
+    videos = find_class_videos(user_path(config.reference)).videos
     counts = Counter(video.name.split("/")[-2] for video in videos)
     if missing := [label for label in sorted(counts) if label.lower() not in prompts]:
         raise UserError(

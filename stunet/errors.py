@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from stunet import signals
 
@@ -20,6 +23,8 @@ _DISK_ERRORS = (
     errno.EACCES,
     errno.EPERM,
 )
+_LOGGERS = ("absl", "asyncio", "concurrent.futures")  # which libraries log errors of threads to
+_FOLLOWS = "Event loop is closed"  # once per array after Orbax failed to write one
 # Libraries in C++ report the error as text: "[OS error 28: ENOSPC No space left on device]".
 _DISK_REASONS = re.compile("|".join(re.escape(os.strerror(number)) for number in _DISK_ERRORS))
 
@@ -43,27 +48,66 @@ def run_command(command: Callable[[], int | None], name: str) -> int:
       The exit code of `command`; 2 after printing a `UserError`, or the error of a full or
       read-only disk, as one line on stderr; 128 + N after signal N (130 for Ctrl-C), also one line.
     """
-    with signals.raising(name):
-        code = _run_command(command, name)
-        signals.leave(code)
+    with signals.raising(name), _collect_disk_errors() as in_threads:
+        code = _run_command(command, name, in_threads)
+        if code or signals.received():
+            signals.leave(code)
         return code
 
 
-def _run_command(command: Callable[[], int | None], name: str) -> int:
+def _run_command(
+    command: Callable[[], int | None], name: str, in_threads: list[BaseException]
+) -> int:
     try:
-        return command() or 0
+        code = command() or 0
+        if not in_threads or code:
+            return code
+        text = _describe_disk_error(in_threads[0])
     except UserError as error:
         text = str(error)
     except KeyboardInterrupt as error:
         return signals.report(error, name)
     except Exception as error:
-        reason = disk_error(error)
-        if reason is None:
+        if disk_error(error) is None:
             raise
-        path = getattr(error, "filename", None)
-        text = f"{path}: {reason}" if path else f"cannot write a file ({reason})"
+        text = _describe_disk_error(error)
     print(f"{name}: error: {text}", file=sys.stderr)
     return 2
+
+
+def _describe_disk_error(error: BaseException) -> str:
+    path, reason = getattr(error, "filename", None), disk_error(error)
+    return f"{path}: {reason}" if path else f"a file cannot be written ({reason})"
+
+
+@contextlib.contextmanager
+def _collect_disk_errors() -> Iterator[list[BaseException]]:
+    """Collects disk errors that would be printed: of threads, and of files that Python closes."""
+    found: list[BaseException] = []
+
+    def collecting(hook: Callable) -> Callable:
+        def handle(arguments: Any) -> None:
+            if disk_error(arguments.exc_value):
+                found.append(arguments.exc_value)
+            elif str(arguments.exc_value) != _FOLLOWS:
+                hook(arguments)
+
+        return handle
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and disk_error(record.exc_info[1]))
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = map(collecting, hooks)
+    try:
+        yield found
+    finally:
+        threading.excepthook, sys.unraisablehook = hooks
+        for logger in loggers:
+            logger.removeFilter(is_other)
 
 
 @contextlib.contextmanager

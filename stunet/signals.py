@@ -217,12 +217,12 @@ def report(error: KeyboardInterrupt, name: str) -> int:
 
 
 def leave(code: int) -> None:
-    """Ends a program that received a signal, without Python's shutdown.
+    """Ends a program without Python's shutdown.
 
     Threads of JAX that still compute would crash during that shutdown. Has no effect in a cluster,
     whose processes wait for each other at their end, and without `watch`.
     """
-    if _watch is not None and _watch.is_program and _watch.received and _watch.forward is None:
+    if _watch is not None and _watch.is_program and _watch.forward is None:
         _watch.exit(code)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from stunet.errors import UserError
+from stunet.files import user_path
 
 _WIDTH = 100  # columns of the help text
 _VALUES = {"int": "N", "float": "X", "string": "TEXT", "config object": "FILE"}
@@ -33,7 +34,8 @@ def read_flags(
 ) -> dict[str, Any] | None:
     """Parses the command line of a program.
 
-    With `--help`, prints `doc` and the flags, and exits with code 0.
+    With `--help`, prints `doc` and the flags, and exits with code 0. Values that begin with `~`
+    are paths in the home directory, which no shell expands in `--out=~/x`.
 
     Args:
       flag_values: The program's flags.
@@ -55,7 +57,7 @@ def read_flags(
             print(f"\nOverride fields of the config file by --{config.name}.FIELD=VALUE.")
         sys.exit(0)
     try:
-        flag_values(argv)
+        flag_values([_expand_home(argument) for argument in argv])
         # ml_collections reports a missing file when the flag is read.
         return config.value.to_dict() if config is not None and config.value else None
     except (KeyError, AttributeError) as error:  # raised by ml_collections for unknown fields
@@ -64,6 +66,11 @@ def read_flags(
         raise UserError(f"--config: no field to override: {name}{hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _expand_home(argument: str) -> str:
+    match = re.fullmatch(r"((?:--[\w.-]+=)*)(~.*)", argument)  # --set=--config.data.source=~/x
+    return f"{match[1]}{user_path(match[2])}" if match else argument
 
 
 def _help_lines(flag_values: flags.FlagValues) -> Iterator[str]:

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from stunet.errors import UserError
+from stunet.errors import UserError, writing
 from stunet.training.cluster import all_processes_agree, run_on_first_process
 from stunet.training.step import TrainState
 from stunet.weights.trees import compare_shapes
@@ -50,9 +50,10 @@ class Checkpoints:
             "state": ocp.StandardCheckpointHandler(),
             "data": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=self._handlers
-        )
+        with writing(self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=self._handlers
+            )
 
     def save(self, state: TrainState, data_position: int) -> None:
         """Saves the state, unless there is a checkpoint of its step.
@@ -60,17 +61,22 @@ class Checkpoints:
         Args:
           state: The training state.
           data_position: Number of training examples read so far.
+
+        Raises:
+          UserError: here, in `wait` or in `close`, if the disk is full or read-only. Earlier
+            checkpoints are kept.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
-                data=ocp.args.JsonSave({"position": data_position}),
-            ),
-        )
+        with writing(self.folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state._asdict()),
+                    data=ocp.args.JsonSave({"position": data_position}),
+                ),
+            )
 
     def restore(
         self, abstract: TrainState, report: Callable[[str], None]
@@ -131,12 +137,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all checkpoints are on disk."""
-        self._manager.wait_until_finished()
+        with writing(self.folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until all checkpoints are on disk and ends Orbax's threads."""
-        self.wait()
-        self._manager.close()
+        with writing(self.folder):
+            self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
         # By the handlers, because the manager synchronises processes after reading. A process

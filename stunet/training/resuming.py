@@ -17,7 +17,6 @@ from stunet.training.config import TrainConfig
 from stunet.training.initial_model import check_module_names, is_frozen_kernel, with_dtype
 from stunet.weights.trees import compare_shapes, flatten
 
-
 # Fields that may change: they determine how a run computes, reports and is stored, but not its
 # result (up to rounding). Clips and captions are compared by content, so they may move.
 CHANGEABLE = (
