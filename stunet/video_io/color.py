@@ -33,6 +33,10 @@ _GRID_LEVEL = 8
 _GRID = _GRID_LEVEL**2  # points per axis of the colour table
 
 
+# Attribute of a frame -> its value if the bitstream contains no tag.
+_UNSPECIFIED = {"colorspace": 2, "color_range": 0, "color_trc": 2, "color_primaries": 2}
+
+
 class RgbConverter:
     """Converts the frames of one video to sRGB.
 
@@ -42,10 +46,19 @@ class RgbConverter:
     Args:
       name: Name of the video, for errors.
       background: Level of the background, 0 to 255.
+      container: Decoder of the video before it decodes: has the tags of the container, which apply
+        to frames without tags. None if there are none.
     """
 
-    def __init__(self, name: str, background: int = BACKGROUND) -> None:
+    def __init__(
+        self,
+        name: str,
+        background: int = BACKGROUND,
+        container: av.VideoCodecContext | None = None,
+    ) -> None:
         self._name, self._background = name, background
+        tags = {name: int(getattr(container, name)) for name in _UNSPECIFIED} if container else {}
+        self._tags = {key: tag for key, tag in tags.items() if tag != _UNSPECIFIED[key]}
         self._reformatter = VideoReformatter()
         self._alpha: dict[str, bool] = {}  # name of a pixel format -> whether it stores alpha
         self._tables: dict[tuple[int, int, int, int], _ColorTable] = {}
@@ -56,8 +69,11 @@ class RgbConverter:
         Raises:
           UserError: The colours cannot be converted.
         """
-        layout = frame.format
-        if not layout.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
+        layout, is_rgb = frame.format, frame.format.is_rgb
+        for key, tag in self._tags.items():
+            if getattr(frame, key) == _UNSPECIFIED[key] and not (is_rgb and key == "colorspace"):
+                setattr(frame, key, tag)
+        if not is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
             frame.colorspace = _default_matrix(frame)
         try:
             picture = self._opaque(frame)

@@ -148,7 +148,8 @@ def decode(
             stream = _video_stream(container, name)
             rate = float(stream.average_rate or 0) or 25.0
             timed = _with_times(_frames(container, stream, name), container, rate, name)
-            convert = _frame_converter(stream, RgbConverter(name, background))
+            to_rgb = RgbConverter(name, background, stream.codec_context)
+            convert = _frame_converter(stream, to_rgb)
         previous, pixels, aspect, size = None, None, 1.0, None
         for start, frame, seconds in _select(_check_times(timed, name), fps):
             if frame is not previous:  # convert a repeated frame once

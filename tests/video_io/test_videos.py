@@ -259,6 +259,25 @@ def test_hdr_reference_white_is_white(tmp_path, transfer, white, where):
     assert levels[percents.index(white)] < levels[-1]  # highlights are not all clipped
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("a.mp4", "libx264", "yuv420p10le"),
+        ("a.mkv", "libsvtav1", "yuv420p10le"),
+        ("a.mov", "libx265", "yuv444p10le"),
+        ("b.mov", "prores_ks", "yuv422p10le"),  # its frames say "unspecified"
+    ],
+)
+@pytest.mark.parametrize(("transfer", "white"), [(PQ, 58), (HLG, 75)])
+def test_hdr_of_other_codecs(tmp_path, name, codec, pix_fmt, transfer, white):
+    frames = [ycbcr(limited(percent), pix_fmt=pix_fmt) for percent in (0, white, 100)]
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    tags = HDR_TAGS | {"color_trc": transfer}
+    write(tmp_path / name, frames, codec, tags=tags, codec_options=options)
+    levels = (video_io.read_video(tmp_path / name)[0][:, 8, 8] + 1) * 127.5
+    np.testing.assert_allclose(levels, np.repeat([[0], [240], [254]], 3, 1), atol=2)
+
+
 def test_hdr_colours(tmp_path):
     # BT.709 red, green and blue at 100 cd/m2 in PQ with BT.2020 primaries: from the definitions.
     to_2020 = np.array(
