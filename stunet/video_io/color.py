@@ -34,7 +34,7 @@ _GRID = _GRID_LEVEL**2  # points per axis of the colour table
 
 
 # Attribute of a frame -> its value if the bitstream contains no tag.
-_UNSPECIFIED = {"colorspace": 2, "color_range": 0, "color_trc": 2, "color_primaries": 2}
+UNSPECIFIED = {"colorspace": 2, "color_range": 0, "color_trc": 2, "color_primaries": 2}
 
 
 class RgbConverter:
@@ -48,6 +48,7 @@ class RgbConverter:
       background: Level of the background, 0 to 255.
       container: Decoder of the video before it decodes: has the tags of the container, which apply
         to frames without tags. None if there are none.
+      opaque: Ignore the alpha channel.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class RgbConverter:
         name: str,
         background: int = BACKGROUND,
         container: av.VideoCodecContext | None = None,
+        opaque: bool = False,
     ) -> None:
-        self._name, self._background = name, background
-        tags = {name: int(getattr(container, name)) for name in _UNSPECIFIED} if container else {}
-        self._tags = {key: tag for key, tag in tags.items() if tag != _UNSPECIFIED[key]}
+        self._name, self._background, self._is_opaque = name, background, opaque
+        tags = {name: int(getattr(container, name)) for name in UNSPECIFIED} if container else {}
+        self._tags = {key: tag for key, tag in tags.items() if tag != UNSPECIFIED[key]}
         self._reformatter = VideoReformatter()
         self._alpha: dict[str, bool] = {}  # name of a pixel format -> whether it stores alpha
         self._tables: dict[tuple[int, int, int, int], _ColorTable] = {}
@@ -71,13 +73,13 @@ class RgbConverter:
         """
         layout, is_rgb = frame.format, frame.format.is_rgb
         for key, tag in self._tags.items():
-            if getattr(frame, key) == _UNSPECIFIED[key] and not (is_rgb and key == "colorspace"):
+            if getattr(frame, key) == UNSPECIFIED[key] and not (is_rgb and key == "colorspace"):
                 setattr(frame, key, tag)
         if not is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
             frame.colorspace = _default_matrix(frame)
         try:
             picture = self._opaque(frame)
-            if self._has_alpha(layout):
+            if not self._is_opaque and self._has_alpha(layout):
                 alpha = self._convert(frame, "rgba").to_ndarray()[..., 3:]
                 return blend(picture, alpha, self._background)
         except (OSError, ValueError) as error:
@@ -104,7 +106,8 @@ class RgbConverter:
 
     def _convert(self, frame: av.VideoFrame, layout: str) -> av.VideoFrame:
         flags = Interpolation.BILINEAR
-        if frame.format.name not in _EXACT and not frame.format.is_rgb:
+        # With this flag, swscale writes wrong colours to rgb48le (FFmpeg 8, chroma not neutral).
+        if frame.format.name not in _EXACT and not frame.format.is_rgb and layout != "rgb48le":
             flags |= Interpolation.FULL_CHR_H_INT
         # Starting threads takes longer than converting a small frame. 0 uses all CPUs.
         threads = 1 if frame.width * frame.height < _SMALL else 0
