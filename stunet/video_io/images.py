@@ -476,10 +476,11 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
             f"grey levels {levels.min()} to {levels.max()} of unknown white, "
             "expected 8 or 16 bits, or floats from 0 to 1"
         )
-    scaled = np.round(levels * (255 / white)).astype(np.uint8)
-    if white > 255 >= levels.max():  # a mask with levels such as 0 and 1
-        scaled = np.maximum(scaled, levels > 0)
-    result = Image.fromarray(255 - scaled if is_inverted else scaled)
+    bright = white - levels if is_inverted else levels
+    scaled = np.round(bright * (255 / white)).astype(np.uint8)
+    if white > 255 >= bright.max():  # a mask with levels such as 0 and 1
+        scaled = np.maximum(scaled, bright > 0)
+    result = Image.fromarray(scaled)
     key = image.info.get("transparency")
     if key is not None:
         result.putalpha(Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8)))
