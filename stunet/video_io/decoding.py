@@ -14,7 +14,7 @@ from PIL import Image
 
 from stunet.errors import UserError
 from stunet.files import check_not_lfs_pointer
-from stunet.video_io.color import RgbConverter
+from stunet.video_io.color import UNSPECIFIED, RgbConverter
 from stunet.video_io.completeness import check_complete
 from stunet.video_io.images import decode_images, image_info, is_image
 from stunet.video_io.pixels import BACKGROUND
@@ -32,6 +32,7 @@ _PICTURE_TRACKS = (
     | av.stream.Disposition.still_image
 )
 _UNFRAMED = ("dv", "yuv4mpegpipe")  # formats whose last frame ends at the end of the file
+_DOLBY_VISION = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # codec tags in MP4
 # FFmpeg's own decoders ignore the transparency of these.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -148,7 +149,9 @@ def decode(
             stream = _video_stream(container, name)
             rate = float(stream.average_rate or 0) or 25.0
             timed = _with_times(_frames(container, stream, name), container, rate, name)
-            to_rgb = RgbConverter(name, background, stream.codec_context)
+            # The fourth byte of a pixel in raw AVI is undefined.
+            opaque = container.format.name == "avi" and stream.codec_context.name == "rawvideo"
+            to_rgb = RgbConverter(name, background, stream.codec_context, opaque)
             convert = _frame_converter(stream, to_rgb)
         previous, pixels, aspect, size = None, None, 1.0, None
         for start, frame, seconds in _select(_check_times(timed, name), fps):
@@ -262,6 +265,8 @@ def _frames(
             end = (packet.pos or 0) + packet.size
         for frame in decoder.decode(packet):
             if not frame.is_corrupt:
+                if not count and _needs_dolby_vision(stream, frame):
+                    raise UserError(f"{name}: colours in Dolby Vision alone, expected HDR10 or HLG")
                 count += 1
                 yield frame
             elif count:  # a stream may start between two key frames
@@ -273,6 +278,17 @@ def _frames(
         container.format.name in _UNFRAMED and end != container.size
     ):
         raise UserError(f"{name}: truncated after {count} frames")
+
+
+def _needs_dolby_vision(stream: av.VideoStream, frame: av.VideoFrame) -> bool:
+    """Returns whether the colours have no meaning without Dolby Vision metadata (profile 5)."""
+    is_tagged = frame.color_trc != UNSPECIFIED["color_trc"] or (
+        stream.codec_context.color_trc != UNSPECIFIED["color_trc"]
+    )
+    is_dolby = stream.codec_context.codec_tag in _DOLBY_VISION or (
+        SideData.DOVI_METADATA in frame.side_data
+    )
+    return is_dolby and not is_tagged
 
 
 def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:

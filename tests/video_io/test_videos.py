@@ -212,6 +212,13 @@ def test_transparent_palettes_are_blended_over_white(tmp_path):
     assert first_pixels(path, (4, 4), (4, 28)) == [[0, 0, 255], [255, 255, 255]]
 
 
+def test_raw_avi_has_no_transparency(tmp_path):
+    picture = np.zeros((32, 32, 4), np.uint8)
+    picture[..., 0] = 200
+    write(tmp_path / "a.avi", [frame_of(picture, "bgra")], "rawvideo")
+    assert first_pixels(tmp_path / "a.avi", (8, 8)) == [[200, 0, 0]]
+
+
 # Colours ----------------------------------------------------------------------------------------
 
 PQ, HLG, BT2020, BT709, UNTAGGED = 16, 18, 9, 1, 2
@@ -276,6 +283,20 @@ def test_hdr_of_other_codecs(tmp_path, name, codec, pix_fmt, transfer, white):
     write(tmp_path / name, frames, codec, tags=tags, codec_options=options)
     levels = (video_io.read_video(tmp_path / name)[0][:, 8, 8] + 1) * 127.5
     np.testing.assert_allclose(levels, np.repeat([[0], [240], [254]], 3, 1), atol=2)
+
+
+def test_dolby_vision_alone_is_refused(tmp_path):
+    path, options = tmp_path / "a.mp4", {"x265-params": "log-level=none"}
+    for tags, is_refused in (({}, True), (HDR_TAGS | {"color_trc": PQ}, False)):
+        write(path, [ycbcr(500)] * 2, "libx265", tags=tags, codec_options=options)
+        content = path.read_bytes()
+        assert content.count(b"hev1") == 1
+        path.write_bytes(content.replace(b"hev1", b"dvh1"))
+        if is_refused:
+            with pytest.raises(UserError, match=r"a\.mp4: .*Dolby Vision"):
+                video_io.read_video(path)
+        else:
+            assert len(video_io.read_video(path)[0]) == 2
 
 
 def test_hdr_colours(tmp_path):
