@@ -14,7 +14,7 @@ from PIL import Image
 
 from stunet import video_io
 from stunet.errors import UserError
-from stunet.video_io.color import to_srgb
+from stunet.video_io.color import RgbConverter, to_srgb
 from stunet.video_io.completeness import check_complete
 from stunet.video_io.reading import constant_rate
 
@@ -288,7 +288,7 @@ def test_hdr_of_other_codecs(tmp_path, name, codec, pix_fmt, transfer, white):
 def test_dolby_vision_alone_is_refused(tmp_path):
     path, options = tmp_path / "a.mp4", {"x265-params": "log-level=none"}
     for tags, is_refused in (({}, True), (HDR_TAGS | {"color_trc": PQ}, False)):
-        write(path, [ycbcr(500)] * 2, "libx265", tags=tags, codec_options=options)
+        write(path, [ycbcr(500), ycbcr(500)], "libx265", tags=tags, codec_options=options)
         content = path.read_bytes()
         assert content.count(b"hev1") == 1
         path.write_bytes(content.replace(b"hev1", b"dvh1"))
@@ -389,21 +389,42 @@ def test_rgb_is_not_converted(tmp_path, codec, pix_fmt):
     np.testing.assert_allclose(first_pixels(path, (8, 8))[0], (200, 100, 50), atol=1)
 
 
+def coded(color, pix_fmt, red, blue):
+    """Frame of one RGB colour in limited-range codes, by the matrix's weights of red and blue."""
+    frame = av.VideoFrame(32, 32, pix_fmt)
+    bits = frame.format.components[0].bits
+    luma = red * color[0] + (1 - red - blue) * color[1] + blue * color[2]
+    cb, cr = (color[2] - luma) / (1 - blue), (color[0] - luma) / (1 - red)
+    scale = 2.0 ** (bits - 8 + (6 if pix_fmt == "p010le" else 0))
+    y, u, v = np.round(np.array([16 + 219 * luma, 128 + 112 * cb, 128 + 112 * cr]) * scale)
+    planes = {"nv12": [[y], [u, v]], "p010le": [[y], [u, v]], "yuyv422": [[y, u, y, v]]}
+    dtype = np.uint8 if bits == 8 else np.uint16
+    for plane, codes in zip(frame.planes, planes.get(pix_fmt, [[y], [u], [v]]), strict=True):
+        count = plane.buffer_size // np.dtype(dtype).itemsize
+        plane.update(np.resize(np.array(codes, dtype), count).tobytes())
+    return frame
+
+
 @pytest.mark.parametrize(
-    ("pix_fmt", "codes"),
+    "pix_fmt",
     [
-        ("yuv420p10le", (64, 502, 940)),
-        ("yuv422p10le", (64, 502, 940)),
-        ("yuv444p10le", (64, 502, 940)),
-        ("yuv411p", (16, 126, 235)),
+        *("yuv420p", "yuv422p", "yuv444p", "nv12", "yuyv422", "yuv411p"),
+        *("yuv420p10le", "yuv422p10le", "yuv444p12le", "yuv444p16le", "p010le"),
     ],
 )
-def test_black_grey_and_white_of_other_layouts(tmp_path, pix_fmt, codes):
-    middle = 512 if "10" in pix_fmt else 128
-    frames = [ycbcr(code, middle, middle, pix_fmt) for code in codes]
-    write(tmp_path / "clip.mkv", frames, "ffv1", tags={"colorspace": BT709, "color_range": 1})
-    levels = (video_io.read_video(tmp_path / "clip.mkv")[0][:, 8, 8] + 1) * 127.5
-    np.testing.assert_allclose(levels, np.repeat([[0], [128], [255]], 3, 1), atol=1.1)
+def test_colours_of_all_layouts(pix_fmt):
+    convert = RgbConverter("clip")
+    for color in (*np.eye(3), (0.8, 0.4, 0.2), (0, 0, 0), (0.5, 0.5, 0.5), (1, 1, 1)):
+        frame = coded(color, pix_fmt, 0.2126, 0.0722)
+        frame.colorspace, frame.color_range = BT709, 1
+        np.testing.assert_allclose(convert(frame)[8, 8], np.array(color) * 255, atol=2)
+        pq = np.array(color) * 0.4 + 0.15
+        frame = coded(pq, pix_fmt, 0.2627, 0.0593)
+        frame.colorspace, frame.color_range = BT2020, 1
+        frame.color_trc, frame.color_primaries = PQ, BT2020
+        expected = to_srgb(pq, PQ, BT2020) * 255
+        atol = 2.5 if frame.format.components[0].bits > 8 else 10  # HDR in 8 bits is coarse
+        np.testing.assert_allclose(convert(frame)[8, 8], expected, atol=atol)
 
 
 # Truncated and damaged files --------------------------------------------------------------------
