@@ -32,7 +32,7 @@ _PICTURE_TRACKS = (
     | av.stream.Disposition.still_image
 )
 _UNFRAMED = ("dv", "yuv4mpegpipe")  # formats whose last frame ends at the end of the file
-_DOLBY_VISION = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # codec tags in MP4
+_DOLBY_VISION = ("dvh1", "dvhe", "dav1")  # codec tags in MP4
 # FFmpeg's own decoders ignore the transparency of these.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 

@@ -278,7 +278,7 @@ def test_hdr_reference_white_is_white(tmp_path, transfer, white, where):
 @pytest.mark.parametrize(("transfer", "white"), [(PQ, 58), (HLG, 75)])
 def test_hdr_of_other_codecs(tmp_path, name, codec, pix_fmt, transfer, white):
     frames = [ycbcr(limited(percent), pix_fmt=pix_fmt) for percent in (0, white, 100)]
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {}
     tags = HDR_TAGS | {"color_trc": transfer}
     write(tmp_path / name, frames, codec, tags=tags, codec_options=options)
     levels = (video_io.read_video(tmp_path / name)[0][:, 8, 8] + 1) * 127.5
@@ -286,7 +286,7 @@ def test_hdr_of_other_codecs(tmp_path, name, codec, pix_fmt, transfer, white):
 
 
 def test_dolby_vision_alone_is_refused(tmp_path):
-    path, options = tmp_path / "a.mp4", {"x265-params": "log-level=none"}
+    path, options = tmp_path / "a.mp4", {"x265-params": "log-level=none:bframes=0"}
     for tags, is_refused in (({}, True), (HDR_TAGS | {"color_trc": PQ}, False)):
         write(path, [ycbcr(500), ycbcr(500)], "libx265", tags=tags, codec_options=options)
         content = path.read_bytes()
