@@ -35,7 +35,7 @@ from stunet.evaluation.clip_folders import open_clip_folder
 from stunet.evaluation.evaluate import evaluate, format_report
 from stunet.evaluation.metric import Comparison
 from stunet.evaluation.metrics import load_metrics
-from stunet.files import read_json
+from stunet.files import read_json, user_path
 from stunet.schema import from_dict, to_dict
 from stunet.video_io import check_writable, write_video
 

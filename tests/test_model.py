@@ -70,3 +70,17 @@ def test_contradictory_configs(folder, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         load(broken)
     assert str(broken) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_git_lfs_pointer_in_place_of_a_file(folder, tmp_path):
+    for name in sorted(path.name for path in folder.iterdir()):
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        (copy / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+        with pytest.raises(UserError, match=rf"{name}/{name}: .*git lfs pull"):
+            load(copy)
+
+
+def test_home_directory(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(f"~/{folder.name}").unet == UNET

@@ -2,9 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from stunet.errors import UserError
-from stunet.text import load_tokenizer, train_tokenizer
+from stunet.text import Tokenizer, load_tokenizer, train_tokenizer
 
 CAPTIONS = [
     "A red circle moves left on a blue background.",
@@ -39,13 +40,32 @@ def test_truncation_keeps_eos(path):
     assert ids[0].tolist() == [*full[0, :4], 1] and mask.all()
 
 
-def test_truncated_captions_give_a_warning(path):
+def test_truncated_texts_are_counted(path):
     length = int(load_tokenizer(path)([CAPTIONS[0]])[1].sum())
-    texts = [CAPTIONS[0], "", CAPTIONS[0] + " a"]
-    for max_tokens, expected in ((length, [False, False, True]), (length - 1, [True, False, True])):
-        warnings = map(load_tokenizer(path, max_tokens=max_tokens).truncation_warning, texts)
-        truncated = [warning is not None and str(max_tokens) in warning for warning in warnings]
-        assert truncated == expected
+    longest = CAPTIONS[0] + " a"
+    texts = [CAPTIONS[0], "", longest, CAPTIONS[0]]
+    for max_tokens, count in ((length, 1), (length - 1, 3)):
+        tokenizer = load_tokenizer(path, max_tokens=max_tokens)
+        warning = tokenizer.truncation_warning(texts, "captions")
+        for part in ("captions: ", f"{count} of 4", f"{max_tokens} tokens", f"{length + 1} tokens"):
+            assert part in warning
+        assert longest in warning
+    assert load_tokenizer(path, max_tokens=length + 1).truncation_warning(texts, "captions") is None
+
+
+def test_words_without_tokens_are_listed(path):
+    vocabulary = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "dog": 4})
+    )
+    vocabulary.model.unk_token = "<unk>"
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words = Tokenizer(vocabulary, 77)
+    assert words.unknown_words_warning(["a dog", "dog a"], "prompts") is None
+    warning = words.unknown_words_warning(["a Hund", "a dog", "Hund \u732b"], "prompts")
+    assert warning.startswith("prompts: ") and "'Hund', '\u732b'" in warning
+    many = words.unknown_words_warning([" ".join(f"w{i}" for i in range(30))], "prompts")
+    assert "'w9'" in many and "'w10'" not in many and "20 others" in many
+    assert load_tokenizer(path).unknown_words_warning([STRANGE], "prompts") is None  # byte level
 
 
 def test_default_length_is_that_of_deepfloyd_if(path):

@@ -110,6 +110,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     prepare_compiler()
     clips = open_clip_folder(args.folder, args.frames, args.fps)
     reference = args.reference and open_clip_folder(args.reference, args.frames, args.fps)
+    for line in (*clips.skipped, *(reference.skipped if reference else ())):
+        print(f"stunet: {line}", file=sys.stderr)
     prompts = args.prompts and read_clip_prompts(args.prompts, clips.names)
     metrics = load_metrics(vars(args), args.metric)
     total = len(clips.names) + (len(reference.names) if reference else 0)
@@ -125,6 +127,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(*format_report(report), sep="\n")
     comparison = compare_folders(clips, reference, prompts)
     warnings = [metric.warning(comparison) for metric in metrics]
+    warnings += [folder.rate_warning() for folder in (clips, reference) if folder]
     if reference and report["clips"]["fps"] != report["reference"]["fps"]:
         warnings.append("the folders differ in frames per second; --fps re-times both")
     for warning in filter(None, warnings):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import UserError
+from stunet.files import check_not_lfs_pointer
 from stunet.weights.safetensors_io import (
     LazyTensor,
     TransformedTensor,
@@ -188,4 +189,5 @@ def pickle_error(path: Path) -> UserError:
 def _check_no_pickles(folder: Path, names: list[str]) -> None:
     for name in names:
         if name.endswith(PICKLE_SUFFIXES):
+            check_not_lfs_pointer(folder / name)
             raise pickle_error(folder / name)

@@ -21,6 +21,7 @@ from stunet.conversion.hub_layout import (
     pickle_error,
 )
 from stunet.errors import UserError
+from stunet.files import check_not_lfs_pointer
 from stunet.weights.trees import Tree, compare_shapes, flatten, unflatten
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -34,6 +35,7 @@ def open_torch_weights(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected safetensors (see docs/evaluation.md)")
+    check_not_lfs_pointer(path)
     if path.suffix in PICKLE_SUFFIXES:
         raise pickle_error(path)
     return open_weight_files([path])

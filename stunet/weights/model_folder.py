@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from stunet.errors import UserError
-from stunet.files import read_bytes, read_json
+from stunet.files import read_bytes, read_json, user_path
 from stunet.schema import from_dict, to_dict
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters
@@ -364,7 +364,7 @@ def find_model_folder(path: str | Path) -> Path:
     """
     if str(path) in shipped.NAMES and not Path(path).exists():
         return shipped.FOLDER / path
-    path = Path(path)
+    path = user_path(path)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return folder

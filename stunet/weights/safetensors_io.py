@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 
 from stunet.errors import UserError
+from stunet.files import check_not_lfs_pointer
 
 _DTYPES = {
     "BOOL": np.bool_,
@@ -88,9 +89,10 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Opens all tensors of a safetensors file, by name. Reads only its header.
 
     Raises:
-      UserError: The file is missing, incomplete or not a safetensors file, or a tensor has an
-        unsupported dtype.
+      UserError: The file is missing, incomplete, a Git LFS pointer or not a safetensors file, or a
+        tensor has an unsupported dtype.
     """
+    check_not_lfs_pointer(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
