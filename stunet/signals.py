@@ -8,11 +8,12 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _KEYBOARD = (signal.SIGINT, signal.SIGQUIT)  # a user who repeats these does not want to wait
@@ -44,6 +45,8 @@ class _Watch:
         self.forward: int | None = None
         self.received: int | None = None  # the first signal
         self.raised: float | None = None  # when Interrupted was raised
+        self.old_unraisablehook = sys.unraisablehook
+        self._repeat = False
         self._ending = threading.Lock()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -79,7 +82,7 @@ class _Watch:
         os._exit(code)
 
     def _handle(self, number: int, frame: object) -> None:
-        self.received = self.received or number
+        self._receive(number)
         if not self.raises:
             self.end(number)
         if not self.deferred and self.forward is None and self.raised is None:
@@ -90,6 +93,7 @@ class _Watch:
         poller = select.poll()
         poller.register(self._read, select.POLLIN)
         first: tuple[int, float] | None = None
+        repeated = False
         while True:
             for fd, event in poller.poll(100 if first else None):
                 if fd == self._read:
@@ -99,7 +103,9 @@ class _Watch:
                         return
                     for number in filter(SIGNALS.__contains__, numbers):
                         now = time.monotonic()
-                        if first is None:
+                        if repeated:
+                            repeated = False
+                        elif first is None:
                             first = number, now
                             self._on_first(number, poller)
                         elif number in _KEYBOARD and now - first[1] > _DUPLICATE_S:
@@ -109,16 +115,35 @@ class _Watch:
                     _silence(fd)
                 else:
                     poller.unregister(fd)
+            if first and self._repeat:
+                self._repeat, repeated = False, True
+                os.kill(os.getpid(), first[0])
             if first and not self.deferred and self.forward is None:
                 since, limit = (self.raised, _CLEANUP_S) if self.raised else (first[1], _BUSY_S)
                 if time.monotonic() - since > limit:
                     self.end(first[0])
 
-    def _on_first(self, number: int, poller: select.poll) -> None:
-        self.received = self.received or number
-        # The reader of a pipe (`| tee`) also gets Ctrl-C, and a closed terminal cannot be written
-        # to; neither must keep the program from saving.
+    def on_unraisable(self, arguments: Any) -> None:
+        """Repeats a signal whose exception Python ignored, such as during garbage collection."""
+        if isinstance(arguments.exc_value, Interrupted):
+            self.raised, self._repeat = None, True  # by the thread, after this function returns
+        else:
+            self.old_unraisablehook(arguments)
+
+    def _receive(self, number: int) -> None:
+        if self.received is not None:
+            return
+        # Ctrl-C also ends the reader of a pipe (`| tee`), which must not keep this program from
+        # saving. A pipe that this process opens for reading can always be written to.
         for fd in (1, 2):
+            with contextlib.suppress(OSError):
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)
+        self.received = number
+
+    def _on_first(self, number: int, poller: select.poll) -> None:
+        self._receive(number)
+        for fd in (1, 2):  # a closed terminal cannot be written to, either
             poller.register(fd, 0)
         if self.forward is not None and number != self.forward:
             os.kill(os.getpid(), self.forward)
@@ -162,9 +187,11 @@ def raising(name: str) -> Iterator[None]:
     if own:
         _watch = _Watch(name, is_program=False)
     _watch.name, _watch.raises = name, True
+    _watch.old_unraisablehook, sys.unraisablehook = sys.unraisablehook, _watch.on_unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = _watch.old_unraisablehook
         _watch.raises = False
         if own:
             _watch.close()

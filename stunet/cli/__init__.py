@@ -5,11 +5,16 @@ answer quickly.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from stunet import signals
+
+if os.path.basename(sys.argv[0]) in ("stunet", "-m"):  # this process is the command
+    signals.watch("stunet")  # before the other imports, which take a moment
+
 from stunet.cli import convert, evaluate, generation, studio
 from stunet.errors import UserError, run_command
 
@@ -21,11 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     Args:
-      argv: Arguments. None uses those of the process, which then ends on a signal.
+      argv: Arguments. None uses those of the process.
     """
-    if argv is None:
-        argv = sys.argv[1:]
-        signals.watch("stunet")
+    argv = sys.argv[1:] if argv is None else argv
     return run_command(lambda: _run(_parser(argv).parse_args(argv)), "stunet")
 
 

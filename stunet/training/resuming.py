@@ -137,9 +137,8 @@ def record_run(config: TrainConfig, fingerprint: str, workdir: Path) -> None:
     before = read_json(path) if path.exists() else {}
     if before.get("data", fingerprint) != fingerprint:
         raise UserError(
-            f"config.data: clips or captions have changed since {workdir} was started "
-            f"(fingerprint {fingerprint[:12]}), expected the same ones (fingerprint "
-            f"{before['data'][:12]}) or another workdir"
+            f"config.data: clips or captions have changed since {workdir} was started (dataset "
+            f"{fingerprint}, was {before['data']}), expected the same ones or another workdir"
         )
     now = {"config": plain_config(config), "data": fingerprint}
     if now != before:

@@ -98,11 +98,11 @@ def interrupted(root, cluster):
 
 def test_all_processes_stop_after_the_step_that_they_save(interrupted):
     _, stopped, (saved, rows), _ = interrupted
-    (out, _, code), (quiet_out, _, quiet_code) = stopped
+    (out, err, code), (quiet_out, quiet_err, quiet_code) = stopped
     assert (code, quiet_code) == (75, 75)
-    (line,) = printed(out)
-    assert "SIGTERM" in line and f" {rows}," in line
-    assert printed(quiet_out) == [] and 3 <= rows < 20 and saved[-1] == rows
+    (line,) = [line for line in err.splitlines() if "SIGTERM" in line]
+    assert f" {rows}," in line and "SIGTERM after" not in quiet_err
+    assert printed(out) == printed(quiet_out) == [] and 3 <= rows < 20 and saved[-1] == rows
 
 
 def test_if_one_is_killed_the_others_end_and_all_resume_exactly(cluster, interrupted):

@@ -44,9 +44,9 @@ def files(folder):
 
 
 def test_sigterm_saves_and_exits_75(interrupted):
-    _, (code, out, _), (saved, last_step), _, _ = interrupted
-    assert code == 75
-    assert int(re.search(r"SIGTERM.* step (\d+)", out)[1]) == last_step
+    _, (code, out, err), (saved, last_step), _, _ = interrupted
+    assert code == 75 and out == ""
+    assert int(re.search(r"\nexperiments.train: .*SIGTERM.* step (\d+)", err)[1]) == last_step
     assert saved[-1] == last_step < 20
 
 
@@ -75,14 +75,14 @@ def test_console(t2i_run):
         r"[\d.]+ videos/s, loss [\d.]+\]",
         lines[-1],
     )
-    known = r"t2i: |(building|built) .*moving_shapes|(train|heldout): |\s*$"
+    known = r"t2i: |config.data: captions .* 12 tokens|(building|built) .*moving_shapes|(train|heldout): |\s*$"
     assert [line for line in lines if not re.match(known, line)] == []
 
 
 def test_what_a_finished_run_leaves(t2i_run):
     names = {path.name for path in t2i_run[0].iterdir()}
     folders = {"initial", "checkpoints", "model", "tensorboard"}
-    assert names == folders | {"metrics.csv", "loss.png", "DONE"}
+    assert names == folders | {"metrics.csv", "loss.png", "run.json", "DONE"}
 
 
 def test_a_finished_run_is_not_trained_again(config, t2i_run, capsys):
