@@ -114,12 +114,14 @@ def _fit(
 ) -> list[str]:
     """Returns one cell per column."""
     cells = [*cells]
-    while len(cells) > len(names) and not cells[-1].strip():
+    line = row[0]
+    while len(cells) > len(names) and not cells[-1].strip():  # empty columns of spreadsheets
         cells.pop()
+        line = line.rpartition(delimiter)[0]
     last = len(names) - 1
     is_plain_caption = names[last] == "caption" and len(row) == 1 and '"' not in row[0]
     if len(cells) > len(names) and is_plain_caption:  # an unquoted comma in the caption
-        return [*cells[:last], row[0].split(delimiter, last)[last]]
+        return [*cells[:last], line.split(delimiter, last)[last]]
     if len(cells) != len(names):
         raise UserError(
             f"{path}: line {start} has {len(cells)} cells, expected {len(names)} "

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,7 +27,8 @@ from stunet.video_io.folders import printable_name
 # start, short enough to read quickly.
 SEGMENT = 16
 
-_SAMPLE = 2**16  # bytes at each end of a file that identify its content
+_SAMPLE = 2**16  # bytes at each end of a video that identify its content
+_TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _SLOWER = 0.95  # of `fps`; a video with fewer frames per second is reported
 
 
@@ -231,9 +233,8 @@ def _read_segments(video: SourceVideo, config: StoredClipsConfig) -> tuple[list[
     """Returns the segments of a video and its frames per second (0 for a still image)."""
     if video.problem or not video.captions:
         raise UserError(video.problem or "no caption")
-    source = video.open()
-    rate = probe(source).fps
-    frames = decode_frames(source, config.fps, config.resolution)
+    rate = probe(video.open()).fps
+    frames = decode_frames(video.open(), config.fps, config.resolution)
     count = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -252,7 +253,11 @@ def _read_segments(video: SourceVideo, config: StoredClipsConfig) -> tuple[list[
 
 
 def _content_digest(path: Path) -> str:
-    """Identifies the content of a file by its size and both ends; "" if it cannot be read."""
+    """Identifies the content of a file; "" if it cannot be read.
+
+    Uses all of a small file or a table of captions, the checksums in an archive, and the size and
+    both ends of another file.
+    """
     try:
         state = path.stat()
         return _cached_digest(path, state.st_size, state.st_mtime_ns)
@@ -263,8 +268,14 @@ def _content_digest(path: Path) -> str:
 @functools.lru_cache(maxsize=2**20)
 def _cached_digest(path: Path, size: int, modified: int) -> str:
     del modified  # a changed file is read again
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            members = [(m.filename, m.file_size, m.CRC) for m in archive.infolist()]
+            return blake2b(repr(members).encode(), digest_size=16).hexdigest()
     with path.open("rb") as file:
         digest = blake2b(file.read(_SAMPLE), digest_size=16)
-        file.seek(max(_SAMPLE, size - _SAMPLE))
+        if suffix not in _TEXT_SUFFIXES:
+            file.seek(max(_SAMPLE, size - _SAMPLE))
         digest.update(file.read())
     return f"{size} {digest.hexdigest()}"

@@ -10,8 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from data.stored_clips import Source, SourceVideo, StoredClips, StoredClipsConfig
 from stunet.errors import UserError
-from stunet.files import read_tsv_pairs, user_path
-from stunet.video_io.folders import FolderListing, find_files
+from stunet.files import check_not_lfs_pointer, read_tsv_pairs, user_path
+from stunet.video_io.folders import FolderListing, find_files, list_names
+
+_SUFFIXES = (".avi",)
 
 
 class Ucf101(StoredClips):
@@ -67,16 +69,17 @@ def find_class_videos(source: Path, prompts: str | None = None) -> Source:
         caption = class_caption(label) if captions is None else captions.get(label.lower())
         return SourceVideo(name, opener, (caption,) if caption else ())
 
-    skipped: tuple[str, ...] = ()
-    if source.is_dir():
-        names, skipped = (listing := _find_videos(source)).files, listing.skipped
-        videos = [captioned(name, functools.partial(Path, source / name)) for name in names]
-    else:
-        names = _zip_names(source)
-        videos = [captioned(name, functools.partial(_open_member, source, name)) for name in names]
-    if not videos:
-        raise UserError(f"{source}: no videos, expected CLASS/NAME.avi")
-    return Source(sorted(videos, key=lambda video: video.name), skipped)
+    listing = _find_videos(source) if source.is_dir() else _list_archive(source)
+    if not listing.files:
+        reason = f" ({listing.skipped[0]})" if listing.skipped else ""
+        raise UserError(f"{source}: no videos{reason}, expected CLASS/NAME.avi")
+
+    def opener(name: str) -> Callable:
+        if source.is_dir():
+            return functools.partial(Path, source / name)
+        return functools.partial(_open_member, source, name)
+
+    return Source([captioned(name, opener(name)) for name in listing.files], listing.skipped)
 
 
 def read_class_prompts(path: Path) -> dict[str, str]:
@@ -100,7 +103,7 @@ def class_caption(label: str) -> str:
 
 
 def _find_videos(folder: Path) -> FolderListing:
-    return find_files(folder, (".avi",))
+    return find_files(folder, _SUFFIXES)
 
 
 def _check_archive(archive: Path) -> Path:
@@ -108,22 +111,18 @@ def _check_archive(archive: Path) -> Path:
         raise UserError(f"{archive}: a .rar archive, expected the unpacked folder or a .zip")
     if not archive.exists():
         raise UserError(f"{archive}: no such folder or archive, expected UCF-101")
+    check_not_lfs_pointer(archive)
     if archive.suffix.lower() != ".zip":
         raise UserError(f"{archive}: not a .zip, expected UCF-101's folder of classes or a .zip")
     return archive
 
 
-def _zip_names(archive: Path) -> list[str]:
+def _list_archive(archive: Path) -> FolderListing:
     try:
         with zipfile.ZipFile(_check_archive(archive)) as file:
-            names = file.namelist()
+            return list_names((m.filename for m in file.infolist() if not m.is_dir()), _SUFFIXES)
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive}: invalid ({error}), expected a complete .zip") from error
-    return [name for name in names if name.lower().endswith(".avi") and not _is_hidden(name)]
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _open_member(archive: Path, name: str) -> io.BytesIO:

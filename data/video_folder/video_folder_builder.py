@@ -18,6 +18,7 @@ from stunet.video_io.folders import (
     VIDEO_SUFFIXES,
     FileNames,
     FolderListing,
+    file_problem,
     find_files,
 )
 
@@ -79,12 +80,12 @@ def find_captioned_videos(folder: Path, num_frames: int) -> Source:
 def _captioned(
     folder: Path, name: str, captions: tuple[str, ...], beside: Mapping[str, str]
 ) -> SourceVideo:
-    problem = None
+    problem = file_problem(folder / name)
     if not captions and (text := beside.get(_stem(name))):
         try:
             captions = read_caption_file(folder / text)
         except UserError as error:
-            problem = f"caption: {error}"
+            problem = problem or f"caption: {error}"
     return SourceVideo(name, functools.partial(Path, folder / name), captions, problem)
 
 
@@ -99,8 +100,12 @@ def _find_videos(folder: Path, num_frames: int) -> FolderListing:
 
 def _caption_table(folder: Path) -> Path | None:
     """Returns the table of captions, whose name may be in upper case."""
-    tables = (path for path in sorted(folder.iterdir()) if path.name.lower() == CAPTIONS)
-    return next((path for path in tables if path.is_file()), None)
+    paths = (path for path in sorted(folder.iterdir()) if path.name.lower() == CAPTIONS)
+    tables = [path for path in paths if path.is_file()]
+    if len(tables) > 1:
+        names = " and ".join(path.name for path in tables)
+        raise UserError(f"{folder}: contains {names}, expected one table of captions")
+    return next(iter(tables), None)
 
 
 def _caption_files(folder: Path) -> dict[str, str]:

@@ -46,6 +46,24 @@ class ClipFolder:
                 )
             yield clip, fps
 
+    def rate_warning(self) -> str | None:
+        """Returns a warning if re-timing repeats frames of some videos, else None.
+
+        Raises:
+          UserError: a file is not a readable video.
+        """
+        if self.fps is None:
+            return None
+        rates = {name: probe(self.folder / name).fps for name in self.names}
+        slow = {name: rate for name, rate in rates.items() if 0 < 1.05 * rate < self.fps}
+        if not slow:
+            return None
+        name = min(slow, key=slow.__getitem__)
+        return (
+            f"{self.folder}: {len(slow)} of {len(rates)} videos have fewer than {self.fps:g} "
+            f"frames per second (the slowest {slow[name]:g}: {name}); their frames are repeated"
+        )
+
 
 def open_clip_folder(folder: str | Path, frames: int, fps: float | None = None) -> ClipFolder:
     """Lists the clips of a folder and its sub-folders.

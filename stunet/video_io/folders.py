@@ -54,20 +54,38 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderListing:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected a folder of videos")
-    files, skipped, others = [], [], Counter()
+    names, skipped = [], []
     for name, problem in _walk(folder):
-        suffix = os.path.splitext(name)[1].lower()
-        if problem is None and suffix not in suffixes:
-            if suffix not in _TEXT_SUFFIXES:
-                others[suffix] += 1
-        elif problem is None:
-            files.append(name)
-        elif suffix in suffixes or not suffix or problem.startswith("folder"):
+        if problem is None:
+            names.append(name)
+        elif problem.startswith("folder") or _suffix(name) in suffixes:
             skipped.append(f"{printable_name(name)}: {problem}")
+    listing = list_names(names, suffixes)
+    problems = {name: file_problem(folder / name) for name in listing.files}
+    skipped += [f"{printable_name(name)}: {text}" for name, text in problems.items() if text]
+    files = tuple(name for name, text in problems.items() if text is None)
+    return FolderListing(files, (*sorted(skipped), *listing.skipped))
+
+
+def list_names(names: Iterable[str], suffixes: Collection[str]) -> FolderListing:
+    """Selects the names with certain endings, and counts the endings of the others.
+
+    Ignores hidden files, those of operating systems, texts and tables.
+
+    Args:
+      names: Paths of files, with "/" between folders.
+      suffixes: Endings in lower case; upper-case endings match, too.
+    """
+    names = [name for name in names if not any(map(_is_hidden, name.split("/")))]
+    endings = Counter(map(_suffix, names))
+    others = sorted(endings.keys() - {*suffixes, *_TEXT_SUFFIXES})
+    skipped = ()
     if others:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        skipped.append(f"not read: {counts} (expected {', '.join(suffixes)})")
-    return FolderListing(tuple(sorted(files)), tuple(sorted(skipped)))
+        counts = ", ".join(f"{endings[suffix]} {suffix}" for suffix in others)
+        are_images = not {*IMAGE_SUFFIXES}.isdisjoint(others) and suffixes == VIDEO_SUFFIXES
+        images = "; num_frames=1 reads images" if are_images else ""
+        skipped = (f"not read: {counts} (expected {', '.join(suffixes)}{images})",)
+    return FolderListing(tuple(sorted(n for n in names if _suffix(n) in suffixes)), skipped)
 
 
 class FileNames:
@@ -104,8 +122,25 @@ def normalize_name(name: str) -> str:
 
 
 def printable_name(name: str) -> str:
-    """Returns a file name with bytes that are not UTF-8 escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Returns a file name with control characters and bytes that are not UTF-8 escaped."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def file_problem(path: str | Path) -> str | None:
+    """Returns why a file cannot be read, else None.
+
+    Opening a pipe or a device would block or never end.
+    """
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return "dangling link" if os.path.islink(path) else "no such file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not stat.S_ISREG(state.st_mode):
+        return "not a regular file"
+    return None if state.st_size else "empty file"
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -128,9 +163,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
         if (state.st_dev, state.st_ino) in entered:
             yield name, "folder is linked to a folder that is listed already"
             continue
+        if is_link and folder.resolve().is_relative_to((folder / name).resolve()):
+            yield name, "folder is linked to a folder that contains this one"
+            continue
         entered.add((state.st_dev, state.st_ino))
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
+            if _is_hidden(entry.name):
                 continue
             path = f"{name}/{entry.name}" if name else entry.name
             if entry.is_dir(follow_symlinks=False):
@@ -138,7 +176,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
             elif _is_linked_folder(entry):
                 links.append(path)
             else:
-                yield path, _problem(entry, path)
+                yield path, None if _is_utf8(path) else "name is not UTF-8"
 
 
 def _is_linked_folder(entry: os.DirEntry) -> bool:
@@ -148,18 +186,17 @@ def _is_linked_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _problem(entry: os.DirEntry, path: str) -> str | None:
-    """Returns why a file cannot be read, else None."""
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_hidden(part: str) -> bool:
+    return (part.startswith(".") and part != ".") or part.lower() in _SYSTEM_NAMES
+
+
+def _is_utf8(name: str) -> bool:
     try:
-        state = entry.stat()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if not stat.S_ISREG(state.st_mode):
-        return "not a regular file"
-    if not state.st_size:
-        return "empty file"
-    try:
-        path.encode("utf-8")
+        name.encode("utf-8")
     except UnicodeEncodeError:
-        return "name is not UTF-8"
-    return None
+        return False
+    return True
