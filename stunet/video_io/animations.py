@@ -48,7 +48,7 @@ def compose(
     height: int,
     width: int,
 ) -> Iterator[np.ndarray]:
-    """Yields the displayed pictures of an animation, `[H, W, 4]` uint8 RGBA.
+    """Yields the displayed pictures of an animation: `[H, W, 4]` uint8 RGBA, or `[H, W, 3]`.
 
     Args:
       frames: Frames in their order.
@@ -56,29 +56,36 @@ def compose(
       height: Rows of the picture.
       width: Columns of the picture.
     """
-    canvas = np.zeros((height, width, 4), np.float32)
+    canvas = np.zeros((height, width, 4), np.uint8)
     for index, frame in enumerate(frames):
         pixels = decode(frame.image)
         area = canvas[frame.top :, frame.left :][: pixels.shape[0], : pixels.shape[1]]
-        before, pixels = area.copy(), pixels[: area.shape[0], : area.shape[1]]
-        if pixels.shape[-1] == 3:
-            area[..., :3], area[..., 3] = pixels, 255
-        else:
-            area[:] = pixels if frame.replaces else _over(pixels, before)
-        yield np.round(canvas).astype(np.uint8)
+        before = area.copy() if frame.restores else None
+        _draw(pixels[: area.shape[0], : area.shape[1]], area, frame.replaces)
+        is_opaque = canvas[..., 3].min() == 255
+        yield canvas[..., :3].copy() if is_opaque else canvas.copy()
         if frame.clears or (frame.restores and index == 0):
             area[:] = 0
         elif frame.restores:
             area[:] = before
 
 
-def _over(pixels: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Blends `[H, W, 4]` RGBA (0 to 255, not premultiplied) over another picture."""
-    weight = pixels[..., 3:] / np.float32(255)
-    rest = below[..., 3:] / 255 * (1 - weight)
-    colors = pixels[..., :3] * weight + below[..., :3] * rest
-    total = weight + rest
-    return np.concatenate([colors / np.where(total, total, 1), total * 255], -1)
+def _draw(pixels: np.ndarray, area: np.ndarray, replaces: bool) -> None:
+    """Draws `[H, W, 3]` or `[H, W, 4]` uint8 (not premultiplied) into `[H, W, 4]`."""
+    if pixels.shape[-1] == 3:
+        area[..., :3], area[..., 3] = pixels, 255
+    elif replaces:
+        area[:] = pixels
+    else:
+        alpha = pixels[..., 3]
+        np.copyto(area.view(np.uint32), pixels.view(np.uint32), where=alpha[..., None] == 255)
+        translucent = (alpha > 0) & (alpha < 255)
+        if translucent.any():
+            above, below = pixels[translucent], area[translucent]
+            weight = above[:, 3:] / 255
+            rest = below[:, 3:] / 255 * (1 - weight)
+            colors = (above[:, :3] * weight + below[:, :3] * rest) / (weight + rest)
+            area[translucent] = np.round(np.concatenate([colors, 255 * (weight + rest)], -1))
 
 
 def parse_gif(data: bytes) -> list[StoredFrame]:
@@ -186,8 +193,8 @@ def _palette(reader: io.BytesIO, flags: int) -> bytes:
 
 def _sub_blocks(reader: io.BytesIO) -> bytes:
     """Reads blocks of up to 255 bytes, with their lengths and the empty block that ends them."""
-    blocks = []
-    while not blocks or blocks[-1] != b"\0":
-        length = _read(reader, 1)
-        blocks.append(length + _read(reader, length[0]))
-    return b"".join(blocks)
+    start, data = reader.tell(), reader.getbuffer()
+    end = start
+    while end < len(data) and data[end]:
+        end += 1 + data[end]
+    return _read(reader, end + 1 - start)

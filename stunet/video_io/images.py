@@ -448,6 +448,8 @@ def _to_rgb(image: Image.Image, bits: int) -> np.ndarray:
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         is_grey = image.mode in ("1", "L", "LA", "La")
         image = image.convert("RGBA")
+        if profile is None and gamma is None:
+            return np.asarray(image)
         alpha = np.asarray(image)[..., 3:]
         image = image.getchannel("R") if is_grey else image.convert("RGB")
     converted = None if profile is None else _apply_profile(image, profile)
