@@ -4,7 +4,7 @@ Videos are `[T, H, W, 3]` float32 in [-1, 1]. To read one file at several resolu
 once:
 
     read_video_sizes(source, fps=None, resolutions=(16, 64), max_frames=None, margins=None,
-                     multiple_of=None) -> VideoSizes(frames, fps, size, margin_masks)
+                     multiple_of=None) -> VideoSizes(frames, fps, size, margin_masks, warnings)
 """
 
 from stunet.video_io.decoding import Margins, VideoInfo, VideoSource, probe, read_comment, retime
