@@ -23,6 +23,7 @@ from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import agreement, judge
 from data.moving_shapes.vocabulary import MOTIONS
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from stunet.compiling import prepare_compiler
 from stunet.engine.generation import paste
 from stunet.engine.inputs import KnownPixels
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
     for name in tqdm(_selected(), unit="application"):
         report[name], sheet = measurements[name]()
         write_image(Path(f"{_OUT.value}_{name}.png"), sheet)
-        Path(f"{_OUT.value}.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_text(Path(f"{_OUT.value}.json"), json.dumps(report, indent=2) + "\n")
         for figure, value in report[name].items():
             rounded = json.loads(json.dumps(value), parse_float=lambda s: round(float(s), 3))
             tqdm.write(f"{name:15} {figure:32} {rounded}")

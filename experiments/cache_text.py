@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
     data.prepare(config.data)
     path = data.text_states_path(config.data)
     captions = data.captions(config.data)
+    for warning in data.caption_warnings(config.data, model.tokenizer):
+        print(warning, file=sys.stderr)
     write_text_states(path, captions, model, functools.partial(encode_text, model))
     print(path)
 

@@ -30,10 +30,11 @@ from data.moving_shapes.vocabulary import (
     draw_attributes,
 )
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import add_noise, to_prediction
 from stunet.engine.sampling import encode_text, network
-from stunet.errors import UserError, run_command
+from stunet.errors import UserError, run_command, writing
 from stunet.video_io import check_writable
 
 CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
         print(f"{kind:10}" + "".join(f"{value:9.4f}" for value in values))
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _LEVELS, _SPLIT, _SEED)}
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps({"errors": errors, "settings": settings}, indent=2) + "\n")
+    write_text(report, json.dumps({"errors": errors, "settings": settings}, indent=2) + "\n")
     plot(_LEVELS.value, errors, picture)
     print(f"{report}\n{picture}")
 
@@ -166,7 +167,8 @@ def plot(levels: list[int], errors: dict[str, list[float]], path: Path) -> None:
         axes.plot(levels, values, marker="o", markersize=3, label=label)
     axes.set(xlabel="log-SNR", ylabel="mean squared error of the clean clip", yscale="log")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    with writing(path):
+        figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

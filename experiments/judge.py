@@ -17,6 +17,7 @@ import stunet
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.vocabulary import draw_prompts
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import SAMPLERS
 from stunet.errors import UserError, run_command
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
                 print(f"  {prompted:13} {', '.join(f'{k} {n}' for k, n in counts.items())}")
         else:
             print(f"{name:15} {value}")
-    report.write_text(json.dumps(result, indent=2) + "\n")
+    write_text(report, json.dumps(result, indent=2) + "\n")
     rows = videos[:SHEET_ROWS, ::2]
     write_image(sheet, contact_sheet(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1]))
     print(f"{report}\n{sheet}")

@@ -118,8 +118,6 @@ def train(config: TrainConfig, workdir: Path) -> int:
         check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
     run_on_first_process(lambda: record_run(config, data.fingerprint(config.data), workdir))
-    for warning in data.caption_warnings(config.data, model.tokenizer):
-        print_once(warning, file=sys.stderr)
     trained, frozen = stage.split(initial.params, config.seed)
     program = build_program(config, model.unet, model.text_encoder, trained, frozen, mesh)
 
@@ -143,6 +141,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
         process_index=slice_index,
         process_count=num_slices,
     )
+    for warning in data.caption_warnings(config.data, model.tokenizer):
+        print_once(warning, file=sys.stderr)
     progress = progress_bar(config, start)
     if is_first_process():
         (workdir / "DONE").unlink(missing_ok=True)  # of fewer steps

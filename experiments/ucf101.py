@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data.ucf101.ucf101_builder import find_class_videos, read_class_prompts
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import resolve_sampler
 from stunet.engine.cascade import Models, load_models
@@ -159,9 +160,9 @@ def generate_clips(config: ZeroShotConfig, workdir: Path) -> None:
     _check_models(config, models)
     check_writable(paths[0])
     (workdir / "clips").mkdir(parents=True, exist_ok=True)
-    (workdir / _CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_text(workdir / _CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
     rows = [f"{name}\t{prompt}\n" for name, (_, prompt) in zip(names, clips, strict=True)]
-    (workdir / "prompts.tsv").write_text("".join(rows), encoding="utf-8")
+    write_text(workdir / "prompts.tsv", "".join(rows))
     with tqdm(
         total=len(paths), initial=len(paths) - missing, desc="generating", unit="clip"
     ) as bar:
@@ -245,7 +246,7 @@ def compare(config: ZeroShotConfig, workdir: Path) -> None:
             clips, metrics, reference, batch_size=config.batch_size, on_clips=bar.update
         )
     path = workdir / "report.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(report, indent=2) + "\n")
     print(*format_report(report), "", *comparison_table(report), path, sep="\n")
 
 

@@ -22,12 +22,13 @@ from tqdm import tqdm
 import stunet
 from data import pipeline as data
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from experiments.configs import tiny_ssr
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import downsample, upsample
 from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.engine.sampling import windows_for
-from stunet.errors import UserError, run_command
+from stunet.errors import UserError, run_command, writing
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_mask, seam_ratio
 from stunet.video_io import check_writable, contact_sheet, write_image
 
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> None:
             print(f"{name:8} {field:24} {np.round(value, 3)}")
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _SPLIT, _STEPS, _SCALE, _SEED)}
-    paths[0].write_text(json.dumps({**report, "settings": settings}, indent=2) + "\n")
+    write_text(paths[0], json.dumps({**report, "settings": settings}, indent=2) + "\n")
     _plot(model, truth, results, paths[1])
     rows = [
         upsample(low_resolution[:1], factor),
@@ -170,7 +171,8 @@ def _plot(
         axes.axvline(frame + 1, color="grey", linestyle=":", linewidth=0.8)
     axes.set(xlabel="frame", ylabel="difference to the previous frame / (1/255)", ylim=(0, None))
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from absl import flags
 from experiments.ablations.harness.ablation import Ablation, list_commands, run
 from experiments.ablations.table import ABLATIONS
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.inflation import extract_text_to_image
@@ -103,7 +104,7 @@ def main(argv: list[str]) -> None:
     sections = [path for name in available if (path := workdir / f"{name}.md").exists()]
     if sections:
         report = workdir / "ablations.md"
-        report.write_text("\n".join(path.read_text() for path in sections))
+        write_text(report, "\n".join(path.read_text() for path in sections))
         print(report)
 
 
@@ -136,7 +137,7 @@ def run_here(ablations: Mapping[str, Ablation], workdir: Path) -> None:
         write_model_folder(inputs["t2i"], image_model)
     for name, ablation in ablations.items():
         run(ablation, workdir / name, inputs, _SET.value, jobs=_JOBS.value)
-        (workdir / f"{name}.md").write_text(ablation.report(workdir / name, "cpu"))
+        write_text(workdir / f"{name}.md", ablation.report(workdir / name, "cpu"))
 
 
 def print_commands(ablations: Mapping[str, Ablation], workdir: Path) -> None:
@@ -146,7 +147,7 @@ def print_commands(ablations: Mapping[str, Ablation], workdir: Path) -> None:
         phases = ablation.phases(workdir / name, PLACEHOLDERS, _SET.value, "tpu")
         missing = [command for command in list_commands(phases) if not command.result.exists()]
         if not missing:
-            (workdir / f"{name}.md").write_text(ablation.report(workdir / name, "tpu"))
+            write_text(workdir / f"{name}.md", ablation.report(workdir / name, "tpu"))
         unfinished |= {command.result: command for command in missing}
     print("".join(f"{command.text}\n" for command in unfinished.values()), end="")
 

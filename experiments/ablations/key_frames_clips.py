@@ -19,6 +19,7 @@ from data.moving_shapes.clips import draw_clips
 from data.moving_shapes.judge import agreement, judge
 from experiments.ablations.key_frames import FPS, FRAMES, KEY_FRAMES, MOTIONS
 from experiments.common.program_flags import read_flags
+from experiments.common.reports import write_text
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.evaluation.temporal import periodicity
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
     slices = [xt_slice(video) for clips in videos.values() for video in clips[:SHOWN]]
     columns = min(SHOWN, _CLIPS.value)
     write_image(workdir / f"seed_{seed}.png", contact_sheet(np.stack(slices), columns))
-    (workdir / f"seed_{seed}.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_text(workdir / f"seed_{seed}.json", json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.ablations.harness.ablation import SEEDS, Chain, Command, Inputs, Phase, heading
 from experiments.configs import base_128, tiny_t2v
-from stunet.errors import UserError
+from stunet.errors import UserError, writing
 from stunet.training.metrics import read_metrics
 from stunet.video_io import read_video, write_image
 
@@ -275,7 +275,8 @@ def plot_losses(
         axes.fill_between(steps, smooth.min(0), smooth.max(0), alpha=0.2, color=line.get_color())
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=ablation.question)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    with writing(path):
+        figure.savefig(path, dpi=110)
 
 
 def stack_early_samples(ablation: TrainedAblation, workdir: Path) -> np.ndarray:
