@@ -65,8 +65,15 @@ def captions(config: DataConfig) -> list[str]:
     return [text for texts in config.captions(open_records(config)) for text in texts]
 
 
-def caption_warnings(config: DataConfig, tokenizer: Tokenizer) -> list[str]:
-    """Returns warnings about captions that a tokenizer truncates or has no tokens for."""
+def caption_warnings(config: DataConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """Returns warnings about captions that a tokenizer truncates or has no tokens for.
+
+    Args:
+      config: The dataset.
+      tokenizer: Tokenizer of the text encoder. None if there is none; nothing is checked then.
+    """
+    if tokenizer is None:
+        return []
     texts, what = captions(config), f"config.data: captions of {config.name!r}"
     warnings = (
         tokenizer.truncation_warning(texts, what),

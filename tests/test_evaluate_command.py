@@ -176,3 +176,17 @@ def test_mistakes_are_one_line(root, capsys, options, message):
     assert run(root, *options) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "stunet: error" in line]
     assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+def test_truncated_prompts_and_slow_clips_are_reported(root, tmp_path, capsys):
+    table = tmp_path / "long.tsv"
+    table.write_text("0.mp4\ta red circle\n1.mp4\t" + "a red circle " * 60 + "\n")
+    options = ["--clip", "{}/clip", "--prompts", str(table), "--fps", "16"]
+    assert run(root, "{}/generated", *options) == 0
+    output = capsys.readouterr().err
+    assert re.search(
+        r"^stunet: clip_similarity: 1 of 2 prompts truncated to the \d+ tokens", output, re.M
+    )
+    assert re.search(
+        r"^stunet: .*generated: 2 of 2 videos have fewer than 16 .* 8: 0\.mp4", output, re.M
+    )

@@ -87,7 +87,7 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
     warnings = (
         _window_warning(steps[0], task),
         *task.warnings,
-        _truncation_warning(chain[0], request.prompts),
+        *_prompt_warnings(chain[0], request.prompts),
         models.style_warning(request.style_strength) if base is not None else None,
     )
     settings = _settings(models, request, steps, videos.shape[1], task.fps)
@@ -175,9 +175,13 @@ def _window_warning(step: _Step, task: Task) -> str | None:
     return None
 
 
-def _truncation_warning(model: Model, prompts: Sequence[str]) -> str | None:
-    warnings = (model.tokenizer.truncation_warning(prompt) for prompt in dict.fromkeys(prompts))
-    return next((warning for warning in warnings if warning is not None), None)
+def _prompt_warnings(model: Model, prompts: Sequence[str]) -> tuple[str | None, str | None]:
+    texts = tuple(dict.fromkeys(prompts))
+    what = "prompt" if len(texts) == 1 else "prompts"
+    return (
+        model.tokenizer.truncation_warning(texts, what),
+        model.tokenizer.unknown_words_warning(texts, what),
+    )
 
 
 def _settings(

@@ -53,7 +53,7 @@ class ClipModel:
     tokenizer: tokenizers.Tokenizer
 
     def embed_texts(self, prompts: Sequence[str]) -> np.ndarray:
-        """Returns embeddings `[N, D]` of length 1. Long texts are truncated."""
+        """Returns embeddings `[N, D]` of length 1. Truncates long texts (`count_tokens`)."""
         unique = list(dict.fromkeys(prompts))
         tokens, ends = self.tokenize(unique)
         size = min(len(unique), TEXT_BATCH)
@@ -63,6 +63,10 @@ class ClipModel:
             with jax.default_matmul_precision("highest"):
                 parts.append(_embed_texts(self.config, self.params, tokens[rows], ends[rows]))
         return np.concatenate(parts)[[unique.index(prompt) for prompt in prompts]]
+
+    def count_tokens(self, prompt: str) -> int:
+        """Returns the number of tokens of a text, which is truncated to `config.max_tokens`."""
+        return len(self.tokenizer.encode(prompt, add_special_tokens=False).ids) + 2
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns token ids `[N, L]` int32, and the position `[N]` of each end token.

@@ -71,6 +71,7 @@ def compare_folders(
         num_clips=len(clips.names),
         num_reference=None if reference is None else len(reference.names),
         has_prompts=prompts is not None,
+        prompts=tuple(prompts or ()),
     )
 
 

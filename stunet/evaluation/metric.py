@@ -20,12 +20,14 @@ class Comparison:
       num_clips: Number of clips.
       num_reference: Number of reference clips. None without a reference.
       has_prompts: Whether each clip has a prompt.
+      prompts: One prompt per clip. Empty without prompts.
     """
 
     frames: int
     num_clips: int
     num_reference: int | None = None
     has_prompts: bool = False
+    prompts: tuple[str, ...] = ()
 
 
 @runtime_checkable

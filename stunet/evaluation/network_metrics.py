@@ -118,6 +118,18 @@ class ClipSimilarity(Metric):
         if not comparison.has_prompts:
             raise UserError(f"{self.name}: no prompts, expected one per clip")
 
+    def warning(self, comparison: Comparison) -> str | None:
+        """Returns a warning if prompts are truncated."""
+        limit = self.model.config.max_tokens
+        lengths = [self.model.count_tokens(prompt) for prompt in comparison.prompts]
+        count = sum(length > limit for length in lengths)
+        if not count:
+            return None
+        return (
+            f"{self.name}: {count} of {len(lengths)} prompts truncated to the {limit} tokens that "
+            f"CLIP reads; the longest has {max(lengths)} tokens"
+        )
+
     def measure(self, clips: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
         """Returns embeddings of frames, `[B, T, D]`."""
         return self.model.images(clips, batch_size)

@@ -174,3 +174,7 @@ def test_clips_slower_than_the_frame_rate_of_an_evaluation_are_reported(folder, 
     assert "1 of 2 videos" in line and "(the slowest 4: slow.mp4)" in line
     assert open_clip_folder(folder, 4, 4).rate_warning() is None
     assert open_clip_folder(folder, 4).rate_warning() is None
+
+
+def test_captions_of_a_model_without_a_tokenizer_are_not_checked(folder):
+    assert pipeline.caption_warnings(config_for(folder), None) == []
