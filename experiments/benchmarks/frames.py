@@ -6,7 +6,7 @@
 
 Compares three methods: the Space-Time U-Net of the config; the same network without temporal
 resampling; and a cascade of two such networks, one for every fourth frame and one that fills in the
-frames between, window by window (section 3.1 of the paper argues against the latter two). The
+frames between, window by window (section 1 of the paper argues against the latter two). The
 memory of a cascade is that of its larger program, its time that of all its calls.
 
 Without --topology, the programs run on this machine in turns, and the best time of --repeats runs

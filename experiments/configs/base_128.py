@@ -1,4 +1,4 @@
-"""Text to video at the paper's size: 80 frames of 128x128 pixels (2401.12945 section 3).
+"""Text to video at the paper's size: 80 frames of 128x128 pixels (2401.12945 section 5).
 
     python -m experiments.train --config=experiments/configs/base_128.py:v5p \\
         --config.init_from=MODEL --config.data.source=FOLDER --workdir=runs/base_128

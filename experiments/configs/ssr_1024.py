@@ -1,4 +1,4 @@
-"""Super-resolution at the paper's size: 128 to 1024 pixels (2401.12945 section 3).
+"""Super-resolution at the paper's size: 128 to 1024 pixels (2401.12945 section 5).
 
     python -m experiments.train --config=experiments/configs/ssr_1024.py \\
         --config.data.source=FOLDER --workdir=runs/ssr_1024

@@ -2,7 +2,7 @@
 
 The clip is upsampled bilinearly, noised to an augmentation level that is an input of the network,
 and concatenated with the noisy video along the channels (cascaded diffusion, 2106.15282 section
-4.2; Imagen, 2205.11487 section 2.4; DeepFloyd IF's stage II). The
+3.3; Imagen, 2205.11487 section 2.4; DeepFloyd IF's stage II). The
 augmentation makes the network robust to artefacts of the clip, because those of a base model differ
 from those of a downsampled video.
 """

@@ -28,9 +28,9 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-# Coefficients of Newton-Schulz iterations, fitted one after the other (arXiv:2505.16932, theorem
-# 4.1). Three of them map singular values above 0.01 of a kernel's norm to 0.73 to 1.27; the usual
-# five map them to 0.68 to 1.13.
+# Coefficients of Newton-Schulz iterations, fitted one after the other (arXiv:2505.16932, section
+# "Greedy is optimal"). Three of them map singular values above 0.01 of a kernel's norm to 0.73 to
+# 1.27; the usual five map them to 0.68 to 1.13.
 _NEWTON_SCHULZ = (
     (8.0934, -23.6205, 17.4462),
     (3.6366, -2.7219, 0.5365),
