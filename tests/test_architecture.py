@@ -64,7 +64,7 @@ BELOW = {
         "stunet.text",
         "stunet.weights",
     },
-    "data": set(),
+    "data": {"stunet.text"},
 }
 
 

@@ -190,3 +190,32 @@ def test_truncated_prompts_and_slow_clips_are_reported(root, tmp_path, capsys):
     assert re.search(
         r"^stunet: .*generated: 2 of 2 videos have fewer than 16 .* 8: 0\.mp4", output, re.M
     )
+
+
+def test_paths_in_the_home_directory(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.chdir(tmp_path)
+    options = ["--frames", "8", "--reference", "~/real", "--out", "~/report"]
+    assert run(root, "~/generated", *options) == 0
+    assert (root / "report" / "report.json").is_file() and not list(tmp_path.iterdir())
+    assert run(root, "~/generated", "--c3d", "~/absent.safetensors") == 2
+    assert f"{root}/absent.safetensors: " in capsys.readouterr().err
+
+
+def test_files_that_are_not_clips(root, tmp_path, capsys):
+    for name in ("0.mp4", "1.mp4"):
+        (tmp_path / name).write_bytes((root / "generated" / name).read_bytes())
+    (tmp_path / "._0.mp4").write_bytes(b"x")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "0.mp4").write_bytes(b"x")
+    (tmp_path / "a.heic").write_bytes(b"x")
+    (tmp_path / "gone.mp4").symlink_to("nowhere")
+    assert run(root, str(tmp_path), "--frames", "8") == 0
+    printed = capsys.readouterr()
+    assert "clips: 2 of 8 frames" in printed.out
+    assert "stunet: gone.mp4: dangling link" in printed.err
+    assert "stunet: not read: 1 .heic" in printed.err
+    assert "_0.mp4" not in printed.err and "MACOSX" not in printed.err
+    (tmp_path / "2.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert run(root, str(tmp_path), "--frames", "8") == 2
+    assert re.search(r"2\.mp4: .*git lfs pull", capsys.readouterr().err)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stunet.cli.options import frame_rate, positive_int
 from stunet.errors import UserError
 from stunet.evaluation.metrics import METRICS, MetricOption
+from stunet.files import user_path
 
 if TYPE_CHECKING:
     from stunet.evaluation.clip_folders import ClipFolder
@@ -39,9 +40,11 @@ def add_commands(command: Callable) -> None:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    add("folder", metavar="FOLDER", type=Path, help="folder of the clips to measure")
-    add("--reference", metavar="FOLDER", type=Path, help="folder of real clips to compare with")
-    add("--prompts", metavar="TSV", type=Path, help="table of file, tab, prompt of the clip")
+    add("folder", metavar="FOLDER", type=user_path, help="folder of the clips to measure")
+    add(
+        "--reference", metavar="FOLDER", type=user_path, help="folder of real clips to compare with"
+    )
+    add("--prompts", metavar="TSV", type=user_path, help="table of file, tab, prompt of the clip")
     for name, option in _metric_options().items():
         add(
             f"--{name}",
@@ -73,7 +76,7 @@ def add_commands(command: Callable) -> None:
         default=4,
         help="clips per batch of a network; default: 4",
     )
-    add("--out", metavar="DIR", type=Path, help="write report.json and xt_slices.png")
+    add("--out", metavar="DIR", type=user_path, help="write report.json and xt_slices.png")
 
 
 def _metric_options() -> dict[str, MetricOption]:
@@ -90,7 +93,7 @@ def _parse_window(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-_PARSERS = {"path": Path, "integer": positive_int, "window": _parse_window}
+_PARSERS = {"path": user_path, "integer": positive_int, "window": _parse_window}
 
 
 def _evaluate(args: argparse.Namespace) -> None:
