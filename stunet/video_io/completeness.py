@@ -44,7 +44,7 @@ _MXF = bytes.fromhex("060e2b34")
 _TS_PACKETS = ((188, 0), (192, 4), (204, 0))  # (bytes in a packet, position of its sync byte)
 
 
-def check_complete(file: BinaryIO, name: str) -> None:
+def check_complete(file: BinaryIO, name: str) -> bool:
     """Raises `UserError` if a file ends in the middle of an element of its container.
 
     Reads the headers of the top-level elements and restores the file's position. Supports MP4 and
@@ -54,9 +54,13 @@ def check_complete(file: BinaryIO, name: str) -> None:
     Args:
       file: Binary file.
       name: Name of the file, for the error.
+
+    Returns:
+      Whether the last picture probably continues after the end of the file: it fills the last
+      packet of a transport stream. This is true for one complete file in 184, too.
     """
     if not file.seekable():
-        return
+        return False
     start = file.tell()
     size = file.seek(0, 2)
     file.seek(start)
@@ -77,10 +81,12 @@ def check_complete(file: BinaryIO, name: str) -> None:
             rest = (size - start) % packet
             file.seek(max(start, size - rest - packet))
             last, tail = file.read(packet)[sync:], file.read(rest)[sync:]
-            if tail[:1] == b"G" or _unfinished(last):
-                file.seek(start)
-                raise UserError(f"{name}: truncated ({size} bytes, in the middle of a picture)")
+            file.seek(start)
+            if tail[:1] == b"G":
+                raise UserError(f"{name}: truncated ({size} bytes, in the middle of a packet)")
+            return _unfinished(last)
     file.seek(start)
+    return False
 
 
 def _walk(head: bytes) -> Walk | None:

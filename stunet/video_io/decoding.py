@@ -148,7 +148,8 @@ def decode(
             container = stack.enter_context(_open_container(source))
             stream = _video_stream(container, name)
             rate = float(stream.average_rate or 0) or 25.0
-            timed = _with_times(_frames(container, stream, name), container, rate, name)
+            frames = _frames(container, stream, source)
+            timed = _with_times(frames, container, rate, name)
             # The fourth byte of a pixel in raw AVI is undefined.
             opaque = container.format.name == "avi" and stream.codec_context.name == "rawvideo"
             to_rgb = RgbConverter(name, background, stream.codec_context, opaque)
@@ -253,16 +254,21 @@ def _is_still(container: av.container.InputContainer) -> bool:
 
 
 def _frames(
-    container: av.container.InputContainer, stream: av.VideoStream, name: str
+    container: av.container.InputContainer, stream: av.VideoStream, source: VideoSource
 ) -> Iterator[av.VideoFrame]:
     """Decodes a stream, and raises `UserError` where it is damaged or ends early."""
+    name, form = source_name(source), container.format.name
     decoder, count, packets, end = _decoder(stream), 0, 0, 0
+    group: list[av.Packet] = []  # packets from the last key frame
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise UserError(f"{name}: truncated or damaged after {count} frames")
         if packet.size:
             packets += not packet.is_discard
             end = (packet.pos or 0) + packet.size
+            if form == "mpegts":
+                group = [] if packet.is_keyframe else group
+                group.append(packet)
         for frame in decoder.decode(packet):
             if not frame.is_corrupt:
                 if not count and _needs_dolby_vision(stream, frame):
@@ -273,11 +279,34 @@ def _frames(
                 raise UserError(f"{name}: damaged after {count} frames")
     # The header of an AVI file may count frames that are stored as repetitions.
     expected = packets if stream.codec.intra_only else 0.9 * stream.frames
-    is_edited = container.format.name.startswith("mov")  # an edit list may hide frames
-    if (count < expected and not is_edited) or (
-        container.format.name in _UNFRAMED and end != container.size
+    is_edited = form.startswith("mov")  # an edit list may hide frames
+    if (
+        (count < expected and not is_edited)
+        or (form in _UNFRAMED and end != container.size)
+        or (form == "mpegts" and _may_be_cut(source) and not _is_intact(stream, group))
     ):
         raise UserError(f"{name}: truncated after {count} frames")
+
+
+def _may_be_cut(source: VideoSource) -> bool:
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            return check_complete(file, str(source))
+    source.seek(0)
+    return check_complete(source, source_name(source))
+
+
+def _is_intact(stream: av.VideoStream, group: list[av.Packet]) -> bool:
+    """Returns whether packets that start with a key frame decode without an error."""
+    decoder = av.CodecContext.create(stream.codec_context.name, "r")
+    decoder.extradata = stream.codec_context.extradata
+    decoder.options = {"err_detect": "explode"}
+    decoder.thread_type = "NONE"
+    try:
+        frames = [frame for packet in (*group, None) for frame in decoder.decode(packet)]
+    except av.error.FFmpegError:
+        return False
+    return len(frames) == len(group)
 
 
 def _needs_dolby_vision(stream: av.VideoStream, frame: av.VideoFrame) -> bool:

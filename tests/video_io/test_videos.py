@@ -487,6 +487,19 @@ def test_truncated_files_are_refused(tmp_path, name, codec, settings):
     assert not accepted
 
 
+def test_transport_streams_cut_between_packets(tmp_path):
+    path = tmp_path / "a.ts"
+    write(path, [frame_of(pixels) for pixels in noise(12)], codec_options={"g": "6"})
+    content = path.read_bytes()
+    cuts = [content[: -188 * count] for count in range(1, 31)]
+    refused = 0
+    for cut in cuts:
+        path.write_bytes(cut)
+        refused += is_refused(path)
+    # The others end between two pictures, or in a slice that decodes nevertheless.
+    assert refused > 0.6 * len(cuts)
+
+
 def io_named(path):
     buffer = io.BytesIO(path.read_bytes())
     buffer.name = path.name
