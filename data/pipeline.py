@@ -19,6 +19,7 @@ from data import records
 from data.data_config import DataConfig, Record, split_captions
 from data.datasets import DATASETS, parse_config
 from stunet.errors import UserError
+from stunet.files import check_not_lfs_pointer
 from stunet.text import Tokenizer
 
 __all__ = [
@@ -205,6 +206,7 @@ def _open_states(config: DataConfig, source: Sequence[Record]) -> tuple[np.ndarr
             f"{path}: no such text states, expected the output of experiments.cache_text "
             "(or text_states=False)"
         )
+    check_not_lfs_pointer(path)
     states = np.load(path, mmap_mode="r")
     if states.ndim != 3 or len(states) != count + 1:
         raise UserError(

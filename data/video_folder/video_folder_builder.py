@@ -65,8 +65,14 @@ def find_captioned_videos(folder: Path, num_frames: int) -> Source:
     rows = {} if table is None else read_caption_table(table)
     captions = merge_captions(rows, FileNames(listing.files))
     beside = _caption_files(folder)
+    stems = FileNames(beside)  # a text file may be spelled in another case
+    texts = {
+        name: beside[stem]
+        for name in {*listing.files, *captions}
+        if (stem := stems.find(_stem(name))) in beside
+    }
     videos = [
-        _captioned(folder, name, captions.get(name, ()), beside)
+        _captioned(folder, name, captions.get(name, ()), texts.get(name))
         for name in sorted({*listing.files, *captions})
     ]
     if not any(video.captions for video in videos):
@@ -74,14 +80,16 @@ def find_captioned_videos(folder: Path, num_frames: int) -> Source:
             f"{folder}: no captions, expected {CAPTIONS} with columns file,caption or a .txt file "
             "beside each video"
         )
-    return Source(videos, listing.skipped)
+    skipped = listing.skipped
+    if table is not None and (unused := sorted(n for n in texts if captions.get(n))):
+        reason = f"not read, {table.name} has captions of their videos ({texts[unused[0]]}, ...)"
+        skipped = (*skipped, f"{len(unused)} .txt files: {reason}")
+    return Source(videos, skipped)
 
 
-def _captioned(
-    folder: Path, name: str, captions: tuple[str, ...], beside: Mapping[str, str]
-) -> SourceVideo:
+def _captioned(folder: Path, name: str, captions: tuple[str, ...], text: str | None) -> SourceVideo:
     problem = file_problem(folder / name)
-    if not captions and (text := beside.get(_stem(name))):
+    if not captions and text is not None:
         try:
             captions = read_caption_file(folder / text)
         except UserError as error:

@@ -21,7 +21,7 @@ from stunet.conversion.hub_layout import (
 from stunet.conversion.sentence_piece import tokenizer_json
 from stunet.diffusion import SuperResolution
 from stunet.errors import UserError
-from stunet.files import read_json
+from stunet.files import read_bytes, read_json
 from stunet.model import model_from_folder
 from stunet.models.t5 import TextEncoderConfig
 from stunet.schema import to_dict
@@ -211,7 +211,7 @@ def _read_tokenizer(folder: Path) -> bytes:
     for location in (folder, sibling):
         path = location / "tokenizer.json"
         if path.is_file():
-            return path.read_bytes()
+            return read_bytes(path)
         if (location / "spiece.model").is_file():
             return tokenizer_json(location / "spiece.model")
     raise UserError(

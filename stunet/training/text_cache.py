@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stunet.errors import UserError, writing
+from stunet.files import check_not_lfs_pointer
 from stunet.model import Model
 from stunet.weights.trees import flatten
 
@@ -73,6 +74,7 @@ def check_text_states(path: Path, model: Model) -> None:
         stored = json.loads(_fingerprint_path(path).read_text())["text_encoder"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no cached text states; {hint}") from error
+    check_not_lfs_pointer(path)
     width = np.load(path, mmap_mode="r").shape[-1]
     if width != model.unet.text_dim:
         raise UserError(

@@ -178,3 +178,21 @@ def test_clips_slower_than_the_frame_rate_of_an_evaluation_are_reported(folder, 
 
 def test_captions_of_a_model_without_a_tokenizer_are_not_checked(folder):
     assert pipeline.caption_warnings(config_for(folder), None) == []
+
+
+def test_text_files_beside_a_table_are_reported(folder, clip, capsys):
+    for name, text in (("ok", "ignored"), ("b", "read"), ("C", "another case")):
+        (folder / f"{name}.mp4").write_bytes(clip)
+        (folder / f"{name.lower()}.txt").write_text(text)
+    config = config_for(folder)
+    pipeline.prepare(config)
+    assert sorted(pipeline.captions(config)) == ["another case", "ok", "read"]
+    assert "1 .txt files: not read, captions.csv has captions" in capsys.readouterr().err
+
+
+def test_a_pointer_to_text_states_is_named(folder):
+    config = config_for(folder, text_states=True)
+    pipeline.prepare(config)
+    pipeline.text_states_path(config).write_text(LFS_POINTER)
+    with pytest.raises(UserError, match=r"text_states_train\.npy: .*git lfs pull"):
+        pipeline.make_batches(config, None, batch_size=1)
