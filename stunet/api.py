@@ -6,6 +6,7 @@ the region to generate.) Every function returns a `Result` and raises `stunet.er
 line, if an argument is invalid or a file cannot be read.
 """
 
+import warnings
 from collections.abc import Sequence
 
 from stunet.engine.cascade import Models
@@ -13,6 +14,7 @@ from stunet.engine.request import (
     FEATHER,
     Margins,
     OnProgress,
+    Progress,
     Request,
     Result,
     Sampling,
@@ -54,7 +56,7 @@ def generate(
         fps=fps,
         sampling=sampling,
     )
-    return _run(model, upscalers, request, progress)
+    return _run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
 
 
 def animate(
@@ -94,7 +96,7 @@ def animate(
         feather=feather,
         sampling=sampling,
     )
-    return _run(model, upscalers, request, progress)
+    return _run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
 
 
 def interpolate(
@@ -137,7 +139,7 @@ def interpolate(
         feather=feather,
         sampling=sampling,
     )
-    return _run(model, upscalers, request, progress)
+    return _run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
 
 
 def inpaint(
@@ -178,7 +180,7 @@ def inpaint(
         feather=feather,
         sampling=sampling,
     )
-    return _run(model, upscalers, request, progress)
+    return _run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
 
 
 def cinemagraph(
@@ -224,7 +226,7 @@ def cinemagraph(
         feather=feather,
         sampling=sampling,
     )
-    return _run(model, upscalers, request, progress)
+    return _run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
 
 
 def edit(
@@ -255,7 +257,7 @@ def edit(
         strength=strength,
         sampling=sampling,
     )
-    return _run(model, upscalers, request, progress)
+    return _run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
 
 
 def upscale(
@@ -288,14 +290,19 @@ def upscale(
         noise_level=noise_level,
         sampling=sampling,
     )
-    return run(Models(base=None, upscalers=(model, *upscalers)), request, progress)
+    return _run(Models(base=None, upscalers=(model, *upscalers)), request, progress)
 
 
 def _as_tuple(prompts: Prompts) -> tuple[str, ...]:
     return (prompts,) if isinstance(prompts, str) else tuple(prompts)
 
 
-def _run(
-    model: Model, upscalers: Sequence[Model], request: Request, progress: OnProgress
-) -> Result:
-    return run(Models(base=model, upscalers=tuple(upscalers)), request, progress)
+def _run(models: Models, request: Request, progress: OnProgress) -> Result:
+    """Runs a request and issues its warnings as `UserWarning`s, before sampling starts."""
+
+    def on_progress(report: Progress) -> None:
+        for warning in report.warnings:
+            warnings.warn(warning, stacklevel=5)
+        progress(report)
+
+    return run(models, request, on_progress)

@@ -10,16 +10,17 @@ This module imports neither JAX nor NumPy at import time, so that the command li
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stunet.engine.request import Request
+from stunet.engine.request import Margins, Request
 from stunet.errors import UserError
 from stunet.weights import shipped
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from stunet.engine.inputs import KnownPixels
+    from stunet.engine.inputs import KnownPixels, Picture
     from stunet.model import Model
 
 Kind = Literal["image", "video", "mask", "margins", "integer", "number", "switch"]
@@ -92,6 +93,11 @@ class Task:
     low_resolution: "np.ndarray | None" = None
     drop_last_frame: bool = False
     warnings: tuple[str, ...] = ()
+
+    @property
+    def result_frames(self) -> int:
+        """Frames of the result."""
+        return self.num_frames - self.drop_last_frame
 
 
 # (request, first model of the job, resolutions of all its models) -> task
@@ -201,7 +207,7 @@ def _animate(request: Request, model: "Model", resolutions: Sequence[int]) -> Ta
         num_frames=num_frames,
         fps=request.fps or model.fps,
         known={side: _known_frames({0: image.frames[side]}, num_frames) for side in resolutions},
-        warnings=_without_none(inputs.crop_warning(image)),
+        warnings=_warnings(image),
     )
 
 
@@ -216,7 +222,7 @@ def _interpolate(request: Request, model: "Model", resolutions: Sequence[int]) -
         num_frames=num_frames,
         fps=request.fps or model.fps,
         known={side: _known_frames(frames, num_frames) for side, frames in ends.items()},
-        warnings=_without_none(inputs.crop_warning(first), inputs.crop_warning(last)),
+        warnings=(*_warnings(first), *_warnings(last)),
     )
 
 
@@ -251,7 +257,7 @@ def _inpaint(request: Request, model: "Model", resolutions: Sequence[int]) -> Ta
             side: inputs.KnownPixels(video.frames[side], per_frame(masks[side]))
             for side in resolutions
         },
-        warnings=_without_none(inputs.crop_warning(video, margins)),
+        warnings=_warnings(video, margins),
     )
 
 
@@ -278,7 +284,7 @@ def _cinemagraph(request: Request, model: "Model", resolutions: Sequence[int]) -
         fps=request.fps or model.fps,
         known={side: still_except_mask(side) for side in resolutions},
         drop_last_frame=request.loop,
-        warnings=_without_none(inputs.crop_warning(image)),
+        warnings=_warnings(image),
     )
 
 
@@ -291,26 +297,42 @@ def _edit(request: Request, model: "Model", resolutions: Sequence[int]) -> Task:
         num_frames=start.shape[1],
         fps=model.fps,
         start=start,
-        warnings=_without_none(inputs.crop_warning(video)),
+        warnings=_warnings(video),
     )
 
 
 def _upscale(request: Request, model: "Model", resolutions: Sequence[int]) -> Task:
-    from pathlib import Path
-
-    from stunet.video_io import read_video
+    from stunet.video_io import read_video_sizes
 
     if not isinstance(request.video, str | Path):
         videos = _as_videos(request.video)
         return Task(num_frames=videos.shape[1], fps=request.fps or model.fps, low_resolution=videos)
     # The whole picture, at the size that the model was trained to enlarge.
     factor, stride = model.super_resolution.factor, model.unet.spatial_stride
-    video, fps = read_video(
-        request.video,
-        resolution=model.resolution // factor,
-        multiple_of=stride // math.gcd(stride, factor),
+    side = model.resolution // factor
+    sizes = read_video_sizes(
+        request.video, resolutions=(side,), multiple_of=stride // math.gcd(stride, factor)
     )
-    return Task(num_frames=len(video), fps=request.fps or fps, low_resolution=video[None])
+    video = sizes.frames[side]
+    return Task(
+        num_frames=len(video),
+        fps=request.fps or sizes.fps,
+        low_resolution=video[None],
+        warnings=(*sizes.warnings, *_shrink_warning(request.video, sizes.size, video, factor)),
+    )
+
+
+def _shrink_warning(
+    source: str | Path, size: tuple[int, int], video: "np.ndarray", factor: int
+) -> tuple[str, ...]:
+    """Warns if a video is larger than what a super-resolution model takes."""
+    height, width = video.shape[1:3]
+    if height >= size[0] and width >= size[1]:
+        return ()
+    return (
+        f"{source}: {size[1]}x{size[0]}, shrunk to the model's input of {width}x{height}; enlarged "
+        f"by {factor} to {factor * width}x{factor * height}",
+    )
 
 
 def _as_videos(video: Any) -> "np.ndarray":
@@ -348,8 +370,11 @@ def _known_frames(images: "dict[int, np.ndarray]", num_frames: int) -> "KnownPix
     return KnownPixels(videos, mask)
 
 
-def _without_none(*warnings: str | None) -> tuple[str, ...]:
-    return tuple(warning for warning in warnings if warning is not None)
+def _warnings(picture: "Picture", margins: Margins = (0, 0, 0, 0)) -> tuple[str, ...]:
+    from stunet.engine.inputs import crop_warning
+
+    cropped = crop_warning(picture, margins)
+    return picture.warnings if cropped is None else (*picture.warnings, cropped)
 
 
 _STILL = "PNG, JPEG, or a video of which the first frame is used"

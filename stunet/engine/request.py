@@ -4,6 +4,7 @@ This module imports neither JAX nor NumPy, so that the command line answers quic
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -44,6 +45,8 @@ class Sampling:
         super-resolution.
       guidance_scale: Classifier-free guidance scale (2207.12598). 1 disables guidance and halves
         the cost. Known pixels are not guided.
+      negative_prompt: Text that guidance leads away from, in all models of a job. Empty is the
+        unconditional prediction of classifier-free guidance.
       seed: 0 to 2**32 - 1.
       batch_size: Videos sampled together.
       window: Frames per window. None uses the model's training length. The clip's own length
@@ -57,6 +60,7 @@ class Sampling:
     sampler: Any = "dpm2m"
     steps: int | None = None
     guidance_scale: float = 4.0
+    negative_prompt: str = ""
     seed: int = 0
     batch_size: int = 8
     window: int | None = None
@@ -172,12 +176,14 @@ class Result:
       settings: Everything that determined the result, as JSON values. Files appear without their
         folders.
       warnings: Remarks such as a cropped input or a truncated prompt.
+      audio: Audio of the input, if the result has its duration, as the bytes of an MP4 file.
     """
 
     videos: "np.ndarray"
     fps: float
     settings: dict[str, Any]
     warnings: tuple[str, ...]
+    audio: bytes | None = None
 
     @property
     def video(self) -> "np.ndarray":
@@ -185,14 +191,16 @@ class Result:
         return self.videos[0]
 
     def save(self, path: str | Path) -> None:
-        """Writes the first video as .mp4, .gif or .png.
+        """Writes the first video as .mp4 (with the audio), .gif or .png.
 
         Raises:
           UserError: Another ending, or the path cannot be written.
         """
-        from stunet.video_io import write_video
+        from stunet.video_io import audio_warning, write_video
 
-        write_video(path, self.video, self.fps)
+        write_video(path, self.video, self.fps, audio=self.audio)
+        if (warning := audio_warning(path, self.audio)) is not None:
+            warnings.warn(warning, stacklevel=2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,6 +212,8 @@ class Progress:
       done: Steps done.
       total: Steps of the stage; 0 while reading. A report with done = 0 precedes compilation.
       windows: Windows per step.
+      warnings: All warnings of the result. They are reported once, after the inputs are read and
+        before sampling starts.
       estimate: Current estimate of the videos, `[b, T, H, W, 3]` in [-1, 1], on the device.
     """
 
@@ -211,6 +221,7 @@ class Progress:
     done: int = 0
     total: int = 0
     windows: int = 1
+    warnings: tuple[str, ...] = ()
     estimate: "jax.Array | None" = None
 
 

@@ -4,7 +4,7 @@ The Python functions, the command line and the studio all end here.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stunet.engine.request import OnProgress, Progress, Request, Result, Samplin
 from stunet.engine.sampling import OnChunk, windows_for
 from stunet.errors import UserError
 from stunet.model import Model
+from stunet.video_io import has_audio, probe, read_audio
 from stunet.weights.style import DEFAULT_STRENGTH
 
 
@@ -45,18 +46,20 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
       UserError: A field of the request is missing, invalid or unused, an input cannot be read, or
         the models cannot run the request.
     """
-    application = find_application(request.application)
-    application.check(request)
-    enlarge_only = application.model == "super_resolution"
-    base = None if enlarge_only else models.styled_base(request.style_strength)
-    upscalers = models.upscalers if enlarge_only or request.enlarge else ()
-    chain = [*([] if base is None else [base]), *upscalers]
-    _check_first(application, chain, models)
     progress(Progress("reading"))
-    task = application.prepare(request, chain[0], [model.resolution for model in chain])
-    task = _one_input_per_prompt(task, len(request.prompts))
-
+    application, base, upscalers, task = _prepare(models, request)
+    chain = [*([] if base is None else [base]), *upscalers]
     steps = _plan(base, upscalers, task, request.sampling)
+    audio, audio_warning = _read_audio(request, task)
+    found = (
+        _window_warning(steps[0], task),
+        *task.warnings,
+        audio_warning,
+        *_text_warnings(chain, request),
+        models.style_warning(request.style_strength) if base is not None else None,
+    )
+    warnings = tuple(dict.fromkeys(warning for warning in found if warning is not None))
+    progress(Progress("reading", warnings=warnings))
     videos = task.low_resolution
     if base is not None:
         videos = sample_base(
@@ -84,14 +87,37 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
         videos = _paste(application, request, task, step.model, videos)
     if task.drop_last_frame:
         videos = videos[:, :-1]
-    warnings = (
-        _window_warning(steps[0], task),
-        *task.warnings,
-        *_prompt_warnings(chain[0], request.prompts),
-        models.style_warning(request.style_strength) if base is not None else None,
-    )
-    settings = _settings(models, request, steps, videos.shape[1], task.fps)
-    return Result(videos, task.fps, settings, tuple(w for w in warnings if w is not None))
+    settings = _settings(models, request, steps, task)
+    return Result(videos, task.fps, settings, warnings, audio)
+
+
+def planned_settings(models: Models, request: Request) -> dict[str, Any]:
+    """Returns the settings that the result of a request will have, without running it.
+
+    Raises:
+      UserError: See `run`.
+    """
+    _, base, upscalers, task = _prepare(models, request)
+    return _settings(models, request, _plan(base, upscalers, task, request.sampling), task)
+
+
+def _prepare(
+    models: Models, request: Request
+) -> tuple[Application, Model | None, Sequence[Model], Task]:
+    """Checks a request and reads its inputs.
+
+    Returns:
+      The application, the base model if it is used, the upscalers that are used, and the task.
+    """
+    application = find_application(request.application)
+    application.check(request)
+    enlarge_only = application.model == "super_resolution"
+    base = None if enlarge_only else models.styled_base(request.style_strength)
+    upscalers = models.upscalers if enlarge_only or request.enlarge else ()
+    chain = [*([] if base is None else [base]), *upscalers]
+    _check_first(application, chain, models)
+    task = application.prepare(request, chain[0], [model.resolution for model in chain])
+    return application, base, upscalers, _one_input_per_prompt(task, len(request.prompts))
 
 
 def _check_first(application: Application, chain: Sequence[Model], models: Models) -> None:
@@ -175,17 +201,37 @@ def _window_warning(step: _Step, task: Task) -> str | None:
     return None
 
 
-def _prompt_warnings(model: Model, prompts: Sequence[str]) -> tuple[str | None, str | None]:
-    texts = tuple(dict.fromkeys(prompts))
-    what = "prompt" if len(texts) == 1 else "prompts"
-    return (
-        model.tokenizer.truncation_warning(texts, what),
-        model.tokenizer.unknown_words_warning(texts, what),
-    )
+def _text_warnings(chain: Sequence[Model], request: Request) -> Iterator[str | None]:
+    """Yields warnings about texts that a model cannot read completely, or does not read."""
+    negative = request.sampling.negative_prompt
+    if negative and request.sampling.guidance_scale == 1:
+        yield "negative_prompt: not used, because guidance_scale is 1"
+    for tokenizer in (model.tokenizer for model in chain if model.tokenizer is not None):
+        for what, texts in (("prompt", request.prompts), ("negative_prompt", [negative])):
+            yield tokenizer.truncation_warning(texts, what)
+            yield tokenizer.unknown_words_warning(texts, what)
+
+
+def _read_audio(request: Request, task: Task) -> tuple[bytes | None, str | None]:
+    """Returns the audio of the input if the result has its duration, and a warning if not."""
+    path = request.files.get("video") or request.files.get("image")
+    if path is None or not has_audio(path):
+        return None, None
+    found, expected = task.result_frames / task.fps, probe(path).seconds
+    # Resampling rounds a duration to frames.
+    if abs(found - expected) > 1 / task.fps:
+        return None, (
+            f"{path}: audio is dropped, because the result lasts {found:.2f} s and the input "
+            f"{expected:.2f} s"
+        )
+    try:
+        return read_audio(path), None
+    except UserError as error:
+        return None, f"{error}; the result has no audio"
 
 
 def _settings(
-    models: Models, request: Request, steps: Sequence[_Step], num_frames: int, fps: float
+    models: Models, request: Request, steps: Sequence[_Step], task: Task
 ) -> dict[str, Any]:
     """Everything that determined a result, as JSON values without folders of this machine."""
     application = find_application(request.application)
@@ -216,9 +262,10 @@ def _settings(
         "seed": request.sampling.seed,
         "steps": _num_steps(steps[0]),
         "guidance_scale": request.sampling.guidance_scale,
+        **({"negative_prompt": negative} if (negative := request.sampling.negative_prompt) else {}),
         "sampler": sampler_to_dict(request.sampling.sampler),
-        "num_frames": num_frames,
-        "fps": fps,
+        "num_frames": task.result_frames,
+        "fps": task.fps,
         "stunet": stunet.__version__,
     }
 

@@ -232,7 +232,7 @@ def sample(
     report(0, first_step, jnp.zeros((size, *shape)))
     if first_step == steps:
         return np.array(start, np.float32)
-    texts = list(dict.fromkeys(["", *prompts]))
+    texts = list(dict.fromkeys([sampling.negative_prompt, *prompts]))
     states = encode_text(model, texts)
     text_rows = np.array([texts.index(prompt) for prompt in prompts])
     key = jax.random.key(sampling.seed)
@@ -244,14 +244,14 @@ def sample(
         positions = np.minimum(np.arange(first, first + size), count - 1)
         extra = {} if conditioning is None else conditioning(key, positions)
         cond = replicate({**extra, "text": states[text_rows[positions]]})
-        empty = replicate(jnp.broadcast_to(states[:1], cond["text"].shape))
+        negative = replicate(jnp.broadcast_to(states[:1], cond["text"].shape))
         to_frames, _ = _frame_transforms(model.super_resolution, cond)
         step = functools.partial(
             run_chunk,
             settings,
             params,
             cond,
-            {**cond, "text": empty},
+            {**cond, "text": negative},
             jnp.float32(sampling.guidance_scale),
             key,
             positions,

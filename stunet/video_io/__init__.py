@@ -7,6 +7,7 @@ once:
                      multiple_of=None) -> VideoSizes(frames, fps, size, margin_masks, warnings)
 """
 
+from stunet.video_io.audio import has_audio, read_audio
 from stunet.video_io.decoding import Margins, VideoInfo, VideoSource, probe, read_comment, retime
 from stunet.video_io.pixels import contact_sheet, to_float, to_uint8
 from stunet.video_io.reading import (
@@ -16,7 +17,13 @@ from stunet.video_io.reading import (
     read_video,
     read_video_sizes,
 )
-from stunet.video_io.writing import SUFFIXES, check_writable, write_image, write_video
+from stunet.video_io.writing import (
+    SUFFIXES,
+    audio_warning,
+    check_writable,
+    write_image,
+    write_video,
+)
 
 __all__ = [
     "SUFFIXES",
@@ -24,11 +31,14 @@ __all__ = [
     "VideoInfo",
     "VideoSizes",
     "VideoSource",
+    "audio_warning",
     "check_writable",
     "contact_sheet",
     "decode_frames",
     "frame_size",
+    "has_audio",
     "probe",
+    "read_audio",
     "read_comment",
     "read_video",
     "read_video_sizes",

@@ -1,8 +1,10 @@
 """Writing videos as MP4 and GIF, images and contact sheets as PNG."""
 
 import contextlib
+import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +15,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from stunet.errors import UserError
+from stunet.files import user_path
+from stunet.video_io.audio import AudioWriter
 from stunet.video_io.pixels import contact_sheet, to_uint8
 
 SUFFIXES = (".mp4", ".gif", ".png")
@@ -20,7 +24,11 @@ MIN_SIDE = 256  # pixels; smaller videos are enlarged
 
 
 def write_video(
-    path: str | Path, video: np.ndarray, fps: float, comment: str | None = None
+    path: str | Path,
+    video: np.ndarray,
+    fps: float,
+    comment: str | None = None,
+    audio: bytes | None = None,
 ) -> None:
     """Writes a video in the format of the path's suffix.
 
@@ -37,11 +45,12 @@ def write_video(
       video: `[T, H, W, 3]` in [-1, 1].
       fps: Frames per second.
       comment: Text to store in an .mp4 (see `read_comment`). Ignored for the other formats.
+      audio: Result of `read_audio`, for an .mp4. The other formats have no audio.
 
     Raises:
       UserError: The suffix is not supported or the path cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     check_writable(path)
     if path.suffix.lower() == ".png":
         write_image(path, video[0] if len(video) == 1 else contact_sheet(video))
@@ -49,14 +58,21 @@ def write_video(
     frames = _enlarge_small(to_uint8(video))
     with _atomic_write(path) as temporary:
         if path.suffix.lower() == ".mp4":
-            _write_mp4(temporary, frames, fps, comment)
+            _write_mp4(temporary, frames, fps, comment, audio)
         else:
             _write_gif(temporary, frames, fps)
 
 
+def audio_warning(path: str | Path, audio: bytes | None) -> str | None:
+    """Returns a warning if the format of a path has no audio that could be written, else None."""
+    if audio is None or Path(path).suffix.lower() == ".mp4":
+        return None
+    return f"{path}: audio is dropped, which only .mp4 stores"
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Writes `[H, W, 3]` in [-1, 1] as PNG; sides under 256 are enlarged by an integer factor."""
-    path = Path(path)
+    path = user_path(path)
     check_writable(path)
     with _atomic_write(path) as temporary:
         Image.fromarray(_enlarge_small(to_uint8(image[None]))[0]).save(temporary, format="png")
@@ -69,7 +85,7 @@ def check_writable(path: str | Path) -> None:
       UserError: The suffix is not one of `SUFFIXES`, the path is a directory, or its directory
         neither exists nor can be created.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"{path}: unsupported file type ({path.suffix!r}), expected {', '.join(SUFFIXES)}"
@@ -77,9 +93,11 @@ def check_writable(path: str | Path) -> None:
     if path.is_dir():
         raise UserError(f"{path}: is a directory, expected a file name")
     folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # fails if the name is too long
         # Permission bits do not reveal read-only file systems, so create a file.
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -92,11 +110,17 @@ def _enlarge_small(video: np.ndarray) -> np.ndarray:
     return video.repeat(factor, 1).repeat(factor, 2) if factor > 1 else video
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float, comment: str | None) -> None:
+def _write_mp4(
+    path: Path, frames: np.ndarray, fps: float, comment: str | None, audio: bytes | None
+) -> None:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     options = {"movflags": "faststart"}
-    with av.open(str(path), "w", format="mp4", options=options) as container:
+    # "file:", because FFmpeg takes a name such as 12:30.mp4 for a protocol.
+    with (
+        av.open(f"file:{path}", "w", format="mp4", options=options) as container,
+        contextlib.ExitStack() as stack,
+    ):
         if comment is not None:
             container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
@@ -107,12 +131,19 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, comment: str | None) 
         coder.colorspace, coder.color_range = Colorspace.ITU709, ColorRange.MPEG
         coder.color_primaries = coder.color_trc = 1  # BT.709
         stream.options = {"crf": "16", "preset": "medium"}
-        for frame in frames:
+        sound = None
+        if audio is not None:
+            sound = stack.enter_context(contextlib.closing(AudioWriter(container, audio)))
+        for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709
             )
             container.mux(stream.encode(picture))
+            if sound is not None:
+                sound.write_until(index / fps)
         container.mux(stream.encode())
+        if sound is not None:
+            sound.write_until(math.inf)
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -129,7 +160,8 @@ def _atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # Not with the name in it, which may be as long as the file system permits.
+        temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
         try:
             yield temporary
             os.replace(temporary, path)
