@@ -235,7 +235,7 @@ def test_inpaint_with_a_painted_mask_a_mask_file_and_margins(open_page, files):
     assert generate(panel)["mask"] == "painted.png"
     panel.get_by_label("From a file").check()
     upload(panel, mask=files / "text.png")
-    panel.get_by_role("alert").get_by_text("text.png: unreadable").wait_for()
+    panel.get_by_role("alert").get_by_text("text.png: not a readable").wait_for()
     upload(panel, mask=files / "mask.png")
     assert generate(panel)["mask"] == "mask.png"
     panel.get_by_label("Around the video").check()
@@ -273,9 +273,9 @@ def test_upscale(open_page, files):
 @pytest.mark.parametrize(
     ("name", "file", "parts"),
     [
-        ("animate", "text.png", ["text.png: unreadable"]),
+        ("animate", "text.png", ["text.png: not a readable"]),
         ("animate", "large.png", ["large.png: 5000x4000", "16.8 megapixels"]),
-        ("edit", "text.mp4", ["text.mp4: unreadable"]),
+        ("edit", "text.mp4", ["text.mp4: not a readable"]),
         ("edit", "long.mp4", ["long.mp4: 25.0 seconds", "20 seconds"]),
         ("edit", "heavy.mp4", ["64.0 Mb", "heavy.mp4"]),  # Gradio's message
     ],
