@@ -203,7 +203,7 @@ def _report(
     if skipped:
         lines += [f"skipped {len(skipped)} of {total} videos:", *(f"  {line}" for line in skipped)]
     if unread:
-        lines += ["skipped besides videos:", *(f"  {line}" for line in unread)]
+        lines += ["other remarks on the source:", *(f"  {line}" for line in unread)]
     if slow:
         name = min(slow, key=slow.__getitem__)
         lines.append(

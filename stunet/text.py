@@ -83,7 +83,7 @@ class Tokenizer:
         unknown = [word for word in words if UNK_ID in self._encode(word)]
         if not unknown:
             return None
-        shown = ", ".join(map(repr, unknown[:_MAX_WORDS]))
+        shown = ", ".join(map(_shorten, unknown[:_MAX_WORDS]))
         more = f" and {len(unknown) - _MAX_WORDS} others" if len(unknown) > _MAX_WORDS else ""
         return f"{what}: the model's vocabulary has no token for parts of {shown}{more}"
 

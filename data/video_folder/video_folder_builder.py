@@ -84,6 +84,9 @@ def find_captioned_videos(folder: Path, num_frames: int) -> Source:
     if table is not None and (unused := sorted(n for n in texts if captions.get(n))):
         reason = f"not read, {table.name} has captions of their videos ({texts[unused[0]]}, ...)"
         skipped = (*skipped, f"{len(unused)} .txt files: {reason}")
+    if damaged := [video for video in videos if "\ufffd" in "".join(video.captions)]:
+        reason = f"captions contain characters that are not UTF-8 ({damaged[0].name}, ...)"
+        skipped = (*skipped, f"{len(damaged)} videos: {reason}")
     return Source(videos, skipped)
 
 

@@ -196,3 +196,14 @@ def test_a_pointer_to_text_states_is_named(folder):
     pipeline.text_states_path(config).write_text(LFS_POINTER)
     with pytest.raises(UserError, match=r"text_states_train\.npy: .*git lfs pull"):
         pipeline.make_batches(config, None, batch_size=1)
+
+
+def test_captions_that_are_not_utf_8_are_reported(folder, clip, capsys):
+    (folder / "latin.mp4").write_bytes(clip)
+    (folder / "latin.txt").write_bytes("ein Hündchen".encode("latin-1"))
+    config = config_for(folder)
+    pipeline.prepare(config)
+    assert sorted(pipeline.captions(config)) == ["ein H\ufffdndchen", "ok"]
+    assert "1 videos: captions contain characters that are not UTF-8 (latin.mp4" in (
+        capsys.readouterr().err
+    )
