@@ -28,16 +28,20 @@ READY = "print('ready', flush=True); "
 BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 
 
-def start(body, **kwargs):
+def start(body, ignored=(), program=PROGRAM):
     """Starts a program and waits for its first line."""
+    # The process inherits which signals are ignored: by nohup, or by a shell in the background.
+    handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    for number in signals.SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(body=body)],
+        [sys.executable, "-c", program.format(body=body)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test runner in the background ignores Ctrl-C, and passes that on.
-        preexec_fn=kwargs.get("before", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)),
     )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -63,14 +67,8 @@ def test_a_signal_ends_a_program_with_one_line_after_its_cleanup(number, words):
 
 
 def test_a_signal_before_the_program_runs_ends_it_soon():
-    script = f"from stunet import signals\nsignals.watch('early')\n{READY}{BUSY}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
+    program = "from stunet import signals\nsignals.watch('early')\n{body}"
+    process = start(READY + BUSY, program=program)
     process.send_signal(signal.SIGTERM)
     assert end(process) == (128 + signal.SIGTERM, "", "early: stopped by SIGTERM\n")
 
@@ -128,8 +126,7 @@ def test_a_terminal_that_sends_ctrl_c_twice_at_once_does_not_cut_a_save_short():
 
 
 def test_an_ignored_signal_stays_ignored():
-    before = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731  (nohup)
-    process = start(READY + "time.sleep(1); print('finished')", before=before)
+    process = start(READY + "time.sleep(1); print('finished')", ignored=[signal.SIGHUP])
     process.send_signal(signal.SIGHUP)
     assert end(process) == (0, "finished\n", "")
 

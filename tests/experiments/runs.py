@@ -1,11 +1,14 @@
 """Tiny training runs, in this process or in processes of their own."""
 
+import contextlib
 import copy
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.pipeline import parse_config
@@ -13,6 +16,18 @@ from experiments import train
 from stunet.training.config import TrainConfig, parse_train_config
 
 ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def full_disk(max_file_bytes: int) -> Iterator[None]:
+    """Limits the size of files that this process writes, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
 
 T2I = {
     "stage": "t2i",
@@ -97,7 +112,11 @@ def start(
     devices: int = 1,
     command: str = "experiments.train",
 ) -> subprocess.Popen:
-    """Starts a command as a user does, with fast compilation and a shared compile cache."""
+    """Starts a command as a user does, with fast compilation and a shared compile cache.
+
+    Within `full_disk`, the process inherits the limit.
+    """
+
     environment = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
@@ -139,7 +158,7 @@ def start_cluster(
     ]
 
 
-def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) -> None:
+def signal_at(process: subprocess.Popen, workdir: Path, step: int, number: int) -> None:
     """Sends a signal once `step` is in metrics.csv."""
     metrics = workdir / "metrics.csv"
     deadline = time.monotonic() + 300
@@ -148,4 +167,4 @@ def signal_at(process: subprocess.Popen, workdir: Path, step: int, signal: int) 
         if rows and rows[-1].split(",")[0] in map(str, range(step, step + 1000)):
             break
         time.sleep(0.002)
-    process.send_signal(signal)
+    process.send_signal(number)

@@ -204,6 +204,9 @@ def test_super_resolution_is_trained_on_crops_of_windows_without_another_model(r
     # Four frames side by side, each the bilinear one above the model's.
     assert width / height == pytest.approx((4 * 16 + 3) / 32)
     (root / "ssr" / "DONE").unlink()
+    with pytest.raises(UserError, match=r"config.super_resolution.factor: 4, expected 2"):
+        train_here(changed(ssr, super_resolution={"factor": 4}), root / "ssr")
+    (root / "ssr" / "run.json").unlink()  # of an older version
     with pytest.raises(UserError, match=r"super_resolution.factor 2, .* 4"):
         train_here(changed(ssr, super_resolution={"factor": 4}), root / "ssr")
 
@@ -391,6 +394,9 @@ def test_resuming_with_another_config(command, config, t2i_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(t2i_run[0], workdir)
     (workdir / "DONE").unlink()
+    error = command(changed(config, unet__channels=(8, 24)), workdir=workdir)
+    assert re.search(r"config.unet.channels: \[8, 24\], expected \[8, 16\]", error)
+    (workdir / "run.json").unlink()  # of an older version
     contents = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     wider = changed(config, unet__channels=(8, 24))
     error = command(wider, workdir=workdir)
