@@ -11,8 +11,16 @@ import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
+from stunet.engine.inputs import read_clip, read_image
 from stunet.errors import UserError
-from stunet.video_io import read_video_sizes, write_video
+from stunet.studio.uploads import Limits, check_upload, editor_background
+from stunet.video_io import (
+    decode_frames,
+    frame_size,
+    read_video,
+    read_video_sizes,
+    write_video,
+)
 from stunet.video_io.images import decode_images, image_info, is_image
 
 WHITE, RED, GREEN, BLUE = (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -549,3 +557,39 @@ def test_content_decides_and_not_the_name(tmp_path):
     (tmp_path / "picture.mp4").write_bytes(FILES["animated WebP"])
     frames = read_video_sizes(tmp_path / "picture.mp4", None, (48,)).frames[48]
     assert len(frames) >= 4
+
+
+def readers(side: int) -> dict:
+    """The functions by which commands, Python, the studio, training and `evaluate` read pictures.
+
+    Each returns the first frame, `[side, side, 3]` in [-1, 1], except the last two.
+    """
+    limits = Limits()
+    return {
+        "evaluate": lambda path: read_video(path, 8, side)[0][0],
+        "training": lambda path: next(decode_frames(path, 8, side)) / 127.5 - 1,
+        "image": lambda path: read_image("image", path, (side,)).frames[side][0, 0],
+        "video": lambda path: read_clip("video", path, (side,), 8).frames[side][0, 0],
+        "editor": lambda path: np.asarray(editor_background(path).resize((side, side))) / 127.5 - 1,
+        "upload": lambda path: check_upload(path, limits),
+        "size": frame_size,
+    }
+
+
+@pytest.mark.parametrize("reader", readers(8))
+def test_every_entry_point_reads_the_same(tmp_path, reader):
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[:, :8] = (*BLUE, 255)  # the left half, which becomes the upper half
+    pixels[:, 8:] = (*RED, 0)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "phone.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    picture = readers(8)[reader](path)
+    if reader not in ("upload", "size"):
+        np.testing.assert_allclose(picture[1, 4], [-1, -1, 1], atol=0.05)
+        np.testing.assert_allclose(picture[6, 4], [1, 1, 1], atol=0.05)
+    path = tmp_path / "half.jpg"
+    path.write_bytes(FILES["JPEG"][: len(FILES["JPEG"]) // 2])
+    with pytest.raises(UserError, match=r"half\.jpg: truncated JPEG"):
+        readers(8)[reader](path)
