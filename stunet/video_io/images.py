@@ -40,6 +40,8 @@ _MAGIC = {
     "PPM": rb"P[1-6]\s",
 }
 _HEAD_BYTES = 256
+# Markers of segments and of the end: neither escaped bytes nor restarts within the pixels.
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _SHORTEST = 0.010  # seconds; browsers display frames of up to this duration for ...
@@ -57,8 +59,6 @@ _TRANSPOSE = {  # EXIF orientation -> how to turn the stored picture
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 # What decoders and parsers of metadata raise for damaged files.
 _DECODER_ERRORS = (
     OSError,
@@ -70,10 +70,6 @@ _DECODER_ERRORS = (
     LookupError,
     struct.error,
 )
-
-
-class _TruncatedError(Exception):
-    """The file ends too early."""
 
 
 class _UnsupportedError(Exception):
@@ -204,7 +200,7 @@ def _explain(name: str, data: bytes) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name}: image too large to decode, expected fewer pixels") from error
-    except (EOFError, _TruncatedError) as error:
+    except EOFError as error:
         raise UserError(
             f"{name}: truncated {_format(data)} image, expected a complete image"
         ) from error
@@ -271,9 +267,9 @@ def _png_structure(data: bytes) -> _Structure:
 def _jpeg_structure(data: bytes) -> _Structure:
     position, marker = 2, 0
     while marker != 0xD9:  # end of image
-        found = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]").search(data, position)
+        found = _JPEG_MARKER.search(data, position)
         if found is None:
-            raise _TruncatedError
+            raise EOFError
         marker = found.group()[1]
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return _Structure()
@@ -282,12 +278,12 @@ def _jpeg_structure(data: bytes) -> _Structure:
 def _webp_structure(data: bytes) -> _Structure:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        raise _TruncatedError
+        raise EOFError
     position, seconds = 12, []
     while position + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, position)
         if position + 8 + length > end:
-            raise _TruncatedError
+            raise EOFError
         if kind == b"ANMF":
             milliseconds = int.from_bytes(data[position + 20 : position + 23], "little")
             seconds.append(milliseconds / 1000)
@@ -323,7 +319,7 @@ def _bmp_structure(data: bytes) -> _Structure:
     width, height = struct.unpack_from("<ii", data, 18)
     shape = abs(height), width, 4
     if min(shape) <= 0 or len(data) < offset + math.prod(shape):
-        raise _TruncatedError
+        raise EOFError
     alpha = np.frombuffer(data, np.uint8, math.prod(shape), offset).reshape(shape)[..., 3:]
     return _Structure(alpha=alpha[:: -1 if height > 0 else 1]) if alpha.any() else _Structure()
 
