@@ -16,7 +16,7 @@ from stunet.errors import UserError
 from stunet.video_io.decoding import VideoSource, decode, displayed_size, source_name
 from stunet.video_io.images import image_format
 from stunet.video_io.pixels import BACKGROUND
-from stunet.video_io.reading import _resize
+from stunet.video_io.reading import resize
 
 _EXPECTED = "expected white where pixels are generated and black elsewhere, or one colour on black"
 _NOISE = 16  # levels below which a video or a JPEG image may differ from black
@@ -108,7 +108,7 @@ def _read(
             if scale != 1:
                 levels = np.round(levels * scale).astype(np.uint8)
             marks = {
-                side: _resize(levels, side, aspect=picture.aspect) > 127 for side in resolutions
+                side: resize(levels, side, aspect=picture.aspect) > 127 for side in resolutions
             }
         for side, clip in frames.items():
             clip.append(marks[side])

@@ -78,7 +78,7 @@ def read_video_sizes(
 
     def resize_all(pixels: np.ndarray, margin_value: int) -> dict[int | None, np.ndarray]:
         padded = _pad(pixels, margins or (0, 0, 0, 0), margin_value)
-        return {side: _resize(padded, side, multiple_of, first.aspect) for side in resolutions}
+        return {side: resize(padded, side, multiple_of, first.aspect) for side in resolutions}
 
     timed: list[tuple[float, dict[int | None, np.ndarray], float]] = []
     previous, resized, distinct = None, {}, 0
@@ -129,7 +129,7 @@ def decode_frames(source: VideoSource, fps: float, resolution: int) -> Iterator[
     for picture in decode(source, fps):
         if picture.pixels is not previous:  # resize a repeated frame once
             previous = picture.pixels
-            frame = _resize(picture.pixels, resolution, aspect=picture.aspect)
+            frame = resize(picture.pixels, resolution, aspect=picture.aspect)
         yield frame
 
 
@@ -220,7 +220,7 @@ def _pad(picture: np.ndarray, margins: Margins, value: int) -> np.ndarray:
     return np.pad(picture, widths, constant_values=value) if any(margins) else picture
 
 
-def _resize(
+def resize(
     picture: np.ndarray,
     resolution: int | None,
     multiple_of: int | None = None,
