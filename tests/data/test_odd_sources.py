@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import pipeline
+from data import pipeline, stored_clips
 from data.captions import read_caption_table
 from data.ucf101.ucf101_builder import find_class_videos
 from data.video_folder.video_folder_builder import find_captioned_videos
@@ -207,3 +207,36 @@ def test_captions_that_are_not_utf_8_are_reported(folder, clip, capsys):
     assert "1 videos: captions contain characters that are not UTF-8 (latin.mp4" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError("full")])
+def test_an_unexpected_error_of_one_file_does_not_end_the_build(
+    folder, clip, monkeypatch, capsys, error
+):
+    (folder / "odd.mp4").write_bytes(clip)
+    (folder / "odd.txt").write_text("odd")
+    decode = stored_clips.decode_frames
+
+    def fail(source, *rest):
+        if source.name == "odd.mp4":
+            raise error
+        return decode(source, *rest)
+
+    monkeypatch.setattr(stored_clips, "decode_frames", fail)
+    config = config_for(folder)
+    pipeline.prepare(config)
+    assert pipeline.captions(config) == ["ok"]
+    assert f"skipped 1 of 2 videos:\n  odd.mp4: {error}" in capsys.readouterr().err
+
+
+def test_a_file_that_vanishes_is_skipped(folder, clip, monkeypatch, capsys):
+    (folder / "gone.mp4").write_bytes(clip)
+    (folder / "gone.txt").write_text("gone")
+    config = config_for(folder)
+    builder = config.make_builder()
+    listed = builder.read_source()
+    (folder / "gone.mp4").unlink()
+    monkeypatch.setattr(type(builder), "read_source", lambda self: listed)
+    pipeline.prepare(config)
+    assert pipeline.captions(config) == ["ok"]
+    assert "  gone.mp4: no such file" in capsys.readouterr().err
