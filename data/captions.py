@@ -120,6 +120,9 @@ def _fit(
         line = line.rpartition(delimiter)[0]
     last = len(names) - 1
     is_plain_caption = names[last] == "caption" and len(row) == 1 and '"' not in row[0]
+    if is_plain_caption:  # otherwise the comma may belong to the name of the file
+        file = cells[names.index("file")] if len(cells) > last else ""
+        is_plain_caption = file.strip().lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
     if len(cells) > len(names) and is_plain_caption:  # an unquoted comma in the caption
         return [*cells[:last], line.split(delimiter, last)[last]]
     if len(cells) != len(names):

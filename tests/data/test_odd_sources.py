@@ -240,3 +240,10 @@ def test_a_file_that_vanishes_is_skipped(folder, clip, monkeypatch, capsys):
     pipeline.prepare(config)
     assert pipeline.captions(config) == ["ok"]
     assert "  gone.mp4: no such file" in capsys.readouterr().err
+
+
+def test_an_unquoted_comma_in_the_name_of_a_file_is_refused(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("file,caption\na.mp4,a dog\nmy,clip.mp4,a dog\n")
+    with pytest.raises(UserError, match=r"line 3 has 3 cells, expected 2"):
+        read_caption_table(path)
