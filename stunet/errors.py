@@ -82,7 +82,7 @@ def _describe_disk_error(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _collect_disk_errors() -> Iterator[list[BaseException]]:
-    """Collects disk errors that would be printed: of threads, and of files that Python closes."""
+    """Collects disk errors that Python would print, such as those of threads."""
     found: list[BaseException] = []
 
     def collecting(hook: Callable) -> Callable:

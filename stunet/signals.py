@@ -39,7 +39,7 @@ class _Watch:
 
     def __init__(self, name: str, is_program: bool):
         self.name, self.is_program = name, is_program
-        self.raises = False  # False: a signal ends the process at once
+        self.raises = False  # False: a signal ends the process immediately
         self.deferred = False
         self.exit_code: int | None = None  # None: 128 + signal
         self.forward: int | None = None
@@ -176,7 +176,7 @@ def raising(name: str) -> Iterator[None]:
     """Raises `Interrupted` in the main thread when a signal arrives; used by `run_command`.
 
     If the main thread does not notice it within 3 seconds or does not end within 10, the process
-    ends. A second Ctrl-C ends it at once. Without `watch`, handlers are restored after the block.
+    ends. A second Ctrl-C ends it immediately. Without `watch`, handlers are restored after the block.
     Has no effect in other threads than the main one.
     """
     global _watch

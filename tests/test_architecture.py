@@ -15,6 +15,7 @@ GROUND = {
     "stunet.files",
     "stunet.plugins",
     "stunet.schema",
+    "stunet.signals",
     "stunet.video_io",
 }
 BELOW = {

@@ -4,6 +4,7 @@ from PIL import Image
 
 from stunet.errors import UserError
 from stunet.training.metrics import MetricsLog, plot_loss, read_metrics
+from tests.experiments.runs import full_disk
 
 HEADER = "step,loss,grad_norm\r\n"
 
@@ -81,3 +82,19 @@ def test_videos_on_the_board(tmp_path):
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"a red star" in events.read_bytes() and b"GIF89a" in events.read_bytes()
+
+
+def test_a_full_disk_is_one_error_and_the_rows_before_are_kept(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    add(log, 1, 2)
+    log.write()
+    add(log, *range(3, 400))
+    with full_disk(1000), pytest.raises(UserError, match=r"metrics.csv: .*too large"):
+        log.write()
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")][:2] == [1, 2]
+    log = MetricsLog(tmp_path, 2)
+    video = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+    with full_disk(1000), pytest.raises(UserError, match=r"tensorboard: .*too large"):
+        log.add_video("noise", video, 8.0, step=3)
+    log.close()
