@@ -183,7 +183,7 @@ def _paste(
 
 def _reporter(progress: OnProgress, stage: str, windows: Windows) -> OnChunk:
     def on_chunk(done: int, total: int, estimate: Any) -> None:
-        progress(Progress(stage, done, total, len(windows.starts), estimate))
+        progress(Progress(stage, done, total, len(windows.starts), estimate=estimate))
 
     return on_chunk
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import av
 
 from stunet.errors import UserError
+from stunet.video_io.decoding import time_origin
 
 # Codecs that MP4 files can hold and players support; audio in others is encoded again, as AAC.
 _MP4_CODECS = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
+_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")  # if a file names none
 _AAC_FRAME = 1024  # samples
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 
@@ -40,7 +42,7 @@ def read_audio(path: str | Path) -> bytes:
         ):
             stream = source.streams.best("audio")
             start = _video_start(source)
-            if stream.codec_context.name in _MP4_CODECS:
+            if stream.codec_context.codec.canonical_name in _MP4_CODECS:
                 _copy(source, stream, target, start)
             else:
                 _encode(source, stream, target, start)
@@ -85,11 +87,12 @@ _NO_PROTOCOLS = {"protocol_whitelist": "none"}  # a playlist must not make FFmpe
 
 
 def _video_start(container: av.container.InputContainer) -> float:
-    """Returns the time of the first frame, in seconds."""
+    """Returns the time of the first frame that `decode` returns, in seconds."""
     stream = container.streams.best("video")
     if stream is None or stream.start_time is None:
         return 0.0
-    return float(stream.start_time * stream.time_base)
+    first_frame = float(stream.start_time * stream.time_base)
+    return time_origin(container, first_frame, float(stream.average_rate or 25))
 
 
 def _copy(
@@ -119,7 +122,11 @@ def _encode(
 ) -> None:
     rate = min(_AAC_RATES, key=lambda rate: abs(rate - stream.codec_context.sample_rate))
     encoder = target.add_stream("aac", rate=rate)
-    encoder.layout = layout = stream.codec_context.layout.name
+    layout = stream.codec_context.layout.name
+    if layout.endswith(" channels"):  # PCM in some containers
+        count = stream.codec_context.layout.nb_channels
+        layout = stream.codec_context.layout = _LAYOUTS[min(count, len(_LAYOUTS)) - 1]
+    encoder.layout = layout
     for frame in _resampled(source, stream, layout, rate):
         if frame.pts is not None:
             frame.pts -= round(start / frame.time_base)

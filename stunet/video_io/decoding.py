@@ -108,6 +108,7 @@ def probe(source: VideoSource) -> VideoInfo:
         seconds, rate = end - first, float(stream.average_rate or 0)
         if seconds and not 0.9 * count <= rate * seconds <= 1.1 * count + 1:
             rate = count / seconds  # the header is wrong
+        seconds = end - time_origin(container, first, rate or 25.0)
         return VideoInfo(*size, count, seconds, rate)
 
 
@@ -333,6 +334,20 @@ def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:
     return decoder
 
 
+def time_origin(container: av.container.InputContainer, first_frame: float, rate: float) -> float:
+    """Returns the time in a file, in seconds, at which the first frame of `decode` starts.
+
+    Args:
+      container: The file.
+      first_frame: Time of the first frame in seconds.
+      rate: Frames per second.
+    """
+    begin = (container.start_time or 0) / av.time_base
+    # Less is the reordering delay of some containers.
+    is_late = container.start_time is not None and first_frame - begin > max(0.1, 3 / rate)
+    return begin if is_late else first_frame
+
+
 def _with_times(
     frames: Iterable[av.VideoFrame],
     container: av.container.InputContainer,
@@ -348,11 +363,7 @@ def _with_times(
     for index, frame in enumerate(frames):
         time = frame.time if frame.time is not None else origin + last + 1 / rate
         if index == 0:
-            begin = (container.start_time or 0) / av.time_base
-            delay = time - begin
-            # Less is the reordering delay of some containers.
-            is_late = container.start_time is not None and delay > max(0.1, 3 / rate)
-            origin, start = begin if is_late else time, 0.0
+            origin, start = time_origin(container, time, rate), 0.0
         else:
             start = time - origin
         if start < last - _MAX_STEP_BACK:

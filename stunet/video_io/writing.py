@@ -90,10 +90,10 @@ def check_writable(path: str | Path) -> None:
         raise UserError(
             f"{path}: unsupported file type ({path.suffix!r}), expected {', '.join(SUFFIXES)}"
         )
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory, expected a file name")
     folder = path.absolute().parent
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a directory, expected a file name")
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         with contextlib.suppress(FileNotFoundError):
