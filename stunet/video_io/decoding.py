@@ -205,7 +205,8 @@ def source_name(source: VideoSource) -> str:
 def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer]:
     """Opens a complete file; FFmpeg's errors become `UserError`s.
 
-    Disables FFmpeg's protocols, so that a playlist cannot make it read other files.
+    Disables FFmpeg's protocols, so that a playlist cannot make it read other files. Restores the
+    position of an open file.
     """
     name, options = source_name(source), {"protocol_whitelist": "none"}
     try:
@@ -214,6 +215,8 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
                 file = stack.enter_context(open(source, "rb"))
             else:
                 file = source
+                if file.seekable():
+                    stack.callback(file.seek, file.tell())
             check_complete(file, name)
             yield stack.enter_context(av.open(file, options=options))
     except FileNotFoundError as error:

@@ -895,8 +895,12 @@ def test_directories_and_empty_files_are_no_videos(tmp_path):
 def test_open_files_are_read_from_the_start(tmp_path):
     write(tmp_path / "a.mp4", counted(4), fps=8)
     with open(tmp_path / "a.mp4", "rb") as file:
-        assert video_io.probe(file) == video_io.VideoInfo(32, 32, 4, 0.5, 8.0)
-        assert numbers(file)[0] == [0, 1, 2, 3]
+        for _ in range(2):
+            assert video_io.probe(file) == video_io.VideoInfo(32, 32, 4, 0.5, 8.0)
+            assert video_io.frame_size(file) == (32, 32)
+            assert file.tell() == 0
+            assert numbers(file)[0] == [0, 1, 2, 3]
+            assert file.tell() == 0
 
 
 @pytest.mark.parametrize(
