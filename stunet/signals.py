@@ -176,8 +176,8 @@ def raising(name: str) -> Iterator[None]:
     """Raises `Interrupted` in the main thread when a signal arrives; used by `run_command`.
 
     If the main thread does not notice it within 3 seconds or does not end within 10, the process
-    ends. A second Ctrl-C ends it immediately. Without `watch`, handlers are restored after the block.
-    Has no effect in other threads than the main one.
+    ends. A second Ctrl-C ends it immediately. Without `watch`, handlers are restored after the
+    block. Has no effect in other threads than the main one.
     """
     global _watch
     if threading.current_thread() is not threading.main_thread():
