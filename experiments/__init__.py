@@ -6,4 +6,4 @@ from stunet import signals
 
 # `python -m experiments.NAME` imports this package first, before JAX, which takes seconds.
 if sys.argv[:1] == ["-m"]:
-    signals.watch(sys.orig_argv[sys.orig_argv.index("-m") + 1])
+    signals.watch(next((a for a in sys.orig_argv if a.startswith("experiments.")), "experiments"))
