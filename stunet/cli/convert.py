@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from stunet.cli.options import path
 from stunet.errors import UserError
 
 IMPORT_IF = """\
@@ -40,8 +40,8 @@ def add_commands(command: Callable) -> None:
         ("export-if", _export_if, "export a model's weights for diffusers", EXPORT_IF),
     ):
         add = command(name, run, help=summary, description=description)
-        add("source", metavar="SRC", type=Path, help="folder to read")
-        add("target", metavar="DST", type=Path, help="folder to write")
+        add("source", metavar="SRC", type=path, help="folder to read")
+        add("target", metavar="DST", type=path, help="folder to write")
         if run is not _export_if:
             add(
                 "--variant",

@@ -2,6 +2,14 @@
 
 import argparse
 import math
+from pathlib import Path
+
+from stunet.files import user_path
+
+
+def path(text: str) -> Path:
+    """Parses a path; `~` is the home directory."""
+    return user_path(text)
 
 
 def positive_int(text: str) -> int:

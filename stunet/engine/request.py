@@ -212,17 +212,17 @@ class Progress:
       done: Steps done.
       total: Steps of the stage; 0 while reading. A report with done = 0 precedes compilation.
       windows: Windows per step.
+      estimate: Current estimate of the videos, `[b, T, H, W, 3]` in [-1, 1], on the device.
       warnings: All warnings of the result. They are reported once, after the inputs are read and
         before sampling starts.
-      estimate: Current estimate of the videos, `[b, T, H, W, 3]` in [-1, 1], on the device.
     """
 
     stage: Literal["reading", "sampling", "enlarging"]
     done: int = 0
     total: int = 0
     windows: int = 1
-    warnings: tuple[str, ...] = ()
     estimate: "jax.Array | None" = None
+    warnings: tuple[str, ...] = ()
 
 
 # Called with every report. An exception that it raises ends the job.
