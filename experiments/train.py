@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,6 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if config.data.text_states:
         check_text_states(data.text_states_path(config.data), model)
     check_initial_model(config, initial.config["stage"], model, workdir / "initial")
-    run_on_first_process(lambda: record_run(config, data.fingerprint(config.data), workdir))
     trained, frozen = stage.split(initial.params, config.seed)
     program = build_program(config, model.unet, model.text_encoder, trained, frozen, mesh)
 
@@ -132,6 +132,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
             f"{workdir}: stopped after {position} examples in {start} steps, expected steps of "
             f"batch_size {config.batch_size} (or the batch size of the run's start)"
         )
+    run_on_first_process(lambda: record_run(config, data.fingerprint(config.data), workdir))
     log = MetricsLog(workdir, start, writes=is_first_process())
     batches = data.make_batches(
         config.data,
@@ -259,7 +260,10 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
         upscale=lambda low, prompts: upscale(model, low, prompts, sampling=sampling).videos,
         examples=lambda count: data.whole_examples(config.data, count),
     )
-    captions, videos = config.stage.draw_samples(tools)
+    with warnings.catch_warnings():
+        # Truncated captions were reported at the start.
+        warnings.simplefilter("ignore", UserWarning)
+        captions, videos = config.stage.draw_samples(tools)
     frames = videos.reshape(-1, *videos.shape[2:])
     sheet = contact_sheet(frames, columns=videos.shape[1])
     with writing(workdir / "samples"):
