@@ -57,6 +57,7 @@ from stunet.training.program import build_program
 from stunet.training.resuming import (
     check_initial_model,
     check_run_config,
+    check_run_data,
     check_total_steps,
     finished_steps,
     record_run,
@@ -109,6 +110,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     stage, mesh = config.stage, make_mesh(config.mesh.fsdp, config.mesh.frames)
     check_batch(mesh, config.batch_size, config.data.num_frames)
     slice_index, num_slices = batch_slice(mesh)
+    run_on_first_process(lambda: check_run_data(data.fingerprint(config.data), workdir))
     prepare_data(config)
 
     # The initial model is stored in the workdir, so that resuming needs no other file.

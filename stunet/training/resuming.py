@@ -122,30 +122,33 @@ def check_total_steps(config: TrainConfig, done: int, workdir: Path) -> None:
         )
 
 
-def record_run(config: TrainConfig, fingerprint: str, workdir: Path) -> None:
-    """Stores the config and the fingerprint of the data in the workdir.
-
-    Args:
-      config: The config of this start.
-      fingerprint: Identity of clips and captions.
-      workdir: The run's workdir.
+def check_run_data(fingerprint: str, workdir: Path) -> None:
+    """Compares the identity of clips and captions with that of the run in the workdir.
 
     Raises:
-      UserError: the run was started with other data, or the disk is full or read-only.
+      UserError: the run was started with other data.
     """
     path = workdir / _RUN_FILE
-    before = read_json(path) if path.exists() else {}
-    if before.get("data", fingerprint) != fingerprint:
+    before = read_json(path).get("data", fingerprint) if path.exists() else fingerprint
+    if before != fingerprint:
         raise UserError(
             f"config.data: clips or captions have changed since {workdir} was started (dataset "
-            f"{fingerprint}, was {before['data']}), expected the same ones or another workdir"
+            f"{fingerprint}, was {before}), expected the same ones or another workdir"
         )
-    now = {"config": plain_config(config), "data": fingerprint}
-    if now != before:
-        with writing(path):
-            new = path.with_name(f".{path.name}.new")
-            new.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-            new.replace(path)
+
+
+def record_run(config: TrainConfig, fingerprint: str, workdir: Path) -> None:
+    """Stores the config and the identity of clips and captions in the workdir.
+
+    Raises:
+      UserError: the disk is full or read-only.
+    """
+    path = workdir / _RUN_FILE
+    content = json.dumps({"config": plain_config(config), "data": fingerprint}, indent=2) + "\n"
+    with writing(path):
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(content, encoding="utf-8")
+        new.replace(path)
 
 
 def check_initial_model(config: TrainConfig, stage: str, model: Model, folder: Path) -> None:
