@@ -32,6 +32,7 @@ class Status:
       seconds: Time since the end of the stage's first step, which includes compilation.
       frames: Preview of the video, `[T, H, W, 3]` in [-1, 1]. None if there is no estimate yet.
       frame_stride: Frames of the video per frame of the preview.
+      warnings: Warnings about the job, from the time when its inputs have been read.
     """
 
     stage: str
@@ -40,6 +41,7 @@ class Status:
     seconds: float = 0.0
     frames: np.ndarray | None = None
     frame_stride: int = 1
+    warnings: tuple[str, ...] = ()
 
 
 STOPPING = Status("stopping after this step")
@@ -226,16 +228,18 @@ class ProgressAdapter:
         self._max_frames, self._max_side = max_frames, max_side
         self._first_step_time = self._preview_time = 0.0
         self._preview: tuple[np.ndarray | None, int] = (None, 1)
+        self._warnings: tuple[str, ...] = ()
 
     def __call__(self, progress: Progress) -> None:
         """Reports one `stunet.engine.request.Progress`."""
         if progress.stage == "reading":
-            self._report(Status("reading"))
+            self._warnings = progress.warnings
+            self._report(Status("reading", warnings=self._warnings))
             return
         if progress.done == 0:
             stage = f"{progress.stage}: compiling, which takes longer the first time"
             self._first_step_time = 0.0
-            self._report(Status(stage, 0, progress.total, 0.0, *self._preview))
+            self._report(Status(stage, 0, progress.total, 0.0, *self._preview, self._warnings))
             return
         now = time.monotonic()
         self._first_step_time = self._first_step_time or now
@@ -243,8 +247,8 @@ class ProgressAdapter:
         if last or now - self._preview_time >= self._interval:
             self._preview, self._preview_time = self._thin_out(progress.estimate), now
         seconds = now - self._first_step_time
-        status = Status(progress.stage, progress.done, progress.total, seconds, *self._preview)
-        self._report(status)
+        done, total = progress.done, progress.total
+        self._report(Status(progress.stage, done, total, seconds, *self._preview, self._warnings))
 
     def _thin_out(self, estimate: jax.Array) -> tuple[np.ndarray, int]:
         """Subsamples the first video on its device: copying all of a large clip is slow."""

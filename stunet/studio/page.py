@@ -197,6 +197,9 @@ class _Tab:
             label="Guidance scale",
             info="Higher values follow the prompt more closely",
         )
+        fields["negative_prompt"] = gr.Textbox(
+            label="Negative prompt", info="Text that guidance leads away from", lines=1
+        )
         for name, component in fields.items():
             component.elem_id = f"{self.application}-{name}"
 

@@ -60,6 +60,7 @@ def parse_request(
             guidance_scale=parse_number(
                 "Guidance scale", values["guidance_scale"], 0, MAX_GUIDANCE_SCALE
             ),
+            negative_prompt=values.get("negative_prompt") or "",
             chunk=1,  # every step can be shown, and a job can be cancelled after it
         ),
     )
@@ -72,8 +73,13 @@ def run_request(models: Models, request: Request, report: Report) -> Result:
       UserError: The request cannot be run; see `stunet.engine.run.run`.
     """
     files = request.files.values()
+
+    def report_status(status: Status) -> None:
+        warnings = tuple(strip_folders(warning, files) for warning in status.warnings)
+        report(dataclasses.replace(status, warnings=warnings))
+
     with hide_folders(files):
-        result = run(models, request, ProgressAdapter(report))
+        result = run(models, request, ProgressAdapter(report_status))
     report(Status("writing"))
     warnings = tuple(strip_folders(warning, files) for warning in result.warnings)
     return dataclasses.replace(result, warnings=warnings)

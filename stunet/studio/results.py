@@ -45,7 +45,7 @@ def write_result(result: Result, parent: Path) -> ResultFiles:
     """
     video = new_folder(parent) / f"{_file_name(result)}.mp4"
     comment = json.dumps(result.settings, ensure_ascii=False)
-    write_video(video, result.video, result.fps, comment=comment)
+    write_video(video, result.video, result.fps, comment, result.audio)
     if len(result.video) == 1:
         return ResultFiles(video, None)
     image = video.with_name(f"{video.stem}_xt.png")
@@ -96,7 +96,7 @@ def status_html(status: Status, fps: float) -> str:
         )
     return (
         f'<div role="status">{html.escape(text)}</div>'
-        f'<progress aria-label="progress"{value}></progress>{preview}'
+        f'<progress aria-label="progress"{value}></progress>{_list(status.warnings)}{preview}'
     )
 
 
@@ -107,8 +107,12 @@ def error_html(message: str) -> str:
 
 def warnings_html(warnings: Iterable[str]) -> str:
     """Formats the end of a job: "done", and the warnings as a list."""
-    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
-    return f'<div role="status">done</div>{f"<ul>{items}</ul>" if items else ""}'
+    return f'<div role="status">done</div>{_list(warnings)}'
+
+
+def _list(lines: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def animation(frames: np.ndarray, fps: float) -> bytes:

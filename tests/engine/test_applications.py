@@ -153,7 +153,8 @@ def test_pasting_is_what_is_left_to_the_engine(model):
 def test_a_clip_of_any_length_is_filled(model):
     """7 frames: padded to the stride of 2, and more than the model was trained on."""
     longer = np.concatenate([CLIP, CLIP[:, :3]], axis=1)
-    result = inpaint(model, longer, paste_back=True, feather=0, **QUICK)
+    with pytest.warns(UserWarning, match="num_frames: 8 .* windows of 4"):
+        result = inpaint(model, longer, paste_back=True, feather=0, **QUICK)
     known = np.broadcast_to(KNOWN[:, None] == 1, result.shape)
     assert result.shape == longer.shape
     np.testing.assert_array_equal(result[known], longer[known])
@@ -410,9 +411,10 @@ def test_fields_of_other_applications_are_refused(model):
 def test_inputs_of_other_sizes_are_cropped_and_resized(model):
     """An array of twice the size of the model's frames, as the same pixels in a file."""
     image = np.repeat(np.repeat(CLIP[0, 0], 2, 0), 2, 1)[:, :-2]
-    result = stunet.animate(
-        model, image, CAPTIONS[:1], paste_back=True, sampling=stunet.Sampling(**QUICK)
-    )
+    with pytest.warns(UserWarning, match="image.*14x16.*14x14"):
+        result = stunet.animate(
+            model, image, CAPTIONS[:1], paste_back=True, sampling=stunet.Sampling(**QUICK)
+        )
     assert result.videos.shape == (1, NUM_FRAMES, RESOLUTION, RESOLUTION, 3)
     assert re.search("image.*14x16.*14x14", result.warnings[0])
 

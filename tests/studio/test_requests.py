@@ -60,6 +60,7 @@ def files(tmp_path_factory):
     mask[:12] = 255
     Image.fromarray(mask).save(folder / "mask.png")
     Image.new("L", (32, 24)).save(folder / "black.png")
+    Image.fromarray(mask[:, :16]).save(folder / "narrow.png")
     write_video(folder / "clip.mp4", rng.uniform(-1, 1, (6, 256, 256, 3)).astype(np.float32), FPS)
     return folder
 
@@ -219,7 +220,8 @@ def test_a_cancelled_job_stops_in_the_middle_of_sampling(models):
 def test_errors_name_files_without_folders(models, files):
     for mask, message in (
         ("black.png", r"^black\.png: uniform mask"),
-        ("clip.mp4", r"^clip\.mp4: size 256x256, expected 32x24.* image\.png$"),
+        ("narrow.png", r"^narrow\.png: size 16x24, expected 32x24.* image\.png$"),
+        ("clip.mp4", r"^clip\.mp4: ambiguous mask"),
     ):
         request = parse("cinemagraph", files, image="image.png", mask=mask, loop=False)
         with pytest.raises(UserError, match=message):
