@@ -1,3 +1,5 @@
+import errno
+import json
 import os
 import re
 import subprocess
@@ -11,7 +13,7 @@ from PIL import Image
 import stunet
 from stunet import cli
 from stunet.diffusion.samplers import SAMPLERS
-from stunet.video_io import read_video
+from stunet.video_io import read_comment, read_video
 from tests.calls import generate
 from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
 
@@ -208,3 +210,98 @@ def test_the_command_as_a_process(folder, tmp_path):
     assert any((tmp_path / "cache" / "stunet").rglob("*-cache"))
     failed = python("-m", "stunet.cli", *arguments, "--out", "image.bmp")
     assert failed.returncode == 2 and len(failed.stderr.splitlines()) == 1
+
+
+def run_prompts(folder, file, out, *options):
+    arguments = ["--prompts", file, "--model", folder, "--out", out, *QUICK, *options]
+    return cli.main(["generate", *map(str, arguments)])
+
+
+def test_a_file_of_prompts_is_resumed(folder, tmp_path, capsys):
+    file, out = tmp_path / "prompts.txt", tmp_path / "out.mp4"
+    file.write_bytes("\ufeffa red circle\r\n\na star\u2028moves\r\n".encode())
+    assert run_prompts(folder, file, out, "--seed", 7, "--negative-prompt", "blue") == 0
+    paths = [tmp_path / f"out_{i}.mp4" for i in range(2)]
+    settings = [json.loads(read_comment(path)) for path in paths]
+    assert [s["prompt"] for s in settings] == ["a red circle", "a star\u2028moves"]
+    assert [s["seed"] for s in settings] == [7, 8]
+    assert [s["negative_prompt"] for s in settings] == ["blue", "blue"]
+    # Each is what the command with that prompt and seed makes.
+    alone = tmp_path / "alone.mp4"
+    options = (*QUICK, "--seed", "8", "--negative-prompt", "blue")
+    assert run(folder, alone, *options, prompt="a star\u2028moves") == 0
+    np.testing.assert_array_equal(read_video(alone)[0], read_video(paths[1])[0])
+    # The same command makes what is missing and nothing else.
+    contents = [path.read_bytes() for path in paths]
+    paths[0].unlink()
+    before = paths[1].stat().st_mtime_ns
+    assert run_prompts(folder, file, out, "--seed", 7, "--negative-prompt", "blue") == 0
+    assert [path.read_bytes() for path in paths] == contents
+    assert paths[1].stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert run_prompts(folder, file, out, "--seed", 7) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "out_0.mp4" in line and "negative_prompt" in line and "'blue'" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "a.gif"], r"a\.gif.*\.mp4.*--prompts"),
+        (["--num-videos", "2"], "--num-videos"),
+        (["--xt-slice", "a.png"], "--xt-slice"),
+        (["a star"], "--prompts.*'a star'"),
+    ],
+)
+def test_options_that_do_not_suit_a_file_of_prompts(folder, tmp_path, capsys, options, message):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a star\n")
+    arguments = ["--prompts", str(file), "--model", str(folder), "--out", str(tmp_path / "a.mp4")]
+    assert cli.main(["generate", *arguments, *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_of_prompts_that_cannot_be_read(folder, tmp_path, capsys):
+    for content, message in ((b"\n \n", "no prompt"), (b"\xff\xff", "UTF-8")):
+        file = tmp_path / "prompts.txt"
+        file.write_bytes(content)
+        assert run_prompts(folder, file, tmp_path / "a.mp4") == 2
+        assert re.search(rf"prompts\.txt: .*{message}", capsys.readouterr().err)
+
+
+def test_a_prompt_that_names_a_file_gives_a_hint(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a star\n")
+    assert run(folder, "a.png", *QUICK, prompt="prompts.txt") == 0
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if "--prompts" in x)
+    assert "'prompts.txt'" in line and Path("a.png").exists()
+
+
+def test_a_name_with_a_colon_and_the_home_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run(folder, "12:30.mp4", *QUICK) == 0
+    assert len(read_video("12:30.mp4")[0]) == NUM_FRAMES
+    assert run(folder, "~/out.mp4", *QUICK, "--xt-slice", "~/slice.png") == 0
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert names == ["12:30.mp4", "home/out.mp4", "home/slice.png"]
+
+
+def test_a_result_whose_place_is_full_by_now_is_kept(folder, tmp_path, capsys, monkeypatch):
+    out, kept = tmp_path / "out.mp4", tmp_path / "kept"
+    kept.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(kept))
+    original = os.replace
+
+    def replace(source, target):
+        if Path(target) == out:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert run(folder, out, *QUICK) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    (path,) = kept.rglob("*.mp4")
+    assert str(out) in line and str(path) in line
+    assert len(read_video(path)[0]) == NUM_FRAMES and not out.exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from stunet.errors import UserError
+from stunet.files import user_path
 from stunet.schema import from_dict
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Request:
     def files(self) -> dict[str, Path]:
         """Input files by field."""
         sources = {name: getattr(self, name) for name in SOURCES}
-        return {k: Path(v) for k, v in sources.items() if isinstance(v, str | Path)}
+        return {k: user_path(v) for k, v in sources.items() if isinstance(v, str | Path)}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the request as JSON values.

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 
 from stunet.errors import UserError
+from stunet.files import user_path
 from stunet.video_io.decoding import time_origin
 
 # Codecs that MP4 files can hold and players support; audio in others is encoded again, as AAC.
@@ -19,7 +20,7 @@ _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 120
 def has_audio(path: str | Path) -> bool:
     """Whether a file has an audio track."""
     try:
-        with open(path, "rb") as file, av.open(file, options=_NO_PROTOCOLS) as container:
+        with open(user_path(path), "rb") as file, av.open(file, options=_NO_PROTOCOLS) as container:
             return container.streams.best("audio") is not None
     except (OSError, av.error.FFmpegError):  # an image
         return False
@@ -36,7 +37,7 @@ def read_audio(path: str | Path) -> bytes:
     output = io.BytesIO()
     try:
         with (
-            open(path, "rb") as file,
+            open(user_path(path), "rb") as file,
             av.open(file, options=_NO_PROTOCOLS) as source,
             av.open(output, "w", format="mp4") as target,
         ):

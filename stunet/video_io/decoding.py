@@ -13,7 +13,7 @@ from av.sidedata.sidedata import Type as SideData
 from PIL import Image
 
 from stunet.errors import UserError
-from stunet.files import check_not_lfs_pointer
+from stunet.files import check_not_lfs_pointer, user_path
 from stunet.video_io.color import UNSPECIFIED, RgbConverter
 from stunet.video_io.completeness import check_complete
 from stunet.video_io.images import decode_images, image_info, is_image
@@ -212,7 +212,7 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
     try:
         with contextlib.ExitStack() as stack:
             if isinstance(source, str | Path):
-                file = stack.enter_context(open(source, "rb"))
+                file = stack.enter_context(open(user_path(source), "rb"))
             else:
                 file = source
                 if file.seekable():
@@ -223,7 +223,7 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
         raise UserError(f"{name}: no such file") from error
     except (av.error.FFmpegError, OSError) as error:
         if isinstance(source, str | Path):
-            check_not_lfs_pointer(Path(source))
+            check_not_lfs_pointer(user_path(source))
         raise UserError(f"{name}: not a readable video ({error.strerror})") from error
 
 
@@ -294,7 +294,7 @@ def _frames(
 
 def _may_be_cut(source: VideoSource) -> bool:
     if isinstance(source, str | Path):
-        with open(source, "rb") as file:
+        with open(user_path(source), "rb") as file:
             return check_complete(file, str(source))
     source.seek(0)
     return check_complete(source, source_name(source))

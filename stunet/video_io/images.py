@@ -22,6 +22,7 @@ import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from stunet.errors import UserError
+from stunet.files import user_path
 from stunet.video_io.animations import StoredFrame, compose, parse_apng, parse_gif, png_chunks
 from stunet.video_io.color import RgbConverter
 from stunet.video_io.pixels import BACKGROUND, blend
@@ -179,7 +180,7 @@ def _read(source: ImageSource, count: int = -1) -> bytes:
     """Returns the content, or its first bytes."""
     try:
         if isinstance(source, str | Path):
-            with open(source, "rb") as file:
+            with open(user_path(source), "rb") as file:
                 return file.read(count)
         position = source.tell()
         source.seek(0)

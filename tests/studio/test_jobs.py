@@ -131,7 +131,7 @@ def test_previews_are_subsampled_and_stay_until_the_next_stage_has_one():
     statuses = []
     on_progress = ProgressAdapter(statuses.append, interval=0.0, max_frames=3, max_side=8)
     estimate = jnp.arange(7.0)[None, :, None, None, None] * jnp.ones((1, 1, 16, 20, 3))
-    on_progress(Progress("reading"))
+    on_progress(Progress("reading", warnings=("shrunk",)))
     on_progress(Progress("sampling", 0, 2, 1, jnp.zeros_like(estimate)))
     on_progress(Progress("sampling", 1, 2, 1, estimate))
     on_progress(Progress("enlarging", 0, 2, 1, estimate))
@@ -143,6 +143,7 @@ def test_previews_are_subsampled_and_stay_until_the_next_stage_has_one():
     assert sampling.frames.shape == (3, 6, 7, 3) and sampling.frame_stride == 3
     np.testing.assert_array_equal(sampling.frames[:, 0, 0, 0], [0, 3, 6])
     assert enlarging.stage.startswith("enlarging") and enlarging.frames is sampling.frames
+    assert all(status.warnings == ("shrunk",) for status in statuses)
 
 
 def test_time_counts_from_the_end_of_each_stage_s_first_step(monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ from stunet.studio.results import (
     write_result,
 )
 from stunet.studio.uploads import Limits
-from stunet.video_io import read_comment, read_video, write_video
+from stunet.video_io import has_audio, read_comment, read_video, write_video
 from tests.studio.models import FACTOR, STEPS, save_models
 from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, fast_compiles
 
@@ -255,6 +256,7 @@ def test_html_of_status_errors_and_warnings():
     assert "sampling, step 5 of 20, about 30 s left" in text
     assert 'value="5" max="20"' in text and "data:image/webp;base64," in text
     assert "<progress" in status_html(Status("waiting: 1 ahead"), 8.0)
+    assert "<li>a&lt;b</li>" in status_html(Status("sampling", warnings=("a<b",)), 8.0)
     assert "&lt;b&gt;" in error_html("<b>") and "<b>" not in warnings_html(("<b>",))
     with Image.open(io.BytesIO(animation(frames, 8.0))) as image:
         assert image.n_frames == 4
@@ -282,3 +284,27 @@ def test_numbers_within_bounds():
             parse_integer("seed", value, 0, 9)
     with pytest.raises(UserError, match=r"strength: missing.*0 to 1"):
         parse_number("strength", None, 0, 1)
+
+
+def test_the_negative_prompt_and_the_audio_of_an_upload(models, files, tmp_path):
+    request = parse("generate", None, negative_prompt="blue", enlarge=False)
+    assert request.sampling.negative_prompt == "blue"
+    assert parse("generate", None).sampling.negative_prompt == ""
+    rng = np.random.default_rng(1)
+    with av.open(str(files / "loud.mp4"), "w") as container:
+        video = container.add_stream("libx264", rate=round(FPS))
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        track = container.add_stream("aac", rate=8000, layout="mono")
+        for _ in range(4):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
+        for start in range(0, round(4 / FPS * 8000), 1024):
+            samples = rng.uniform(-1, 1, (1, 1024)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.rate, frame.pts = 8000, start
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    request = parse("edit", files, video="loud.mp4", strength=0.0, enlarge=False)
+    assert has_audio(write_result(run_request(models, request, ignore), tmp_path).video)
