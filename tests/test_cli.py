@@ -221,7 +221,7 @@ def test_a_file_of_prompts_is_resumed(folder, tmp_path, capsys):
     file, out = tmp_path / "prompts.txt", tmp_path / "out.mp4"
     file.write_bytes("\ufeffa red circle\r\n\na star\u2028moves\r\n".encode())
     assert run_prompts(folder, file, out, "--seed", 7, "--negative-prompt", "blue") == 0
-    paths = [tmp_path / f"out_{i}.mp4" for i in range(2)]
+    paths = [tmp_path / f"out_000{i}.mp4" for i in range(2)]
     settings = [json.loads(read_comment(path)) for path in paths]
     assert [s["prompt"] for s in settings] == ["a red circle", "a star\u2028moves"]
     assert [s["seed"] for s in settings] == [7, 8]
@@ -241,7 +241,7 @@ def test_a_file_of_prompts_is_resumed(folder, tmp_path, capsys):
     capsys.readouterr()
     assert run_prompts(folder, file, out, "--seed", 7) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "out_0.mp4" in line and "negative_prompt" in line and "'blue'" in line
+    assert "out_0000.mp4" in line and "negative_prompt" in line and "'blue'" in line
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ video. Video i of a seed is the same for every N. The first call of a kind compi
 later calls find it in the cache folder ($XDG_CACHE_HOME or ~/.cache).
 """
 PROMPTS_HELP = """\
-With --prompts, line i (from 0) is sampled with seed S + i and written to OUT_i.mp4 as soon as it is
-complete. The same command again continues: files of the same settings are kept.
+With --prompts, line i (from 0) is sampled with seed S + i and written to OUT_0000.mp4, OUT_0001.mp4
+and so on, each when it is complete. The same command again continues: files with the same settings
+are kept.
 """
 _TYPES = {
     "integer": options.positive_int,
@@ -194,7 +195,10 @@ def _generate(name: str, application: Application, args: argparse.Namespace) -> 
     request = _request(name, application, args, prompts[:1] * args.num_videos, args.seed)
     application.check(request)
     from_file = getattr(args, "prompts", None) is not None
-    outputs = _output_paths(args.out, len(prompts) if from_file else args.num_videos)
+    if from_file:
+        outputs = [_numbered(args.out, f"{index:04d}") for index in range(len(prompts))]
+    else:
+        outputs = _output_paths(args.out, args.num_videos)
     _check_outputs(outputs, args.xt_slice)
 
     from stunet.compiling import prepare_compiler
@@ -325,11 +329,14 @@ def _check_settings(path: Path, expected: dict[str, Any]) -> None:
 
 
 def _output_paths(out: Path, num_videos: int) -> list[Path]:
-    """Returns a path per video, or one PNG for all. From 10 on, numbers have leading zeros."""
+    """Returns a path per video, or one PNG for all."""
     if num_videos == 1 or out.suffix.lower() == ".png":
         return [out]
-    digits = len(str(num_videos - 1))
-    return [out.with_name(f"{out.stem}_{i:0{digits}}{out.suffix}") for i in range(num_videos)]
+    return [_numbered(out, str(index)) for index in range(num_videos)]
+
+
+def _numbered(out: Path, number: str) -> Path:
+    return out.with_name(f"{out.stem}_{number}{out.suffix}")
 
 
 def _check_outputs(outputs: list[Path], xt_slice: Path | None) -> None:

@@ -105,7 +105,8 @@ def _copy(
     copied = target.add_stream_from_template(stream)
     shift = round(start / stream.time_base)
     for packet in source.demux(stream):
-        if packet.is_corrupt:
+        # Decoded as well, because copying alone notices no damage.
+        if packet.is_corrupt or any(frame.is_corrupt for frame in packet.decode()):
             raise ValueError("truncated or damaged")
         if not packet.size or packet.is_discard or packet.pts is None:
             continue
