@@ -307,16 +307,16 @@ def calls(monkeypatch):
     """
     calls = []
 
-    def call(command, stdout, **_):
+    def call(command, log, running):
         program, flags = command[2], dict(flag.split("=", 1) for flag in command[3:])
         calls.append((program, flags))
         if "--config.batch_size" in flags:
-            stdout.write("loss is nan\nlower the rate\n")
-            return subprocess.CompletedProcess(command, 2)
+            log.write("loss is nan\nlower the rate\n")
+            return 2
         PROGRAMS[program](flags)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(harness.subprocess, "run", call)
+    monkeypatch.setattr(harness, "run_process", call)
     return calls
 
 

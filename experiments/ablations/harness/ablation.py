@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
@@ -54,11 +54,7 @@ class Command:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
             command = [sys.executable, "-m", self.program, *self.flags]
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-            running = set() if running is None else running
-            running.add(process)
-            code = process.wait()
-            running.discard(process)
+            code = run_process(command, log, set() if running is None else running)
         if code:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "no output"
@@ -189,6 +185,16 @@ def run(
     with tqdm(total=total, desc=ablation.name, unit=" commands") as bar:
         for chains in phases:
             _run_phase(chains, jobs, bar)
+
+
+def run_process(command: list[str], log: TextIO, running: set[subprocess.Popen]) -> int:
+    """Runs a command and returns its exit code; `running` contains the process until it ends."""
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    running.add(process)
+    try:
+        return process.wait()
+    finally:
+        running.discard(process)
 
 
 def _run_phase(chains: Phase, jobs: int, bar: tqdm) -> None:
