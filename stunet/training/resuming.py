@@ -54,7 +54,8 @@ def config_differences(
 
     Fields that only one of the configs has are ignored, because versions have different fields.
     """
-    for name in sorted(before.keys() & now.keys()):
+    # The stage first, because other fields depend on it.
+    for name in sorted(before.keys() & now.keys(), key=lambda name: (name != "stage", name)):
         old, new, path = before[name], now[name], f"{prefix}{name}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from config_differences(old, new, f"{path}.")

@@ -128,7 +128,7 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
     with pytest.raises(UserError, match=r"init_from: .*t2i_run/model .*'t2v'"):
         train_here(changed(conditional, init_from=str(t2i_run[0])), root / "wrong")
     (root / "fill" / "DONE").unlink()
-    with pytest.raises(UserError, match=r"fill/initial: .*'conditional',.* 't2v'"):
+    with pytest.raises(UserError, match=r"config\.stage: 't2v', expected 'conditional'"):
         own = ("conditioning", "cond_in_blocks")
         t2v = {name: value for name, value in conditional.items() if name not in own}
         temporal = {"resample": (True,), "attention_layers": 1, "head_dim": 8}

@@ -38,7 +38,8 @@ def save_style(folder):
 def test_finished_stages_become_models_of_half_the_size(tmp_path):
     for stage in shapes.STAGES:
         save_tiny_model(tmp_path / stage / "model")
-        (tmp_path / stage / "DONE").write_text("trained\n")
+        steps = shapes.get_config(stage).total_steps
+        (tmp_path / stage / "DONE").write_text(f"{steps} steps of stage {stage}\n")
     save_style(tmp_path / "style" / "model")
     out = tmp_path / "out"
     done = ship(f"--workdir={tmp_path}", f"--out={out}")
