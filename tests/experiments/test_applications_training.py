@@ -134,6 +134,9 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
         temporal = {"resample": (True,), "attention_layers": 1, "head_dim": 8}
         t2v |= {"stage": "t2v", "init_from": str(t2i_run[0]), "temporal": temporal}
         train_here(t2v, root / "fill")
+    with pytest.raises(UserError, match=r"config\.cond_in_blocks: False, expected True"):
+        train_here(changed(conditional, cond_in_blocks=False), root / "fill")
+    (root / "fill" / "run.json").unlink()  # as in a workdir of an older version
     with pytest.raises(UserError, match=r"fill.*initial.*given/kernel"):
         train_here(changed(conditional, cond_in_blocks=False), root / "fill")
     with pytest.raises(UserError, match=r"init_from: .*fill/model .*conditional"):
