@@ -62,7 +62,7 @@ def start_button(panel):
 
 def fill_form(panel, prompt="a red star", steps=3, enlarge=False):
     """Fills in a prompt and settings for a short job."""
-    panel.get_by_label("Prompt").fill(prompt)
+    panel.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
     set_number(panel, "Steps", steps)
     if not enlarge and panel.get_by_label("Enlarge").count():
         panel.get_by_label("Enlarge").uncheck()

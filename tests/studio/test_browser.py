@@ -373,7 +373,7 @@ def test_missing_values_are_reported(open_page):
     alert = panel.get_by_role("alert")
     alert.get_by_text(re.compile("Seed: missing.*0 to 4294967295")).wait_for()
     set_number(panel, "Seed", 0)
-    panel.get_by_label("Prompt").fill("")
+    panel.get_by_role("textbox", name="Prompt", exact=True).fill("")
     for name, message in (("generate", "prompt"), ("animate", "Image: missing")):
         panel = open_tab(page, name)
         start_button(panel).click()
