@@ -131,7 +131,7 @@ def test_the_walks_name_files_and_do_not_return():
     for walk in (ROOT / "docs" / "architecture.md").read_text().split("### ")[1:]:
         rows = [line.split("|")[2] for line in walk.splitlines() if re.match(r"\| \d+ \|", line)]
         steps = [re.findall(r"`([\w/]+(?:\.py|/))`", row) for row in rows]
-        assert len(steps) == 10 and all(steps)
+        assert len(steps) >= 10 and all(steps)
         first = [step[0] for step in steps]
         assert len(set(first)) == len(first)
         for path in first:
