@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stunet.errors import UserError
-from stunet.files import read_bytes, read_text, split_lines
+from stunet.files import read_text, split_lines
 from stunet.video_io.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileNames
 
 COLUMNS = ("file", "caption")
@@ -67,10 +67,8 @@ def read_caption_file(path: Path) -> tuple[str, ...]:
     Raises:
       UserError: The file cannot be read.
     """
-    content = read_bytes(path)
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     # An invalid byte in a caption is no reason to skip the video.
-    caption = " ".join(content.decode(encoding, errors="replace").split())
+    caption = " ".join(read_text(path, errors="replace").split())
     return (caption,) if caption else ()
 
 

@@ -57,16 +57,20 @@ def _check_content(path: Path, content: bytes) -> None:
         )
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, errors: str = "strict") -> str:
     """Reads a text in UTF-8, or in UTF-16 with a byte order mark.
 
+    Args:
+      path: File to read.
+      errors: Treatment of invalid bytes, as in `bytes.decode`.
+
     Raises:
-      UserError: The file cannot be read or has another encoding.
+      UserError: The file cannot be read, or has another encoding and `errors` is "strict".
     """
     content = read_bytes(path)
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return content.decode(encoding)
+        return content.decode(encoding, errors)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: invalid text ({error}), expected UTF-8") from error
 

@@ -78,9 +78,12 @@ def open_clip_folder(folder: str | Path, frames: int, fps: float | None = None) 
     """
     folder = user_path(folder)
     listing = find_files(folder, VIDEO_SUFFIXES)
-    stills = [name for name in listing.files if _is_still(folder / name)]
+    stills = {name for name in listing.files if _is_still(folder / name)}
     names = tuple(name for name in listing.files if name not in stills)
-    skipped = (*listing.skipped, *(f"{name}: an image, expected a video" for name in stills))
+    skipped = (
+        *listing.skipped,
+        *(f"{name}: an image, expected a video" for name in sorted(stills)),
+    )
     if not names:
         reason = f" ({skipped[0]})" if skipped else ""
         raise UserError(

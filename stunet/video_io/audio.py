@@ -9,6 +9,7 @@ import av
 from stunet.errors import UserError
 from stunet.files import user_path
 from stunet.video_io.decoding import time_origin
+from stunet.video_io.ffmpeg import open_input
 
 # Codecs that MP4 files can hold and players support; audio in others is encoded again, as AAC.
 _MP4_CODECS = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
@@ -20,7 +21,7 @@ _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 120
 def has_audio(path: str | Path) -> bool:
     """Whether a file has an audio track."""
     try:
-        with open(user_path(path), "rb") as file, av.open(file, options=_NO_PROTOCOLS) as container:
+        with open(user_path(path), "rb") as file, open_input(file) as container:
             return container.streams.best("audio") is not None
     except (OSError, av.error.FFmpegError):  # an image
         return False
@@ -38,7 +39,7 @@ def read_audio(path: str | Path) -> bytes:
     try:
         with (
             open(user_path(path), "rb") as file,
-            av.open(file, options=_NO_PROTOCOLS) as source,
+            open_input(file) as source,
             av.open(output, "w", format="mp4") as target,
         ):
             stream = source.streams.best("audio")
@@ -82,9 +83,6 @@ class AudioWriter:
     def close(self) -> None:
         """Closes the source of the audio."""
         self._source.close()
-
-
-_NO_PROTOCOLS = {"protocol_whitelist": "none"}  # a playlist must not make FFmpeg read other files
 
 
 def _video_start(container: av.container.InputContainer) -> float:

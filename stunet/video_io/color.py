@@ -16,7 +16,7 @@ HD_LINES = 720  # untagged video: BT.709 from this height up, BT.601 below
 _UNTAGGED_MATRICES = (0, 2, 3)  # 0 is RGB, which a YCbCr frame cannot be
 _MATRIX_709, _MATRIX_601, _MATRIX_2020 = 1, 5, 9
 _BT2020 = 9
-_PQ, _HLG = 16, 18
+HDR_TRANSFERS = _PQ, _HLG = 16, 18
 _REFERENCE_WHITE = 203.0  # cd/m2 (ITU-R BT.2408): becomes about 240 of 255
 _KNEE = 0.75  # linear light, relative to reference white, above which highlights are compressed
 _WHITE_D65 = (0.3127, 0.3290)
@@ -97,7 +97,7 @@ class RgbConverter:
 
     def _opaque(self, frame: av.VideoFrame) -> np.ndarray:
         transfer, primaries = frame.color_trc, frame.color_primaries
-        if transfer not in (_PQ, _HLG) and primaries not in _WIDE_GAMUTS:
+        if transfer not in HDR_TRANSFERS and primaries not in _WIDE_GAMUTS:
             return self._convert(frame, "rgb24").to_ndarray()
         key = (int(transfer), int(primaries), frame.width, frame.height)
         if key not in self._tables:
@@ -117,7 +117,7 @@ class RgbConverter:
 
 
 def _default_matrix(frame: av.VideoFrame) -> int:
-    if frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020:
+    if frame.color_trc in HDR_TRANSFERS or frame.color_primaries == _BT2020:
         return _MATRIX_2020
     return _MATRIX_709 if frame.height >= HD_LINES else _MATRIX_601
 
@@ -177,7 +177,7 @@ def to_srgb(colors: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     Returns:
       `[..., 3]` in [0, 1].
     """
-    is_hdr = transfer in (_PQ, _HLG)
+    is_hdr = transfer in HDR_TRANSFERS
     tagged = _BT2020 if is_hdr and primaries == 2 else primaries
     gamut = _WIDE_GAMUTS.get(tagged, _BT709)
     if transfer == _PQ:

@@ -16,6 +16,7 @@ from stunet.errors import UserError
 from stunet.files import check_not_lfs_pointer, user_path
 from stunet.video_io.color import UNSPECIFIED, RgbConverter
 from stunet.video_io.completeness import check_complete
+from stunet.video_io.ffmpeg import open_input
 from stunet.video_io.images import decode_images, image_info, is_image
 from stunet.video_io.pixels import BACKGROUND
 
@@ -208,7 +209,7 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
     Disables FFmpeg's protocols, so that a playlist cannot make it read other files. Restores the
     position of an open file.
     """
-    name, options = source_name(source), {"protocol_whitelist": "none"}
+    name = source_name(source)
     try:
         with contextlib.ExitStack() as stack:
             if isinstance(source, str | Path):
@@ -218,7 +219,7 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
                 if file.seekable():
                     stack.callback(file.seek, file.tell())
             check_complete(file, name)
-            yield stack.enter_context(av.open(file, options=options))
+            yield stack.enter_context(open_input(file))
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except (av.error.FFmpegError, OSError) as error:

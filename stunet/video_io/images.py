@@ -24,7 +24,8 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from stunet.errors import UserError
 from stunet.files import user_path
 from stunet.video_io.animations import StoredFrame, compose, parse_apng, parse_gif, png_chunks
-from stunet.video_io.color import RgbConverter
+from stunet.video_io.color import HDR_TRANSFERS, RgbConverter
+from stunet.video_io.ffmpeg import open_input
 from stunet.video_io.pixels import BACKGROUND, blend
 
 pillow_heif.register_heif_opener()
@@ -49,8 +50,6 @@ _SHORTEST = 0.010  # seconds; browsers display frames of up to this duration for
 _USUAL = 0.100  # ... this duration
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706  # TIFF tags
-_NO_PROTOCOLS = {"protocol_whitelist": "none"}  # FFmpeg reads no other file
-_HDR_TRANSFERS = (16, 18)  # PQ and HLG (ITU-T H.273)
 _TRANSPOSE = {  # EXIF orientation -> how to turn the stored picture
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -298,7 +297,7 @@ def _gif_structure(data: bytes) -> _Structure:
 
 
 def _avif_structure(data: bytes) -> _Structure:
-    with av.open(io.BytesIO(data), options=_NO_PROTOCOLS) as container:
+    with open_input(io.BytesIO(data)) as container:
         stream = _avif_stream(container)
         context = stream.codec_context
         colors = context.color_primaries, context.color_trc
@@ -366,7 +365,7 @@ def _decode(
         _check_tiff(image)
     colors = structure.colors or _nclx(image)
     convert = RgbConverter(name)
-    is_hdr = colors is not None and colors[1] in _HDR_TRANSFERS
+    is_hdr = colors is not None and colors[1] in HDR_TRANSFERS
     deep_frames = _ffmpeg_frames(data, image) if is_hdr and form == "AVIF" else None
 
     def to_srgb(frame: Image.Image) -> np.ndarray:
@@ -404,7 +403,7 @@ def _decode(
 
 def _ffmpeg_frames(data: bytes, image: Image.Image) -> Iterator[av.VideoFrame]:
     """Yields the frames of an AVIF file with 10 or 12 bits, of which Pillow keeps 8."""
-    with av.open(io.BytesIO(data), options=_NO_PROTOCOLS) as container:
+    with open_input(io.BytesIO(data)) as container:
         for frame in container.decode(_avif_stream(container)):
             if (frame.width, frame.height) != image.size:
                 raise _UnsupportedError("HDR image of several tiles, expected one tile or SDR")
