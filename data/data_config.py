@@ -1,13 +1,16 @@
 """The typed data config: fields that all datasets share, and what each dataset defines."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data import records
+from data.parts import BuildParts
 from stunet.errors import UserError
 from stunet.files import split_lines
 
@@ -17,6 +20,8 @@ Record = Mapping[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(abc.ABC):
     """Base class of the datasets' configs; a subclass adds its own fields and the methods below.
+
+    Most datasets subclass `TfdsDataConfig`.
 
     Attributes:
       name: Key of `data.datasets.DATASETS`, or "package.module:name" of a subclass.
@@ -30,6 +35,8 @@ class DataConfig(abc.ABC):
       crop: Height and width in pixels of a random square crop of each example. None uses whole
         frames.
       text_states: Whether batches contain cached text encoder states instead of tokens.
+      workers: Processes that decode examples. 0 uses threads of this process. None uses one
+        process per core for encoded clips, else threads.
     """
 
     name: str
@@ -42,6 +49,7 @@ class DataConfig(abc.ABC):
     caption_dropout: float
     crop: int | None = None
     text_states: bool = False
+    workers: int | None = None
 
     def __post_init__(self):
         self.check_positive("num_frames", "resolution", "fps", "crop")
@@ -49,6 +57,8 @@ class DataConfig(abc.ABC):
             raise UserError(f"crop: {self.crop}, expected at most the resolution {self.resolution}")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed}, expected 0 or more")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers: {self.workers}, expected 0 or more")
         if not 0 <= self.caption_dropout <= 1:
             raise UserError(f"caption_dropout: {self.caption_dropout}, expected 0 to 1")
 
@@ -60,14 +70,34 @@ class DataConfig(abc.ABC):
                 raise UserError(f"{name}: {value}, expected a positive number")
 
     @abc.abstractmethod
-    def make_builder(self) -> tfds.core.DatasetBuilder:
-        """Returns the TFDS builder.
+    def prepare(self, build_parts: BuildParts, check: Callable[[str], None]) -> "DataConfig":
+        """Builds the dataset under `data_dir`, unless it exists.
 
-        Its records need the feature `caption` (text). Each line of it is a caption; an example
-        uses one of them.
+        Args:
+          build_parts: Builds the parts of datasets that have several.
+          check: Called with the fingerprint before anything is built; may raise.
+
+        Returns:
+          A config that identifies the built dataset without its source, for the methods below.
 
         Raises:
-          UserError: the source of the dataset is missing or invalid.
+          UserError: the source is missing or contains nothing usable, or the disk is full.
+        """
+
+    @abc.abstractmethod
+    def folder(self) -> Path:
+        """Returns the folder of the built dataset."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Returns a name that changes with the content of the dataset's clips and captions."""
+
+    @abc.abstractmethod
+    def open_records(self) -> Sequence[Record]:
+        """Returns the records of the split, with random access. They can be pickled.
+
+        Raises:
+          UserError: the dataset has not been built, or has no such split.
         """
 
     @abc.abstractmethod
@@ -75,20 +105,70 @@ class DataConfig(abc.ABC):
         """Returns the clip of a record.
 
         Args:
-          record: A record of the TFDS builder.
+          record: A record of the dataset. Each line of its text `caption` is a caption.
           rng: Source of all random choices, such as the first frame; it differs per example.
 
         Returns:
-          `[num_frames, resolution, resolution, 3]` float32 in [-1, 1].
+          `[num_frames, resolution, resolution, 3]`, float32 in [-1, 1] or uint8.
         """
 
-    def captions(self, records: Sequence[Record]) -> list[tuple[str, ...]]:
-        """Returns the captions of every record."""
-        return [split_captions(records[index]) for index in range(len(records))]
+    def decode_crop(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """Returns the clip of a record, cropped to `crop` at random; see `decode`."""
+        video = self.decode(record, rng)
+        top, left, height, width = self.draw_crop(rng)
+        return video[:, top : top + height, left : left + width]
+
+    def draw_crop(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Returns top, left, height and width in pixels of an example's crop."""
+        if self.crop is None:
+            return 0, 0, self.resolution, self.resolution
+        top, left = (int(rng.integers(self.resolution - self.crop + 1)) for _ in range(2))
+        return top, left, self.crop, self.crop
+
+    def captions(self) -> list[str]:
+        """Returns the captions of all records of the split."""
+        found = self.open_records()
+        return [text for index in range(len(found)) for text in split_captions(found[index])]
+
+    def read_workers(self) -> int:
+        """Returns the number of processes that decode examples; 0 for threads."""
+        return self.workers or 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfdsDataConfig(DataConfig):
+    """Base class of the configs of datasets with a TFDS builder of their own."""
+
+    @abc.abstractmethod
+    def make_builder(self) -> tfds.core.DatasetBuilder:
+        """Returns the TFDS builder. Its records need the feature `caption` (text).
+
+        Raises:
+          UserError: the source of the dataset is missing or invalid.
+        """
 
     def select_records(self, records: Sequence[Record]) -> Sequence[Record]:
         """Returns the records to train on; a repeated record is drawn more often."""
         return records
+
+    def prepare(self, build_parts: BuildParts, check: Callable[[str], None]) -> "TfdsDataConfig":
+        """Builds the dataset in this process; see `DataConfig.prepare`."""
+        del build_parts
+        check(self.fingerprint())
+        records.build(self.make_builder())
+        return self
+
+    def folder(self) -> Path:
+        """Returns the folder of the built dataset."""
+        return Path(self.make_builder().data_path)
+
+    def fingerprint(self) -> str:
+        """Returns the builder's name, config and version."""
+        return self.make_builder().info.full_name
+
+    def open_records(self) -> Sequence[Record]:
+        """Returns the records of the split that `select_records` selects."""
+        return self.select_records(records.read(self.make_builder(), self.split))
 
 
 def split_captions(record: Record) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ on (seed, g) only. Batch k is therefore the same after a restart at any step, an
 processes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from data import records
 from data.data_config import DataConfig, Record, split_captions
 from data.datasets import DATASETS, parse_config
+from data.parts import BuildParts, build_locally
+from data.preparation import end_with_parent
 from stunet.errors import UserError
-from stunet.files import check_not_lfs_pointer
 from stunet.text import Tokenizer
+from stunet.text_states import open_text_states
+from stunet.video_io import to_float
 
 __all__ = [
     "DATASETS",
@@ -38,32 +41,43 @@ __all__ = [
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
-# Threads, not processes: rendering is quick, and Grain's processes need parsed absl flags.
 READ_THREADS = 2
 PREFETCHED_BATCHES = 2
 
 
-def prepare(config: DataConfig) -> None:
+def prepare(
+    config: DataConfig,
+    build_parts: BuildParts | None = None,
+    check: Callable[[str], None] = lambda fingerprint: None,
+) -> DataConfig:
     """Builds the dataset under `config.data_dir`, unless it exists.
+
+    Args:
+      config: The dataset.
+      build_parts: Builds the parts of a large dataset. None uses this process.
+      check: Called with the dataset's `fingerprint` before anything is built; may raise.
+
+    Returns:
+      A config that identifies the built dataset. Reading by it does not need the source.
 
     Raises:
       UserError: the dataset's source is missing or contains nothing usable.
     """
-    records.build(config.make_builder())
+    return config.prepare(build_parts or build_locally(1), check)
 
 
 def open_records(config: DataConfig) -> Sequence[Record]:
-    """Returns the records of the split, as `config.select_records` selects them.
+    """Returns the records of the split.
 
     Raises:
       UserError: the dataset has not been built, or has no such split.
     """
-    return config.select_records(records.read(config.make_builder(), config.split))
+    return config.open_records()
 
 
 def captions(config: DataConfig) -> list[str]:
-    """Returns the captions of the split, in the order of its records."""
-    return [text for texts in config.captions(open_records(config)) for text in texts]
+    """Returns the captions of the records of the split."""
+    return config.captions()
 
 
 def caption_warnings(config: DataConfig, tokenizer: Tokenizer | None) -> list[str]:
@@ -85,7 +99,7 @@ def caption_warnings(config: DataConfig, tokenizer: Tokenizer | None) -> list[st
 
 def fingerprint(config: DataConfig) -> str:
     """Returns a name that changes with the content of the dataset's clips and captions."""
-    return config.make_builder().info.full_name
+    return config.fingerprint()
 
 
 def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str]]:
@@ -97,17 +111,13 @@ def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str
     config = dataclasses.replace(config, crop=None, caption_dropout=0.0)
     source = open_records(config)
     examples = [_example(config, source, position) for position in range(count)]
-    videos = np.stack([example["video"] for example in examples])
-    return videos, [example["caption"] for example in examples]
+    videos = [to_float(v) if (v := e["video"]).dtype == np.uint8 else v for e in examples]
+    return np.stack(videos), [example["caption"] for example in examples]
 
 
 def text_states_path(config: DataConfig) -> Path:
-    """Returns the path of the cached text states of the split.
-
-    The file contains `[N + 1, L, D]` float16: row i belongs to caption i in the order of
-    `captions`, row N to the empty caption.
-    """
-    return Path(config.make_builder().data_path) / f"text_states_{config.split}.npy"
+    """Returns the folder of the cached text states of the split (`stunet.text_states`)."""
+    return config.folder() / f"text_states_{config.split}"
 
 
 def make_batches(
@@ -119,7 +129,9 @@ def make_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns an endless iterator over batches, prefetched in threads.
+    """Returns an endless iterator over batches, prefetched by threads or worker processes.
+
+    The batches do not depend on the number of threads or processes.
 
     Args:
       config: The dataset and how to draw examples from it.
@@ -131,7 +143,7 @@ def make_batches(
       process_count: Number of processes that share each global batch.
 
     Yields:
-      `video` [B, T, H, W, 3] float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask` [B, L]
+      `video` [B, T, H, W, 3], uint8 or float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask` [B, L]
       bool, or `text_states` [B, L, D] float16; `position` [B] int64, the global position of each
       example. B is `batch_size / process_count`.
 
@@ -144,7 +156,7 @@ def make_batches(
     local = batch_size // process_count
     first = start_step * batch_size + process_index * local
     source = open_records(config)
-    states, first_rows = _open_states(config, source) if config.text_states else (None, None)
+    states = open_text_states(text_states_path(config)) if config.text_states else None
 
     def example(index: int) -> dict[str, Any]:
         step, row = divmod(index, local)
@@ -155,38 +167,56 @@ def make_batches(
             "video": np.stack([example["video"] for example in examples]),
             "position": np.array([example["position"] for example in examples], np.int64),
         }
+        texts = [example["caption"] for example in examples]
         if states is not None:
-            # The last row (-1) belongs to the empty caption.
-            rows = [
-                first_rows[item["record"]] + item["choice"] if item["caption"] else -1
-                for item in examples
-            ]
-            return {**batch, "text_states": states[rows]}
-        tokens, mask = tokenize([example["caption"] for example in examples])
+            return {**batch, "text_states": states.lookup(texts)}
+        tokens, mask = tokenize(texts)
         return {**batch, "tokens": tokens, "token_mask": mask}
 
-    reading = grain.ReadOptions(READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES * local)
-    dataset = grain.MapDataset.range(sys.maxsize).map(example).to_iter_dataset(reading)
-    return iter(dataset.batch(local, batch_fn=collate))
+    # Batched before Grain divides the elements among processes: a process makes whole batches.
+    batches = grain.MapDataset.range(sys.maxsize).map(example).batch(local, batch_fn=collate)
+    workers = config.read_workers()
+    if not workers:
+        reading = grain.ReadOptions(READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
+        return iter(batches.to_iter_dataset(reading))
+    reading = grain.ReadOptions(1, prefetch_buffer_size=1)
+    dataset = batches.to_iter_dataset(reading).mp_prefetch(
+        grain.MultiprocessingOptions(workers), worker_init_fn=end_with_parent
+    )
+    return _from_workers(dataset)
+
+
+def _from_workers(batches: grain.IterDataset) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches of worker processes.
+
+    Raises:
+      UserError: a process died.
+    """
+    with contextlib.closing(iter(batches)) as iterator:
+        while True:
+            try:
+                batch = next(iterator)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                raise UserError(
+                    f"config.data.workers: a process that reads clips died ({error}), expected it "
+                    "to go on; fewer workers need less memory"
+                ) from error
+            yield batch
 
 
 def _example(config: DataConfig, source: Sequence[Record], position: int) -> dict[str, Any]:
     epoch, rank = divmod(position, len(source))
-    index = int(_order(config.seed, epoch, len(source))[rank])
-    record = source[index]
+    record = source[int(_order(config.seed, epoch, len(source))[rank])]
     rng = np.random.default_rng((config.seed, 1, position))
     dropped = rng.random() < config.caption_dropout
-    video = config.decode(record, rng)
-    if size := config.crop:
-        top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
-        video = video[:, top : top + size, left : left + size]
+    video = config.decode_crop(record, rng)
     texts = split_captions(record)
     choice = int(rng.integers(len(texts))) if len(texts) > 1 else 0
     return {
         "video": video,
         "caption": "" if dropped else texts[choice],
-        "record": index,
-        "choice": choice,
         "position": position,
     }
 
@@ -194,22 +224,3 @@ def _example(config: DataConfig, source: Sequence[Record], position: int) -> dic
 @functools.lru_cache(maxsize=4)  # around the end of an epoch, threads read from two orders
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(count)
-
-
-def _open_states(config: DataConfig, source: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the states, and the row of the first caption of each record."""
-    path = text_states_path(config)
-    counts = [len(texts) for texts in config.captions(source)]
-    first_rows, count = np.cumsum([0, *counts[:-1]]), sum(counts)
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such text states, expected the output of experiments.cache_text "
-            "(or text_states=False)"
-        )
-    check_not_lfs_pointer(path)
-    states = np.load(path, mmap_mode="r")
-    if states.ndim != 3 or len(states) != count + 1:
-        raise UserError(
-            f"{path}: text states of shape {states.shape}, expected [{count + 1}, L, D]"
-        )
-    return states, first_rows

@@ -5,6 +5,7 @@ import io
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
@@ -29,15 +30,21 @@ def build(builder: tfds.core.DatasetBuilder) -> None:
         return
     start = time.monotonic()
     print(f"building {builder.info.full_name} ...", file=sys.stderr)
-    tfds.disable_progress_bar()  # its bar per stage would hide ours
-    with writing(builder.data_path), contextlib.redirect_stdout(io.StringIO()):
+    with writing(builder.data_path):
         try:
-            builder.download_and_prepare()
+            write(builder)
         except FileExistsError:
             if not builder.data_path.exists():  # not from a concurrent build
                 raise
     seconds = time.monotonic() - start
     print(f"built {builder.data_path} in {seconds:.0f} s", file=sys.stderr)
+
+
+def write(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes the builder's records, without output from TFDS."""
+    tfds.disable_progress_bar()  # its bar per stage would hide ours
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
 
 
 @contextlib.contextmanager
@@ -63,6 +70,18 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, An
     if split not in known:
         raise UserError(f"{builder.data_path}: no split {split!r}, expected {' or '.join(known)}")
     return builder.as_data_source(split=split)
+
+
+def read_folder(folder: Path, split: str) -> Sequence[dict[str, Any]]:
+    """Returns the records in the folder of a TFDS dataset.
+
+    Raises:
+      UserError: there is no such dataset.
+    """
+    try:
+        return tfds.builder_from_directory(folder).as_data_source(split=split)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: no readable records ({error})") from error
 
 
 def progress(items: Iterable[T], label: str) -> Iterator[T]:

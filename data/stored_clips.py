@@ -1,281 +1,267 @@
-"""Base of the datasets of real videos: decoded once, stored as uint8 frames."""
+"""Base of the datasets of real videos: their config, preparation and reading."""
 
 import abc
-import contextlib
-import functools
 import json
 import os
+import shutil
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from data import parts
 from data.data_config import DataConfig, Record
-from data.records import progress, silence_config_warning
+from data.encoding import decode_window
+from data.preparation import ClipSettings
+from data.sources import Source
 from stunet.errors import UserError
 from stunet.files import user_path
-from stunet.video_io import decode_frames, probe, to_float
 from stunet.video_io.folders import printable_name
 
-# Videos are stored in segments of this many frames up to twice as many: long enough for a random
-# start, short enough to read quickly.
-SEGMENT = 16
-
-_SAMPLE = 2**16  # bytes at each end of a video that identify its content
-_TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _SLOWER = 0.95  # of `fps`; a video with fewer frames per second is reported
-
-
-class SourceVideo(NamedTuple):
-    """A video of the source.
-
-    Attributes:
-      name: Path relative to the source.
-      open: Returns the path or the content of the file.
-      captions: Empty if the source has none for it; the video is then skipped.
-      problem: Why the video is skipped, None if nothing is known.
-    """
-
-    name: str
-    open: Callable[[], str | Path | BinaryIO]
-    captions: tuple[str, ...]
-    problem: str | None = None
-
-
-class Source(NamedTuple):
-    """The videos of a source.
-
-    Attributes:
-      videos: All videos, sorted by name.
-      skipped: A line for each file that is not among them, with the reason.
-    """
-
-    videos: list[SourceVideo]
-    skipped: tuple[str, ...] = ()
+_SHOWN = 100  # skipped clips that are listed
+_READ_THREADS = 16  # for digests of files, which may be on a network file system
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredClipsConfig(DataConfig):
     """Base of the configs of datasets that are built from video files.
 
-    Attributes:
-      source: Folder or archive of the videos. Empty is accepted in config files, but not by
-        `make_builder`.
-    """
-
-    builder_class: ClassVar[type["StoredClips"]]
-
-    source: str
-
-    @abc.abstractmethod
-    def source_files(self) -> Mapping[str, Path]:
-        """Returns the files that the records depend on, by their names within the source.
-
-        Raises:
-          UserError: the source does not exist or contains no video.
-        """
-
-    def make_builder(self) -> "StoredClips":
-        """Returns the TFDS builder; its name changes with the fields and the source's content."""
-        if not self.source:  # Path("") would be the current folder
-            raise UserError(f"config.data.source: empty, expected the videos of {self.name!r}")
-        builder_config = StoredClipsBuilderConfig(name=self._builder_name(), data_config=self)
-        with silence_config_warning():
-            return self.builder_class(
-                config=builder_config,
-                data_dir=str(user_path(self.data_dir)),
-                file_format="array_record",
-            )
-
-    def captions(self, records: Sequence[Record]) -> list[tuple[str, ...]]:
-        """Returns the captions of every record, from a file that is written once.
-
-        The records also contain the frames, which would take long to read.
-        """
-        path = Path(self.make_builder().data_path) / f"captions_{self.split}.json"
-        if path.exists():
-            return [tuple(texts) for texts in json.loads(path.read_text())]
-        captions = super().captions(records)
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # a read-only or full disk
-            new.write_text(json.dumps(captions))
-            new.replace(path)
-        return captions
-
-    def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
-        """Returns a random window of `num_frames` of a stored segment."""
-        frames = record["frames"]
-        start = int(rng.integers(len(frames) - self.num_frames + 1))
-        return to_float(frames[start : start + self.num_frames])
-
-    def _builder_name(self) -> str:
-        digest = blake2b(digest_size=5)
-        for name, path in sorted(self.source_files().items()):
-            digest.update(f"{name}\0{_content_digest(path)}\n".encode(errors="surrogateescape"))
-        size = f"{self.resolution}px-{self.fps:g}fps-{self.num_frames}f"
-        return f"{digest.hexdigest()}-{size}".replace(".", "_")
-
-
-@dataclass(kw_only=True)
-class StoredClipsBuilderConfig(tfds.core.BuilderConfig):
-    """Passes the data config to the builder."""
-
-    data_config: StoredClipsConfig
-
-
-class StoredClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Records of `frames` [T, H, W, 3] uint8, `caption`, and the name of the source `file`.
-
-    Several captions of a video are lines of `caption`.
-
     Each video is re-timed to `fps`, centre-cropped, downsampled to `resolution` with
     anti-aliasing, and cut into segments of `num_frames` or more. Videos that cannot be decoded,
-    are too short or have no caption are skipped, and listed with the reason at the end.
+    are too short or have no caption are skipped, and listed with the reason.
 
-    Raises (from `download_and_prepare`):
-      UserError: every video was skipped.
+    Attributes:
+      source: Folder or archive of the videos. Not needed once `dataset` is built.
+      dataset: Name of a built dataset in `data_dir`, as `experiments.prepare` prints it. None
+        derives it from the content of `source` and the settings below.
+      storage: "encoded" stores H.264 (`data.encoding`), "raw" uncompressed uint8 frames.
+      scene_cuts: Whether clips are cut where a new scene begins (`data.scenes`).
+      min_motion: Segments with less motion are dropped (`data.scenes.motion`). 0 keeps all.
+      part_size: Clips of a part of the dataset. An interrupted build keeps finished parts.
     """
 
-    VERSION = tfds.core.Version("1.1.0")  # 1.1: several captions per video, one per line
+    source: str = ""
+    dataset: str | None = None
+    storage: Literal["encoded", "raw"] = "encoded"
+    scene_cuts: bool = False
+    min_motion: float = 0.0
+    part_size: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_positive("part_size")
+        if self.min_motion < 0:
+            raise UserError(f"min_motion: {self.min_motion}, expected 0 or more")
 
     @abc.abstractmethod
     def read_source(self) -> Source:
-        """Lists the videos of the source.
+        """Lists the clips of `source`.
 
         Raises:
           UserError: the source does not exist or contains no video.
         """
 
-    @property
-    def data_config(self) -> Any:
-        """The data config that the builder was made from."""
-        return self.builder_config.data_config
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        side = self.data_config.resolution
-        frames = tfds.features.Tensor(
-            shape=(None, side, side, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-        )
-        texts = {name: tfds.features.Text() for name in ("caption", "file")}
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"frames": frames, **texts})
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        (videos, unread), skipped, slow = self.read_source(), [], {}
-        for video in progress(videos, "videos"):
-            name = printable_name(video.name)
-            try:
-                segments, rate = _read_segments(video, self.data_config)
-            except Exception as error:  # one damaged file must not end the build
-                reason = str(error).rpartition(f"{video.name}: ")[2] or repr(error)
-                skipped.append(f"{name}: {' '.join(reason.split())}")
-                continue
-            if 0 < rate < _SLOWER * self.data_config.fps:
-                slow[name] = rate
-            for index, frames in enumerate(segments):
-                caption = "\n".join(video.captions)
-                yield (
-                    f"{video.name}#{index}",
-                    {"frames": frames, "caption": caption, "file": video.name},
-                )
-        _report(len(videos), skipped, unread, slow, self.data_config.fps)
-        if len(skipped) == len(videos):
+    def prepare(
+        self, build_parts: parts.BuildParts, check: Callable[[str], None]
+    ) -> "StoredClipsConfig":
+        """Builds the dataset from `source`, unless it exists; see `DataConfig.prepare`."""
+        if self.dataset is not None and parts.read_manifest(self.folder()) is not None:
+            check(self.fingerprint())
+            return self._matching_manifest()
+        plan = self._plan()
+        if self.dataset not in (None, plan.dataset):
             raise UserError(
-                f"{self.data_config.source}: none of {len(videos)} videos is usable ({skipped[0]})"
+                f"config.data.dataset: {self.dataset!r} is not in {self._datasets_folder()}, and "
+                f"config.data.source has the content of {plan.dataset!r}"
             )
+        ready = replace(self, dataset=plan.dataset)
+        check(ready.fingerprint())
+        if parts.read_manifest(ready.folder()) is None:
+            with parts.building(ready.folder()):
+                if parts.read_manifest(ready.folder()) is None:  # not built while this one waited
+                    self._build(plan, build_parts)
+        return ready
+
+    def folder(self) -> Path:
+        """Returns the folder of the dataset. Lists the source if `dataset` is None."""
+        return self._datasets_folder() / (self.dataset or self._plan().dataset)
+
+    def fingerprint(self) -> str:
+        """Returns the kind and the name of the dataset. Lists the source if `dataset` is None."""
+        return f"{self.name}/{self.folder().name}"
+
+    def open_records(self) -> Sequence[Record]:
+        """Returns the records of all parts."""
+        if self.split != "train":
+            raise UserError(f"{self.folder()}: no split {self.split!r}, expected train")
+        return parts.Records(self.folder(), self._manifest()["records"])
+
+    def captions(self) -> list[str]:
+        """Returns the captions of each clip, as often as it has records. Reads no frames."""
+        return [
+            text
+            for part in range(len(self._manifest()["records"]))
+            for result in parts.read_results(self.folder(), part)
+            for _ in range(result.segments)
+            for text in result.captions
+        ]
+
+    def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """Returns a random window of `num_frames` of a stored segment, uint8."""
+        return self._decode(record, rng, (0, 0, self.resolution, self.resolution))
+
+    def decode_crop(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """Returns a random window of a segment, cropped before its conversion to RGB."""
+        return self._decode(record, rng, None)
+
+    def read_workers(self) -> int:
+        """Returns `workers`; None means one per core for encoded clips and none for raw ones."""
+        if self.workers is not None:
+            return self.workers
+        is_encoded = self._manifest()["settings"]["storage"] == "encoded"
+        return len(os.sched_getaffinity(0)) if is_encoded else 0
+
+    def _decode(
+        self, record: Record, rng: np.random.Generator, box: tuple[int, int, int, int] | None
+    ) -> np.ndarray:
+        """Decodes a random window; `box` None draws the crop after the first frame."""
+        is_raw = "frames" in record
+        length = len(record["frames"]) if is_raw else int(record["num_frames"])
+        start = int(rng.integers(length - self.num_frames + 1))
+        top, left, height, width = box = box or self.draw_crop(rng)
+        if not is_raw:
+            return decode_window(record["video"], start, self.num_frames, box)
+        window = record["frames"][start : start + self.num_frames]
+        return window[:, top : top + height, left : left + width]
+
+    def _datasets_folder(self) -> Path:
+        return user_path(self.data_dir) / self.name.rpartition(":")[2]
+
+    def _manifest(self) -> dict[str, Any]:
+        manifest = parts.read_manifest(self.folder())
+        if manifest is None:
+            raise UserError(f"{self.folder()}: no such dataset, expected a prepared one")
+        return manifest
+
+    def _matching_manifest(self) -> "StoredClipsConfig":
+        """Returns this config; raises a `UserError` if the dataset has other settings."""
+        settings = self._manifest()["settings"]
+        for field, fits in (
+            ("resolution", self.resolution == settings["resolution"]),
+            ("fps", self.fps == settings["fps"]),
+            ("num_frames", self.num_frames <= settings["num_frames"]),
+        ):
+            if not fits:
+                at_most = "at most " if field == "num_frames" else ""
+                raise UserError(
+                    f"config.data.{field}: {getattr(self, field)}, expected {at_most}"
+                    f"{settings[field]}, as dataset {self.dataset!r} was prepared"
+                )
+        return self
+
+    def _plan(self) -> "_Plan":
+        """Lists the source and derives the name of the dataset from it."""
+        if not self.source:  # Path("") would be the current folder
+            known = sorted(path.parent.name for path in self._datasets_folder().glob("*/manifest*"))
+            ready = f", or config.data.dataset: {' or '.join(known)}" if known else ""
+            raise UserError(
+                f"config.data.source: empty, expected the videos of {self.name!r}{ready}"
+            )
+        source = self.read_source()
+        files = list(dict.fromkeys(clip.file for clip in source.clips))
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            digests = dict(zip(files, pool.map(lambda file: file.digest(), files), strict=True))
+        contents = [digests[clip.file] for clip in source.clips]
+        settings = ClipSettings(
+            self.num_frames,
+            self.resolution,
+            self.fps,
+            self.storage,
+            self.scene_cuts,
+            self.min_motion,
+        )
+        digest = blake2b(digest_size=8)
+        digest.update(json.dumps([*settings, self.part_size, parts.FORMAT_VERSION]).encode())
+        for clip, content in zip(source.clips, contents, strict=True):
+            line = json.dumps([clip.name, clip.span, clip.captions, content])
+            digest.update(line.encode())
+        size = f"{self.resolution}px-{self.fps:g}fps-{self.num_frames}f"
+        dataset = f"{digest.hexdigest()}-{size}".replace(".", "_")
+        return _Plan(dataset, source, contents, settings)
+
+    def _build(self, plan: "_Plan", build_parts: parts.BuildParts) -> None:
+        folder, clips = self._datasets_folder() / plan.dataset, plan.source.clips
+        if plan.source.summary:
+            print(plan.source.summary, file=sys.stderr)
+        starts = range(0, len(clips), self.part_size)
+        tasks = [
+            parts.PartTask(
+                folder / parts.part_name(number),
+                clips[start : start + self.part_size],
+                plan.contents[start : start + self.part_size],
+                plan.settings,
+            )
+            for number, start in enumerate(starts)
+        ]
+        missing = [task for task in tasks if not task.folder.exists()]
+        finished = len(tasks) - len(missing)
+        resumed = f", {finished} of {len(tasks)} parts are finished" if finished else ""
+        print(f"building {folder} from {len(clips)} clips{resumed}", file=sys.stderr)
+        start = time.monotonic()
+        build_parts(missing)
+        results = (r for part in range(len(tasks)) for r in parts.read_results(folder, part))
+        lines, skipped = _remarks(results, plan.source.skipped, self.fps)
+        if len(skipped) == len(clips):
+            shutil.rmtree(folder)
+            raise UserError(f"{self.source}: none of {len(clips)} videos is usable ({skipped[0]})")
+        content = {"dataset": plan.dataset, "settings": plan.settings._asdict()}
+        parts.write_manifest(folder, content, len(tasks))
+        lines.append(f"built {folder} in {time.monotonic() - start:.0f} s")
+        print(*lines, sep="\n", file=sys.stderr)
 
 
-def _report(
-    total: int, skipped: list[str], unread: Sequence[str], slow: dict[str, float], fps: float
-) -> None:
-    """Prints what was skipped, and which videos have fewer frames than requested."""
+class _Plan(NamedTuple):
+    """A dataset to build: its name, clips, the digest of each clip's file, and settings."""
+
+    dataset: str
+    source: Source
+    contents: list[str]
+    settings: ClipSettings
+
+
+def _remarks(
+    results: Iterable[parts.ClipResult], unread: Sequence[str], fps: float
+) -> tuple[list[str], list[str]]:
+    """Returns lines for the user, and the names of skipped clips with the reasons."""
+    skipped, slow, static, total = [], {}, 0, 0
+    for result in results:
+        name = printable_name(result.name)
+        total, static = total + 1, static + result.static
+        if result.problem is not None:
+            span = "" if result.span is None else " ({:g} to {:g} s)".format(*result.span)
+            skipped.append(f"{name}{span}: {result.problem}")
+        elif 0 < result.fps < _SLOWER * fps:
+            slow[name] = result.fps
     lines = []
     if skipped:
-        lines += [f"skipped {len(skipped)} of {total} videos:", *(f"  {line}" for line in skipped)]
+        more = [f"... and {len(skipped) - _SHOWN} others"] * (len(skipped) > _SHOWN)
+        shown = [f"  {line}" for line in (*skipped[:_SHOWN], *more)]
+        lines += [f"skipped {len(skipped)} of {total} videos:", *shown]
     if unread:
         lines += ["other remarks on the source:", *(f"  {line}" for line in unread)]
+    if static:
+        lines.append(f"{static} segments dropped for lack of motion")
     if slow:
         name = min(slow, key=slow.__getitem__)
         lines.append(
             f"config.data.fps: {fps:g}, but {len(slow)} of {total} videos have fewer frames per "
             f"second (the slowest {slow[name]:g}: {name}); their frames are repeated"
         )
-    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
-
-
-def cut(frames: Iterable[np.ndarray], minimum: int, length: int) -> Iterator[np.ndarray]:
-    """Cuts a stream of frames into consecutive segments `[T, H, W, 3]`.
-
-    Every segment has `length` frames, except the last one, which includes the remainder and has
-    fewer than `2 * length`. A video of fewer than `minimum` frames yields no segment.
-    """
-    pending: list[np.ndarray] = []
-    for frame in frames:
-        pending.append(frame)
-        if len(pending) == 2 * length:
-            yield np.stack(pending[:length])
-            del pending[:length]
-    if len(pending) >= minimum:
-        yield np.stack(pending)
-
-
-def _read_segments(video: SourceVideo, config: StoredClipsConfig) -> tuple[list[np.ndarray], float]:
-    """Returns the segments of a video and its frames per second (0 for a still image)."""
-    if video.problem or not video.captions:
-        raise UserError(video.problem or "no caption")
-    rate = probe(video.open()).fps
-    frames = decode_frames(video.open(), config.fps, config.resolution)
-    count = 0
-
-    def counted() -> Iterator[np.ndarray]:
-        nonlocal count
-        for frame in frames:
-            count += 1
-            yield frame
-
-    # A list, so that a file that fails to decode half-way yields no records.
-    segments = list(cut(counted(), config.num_frames, max(SEGMENT, config.num_frames)))
-    if not segments:
-        raise UserError(
-            f"too short: {count} frames at {config.fps:g} fps, expected {config.num_frames}"
-        )
-    return segments, rate
-
-
-def _content_digest(path: Path) -> str:
-    """Identifies the content of a file; "" if it cannot be read.
-
-    Uses all of a small file or a table of captions, the checksums in an archive, and the size and
-    both ends of another file.
-    """
-    try:
-        state = path.stat()
-        return _cached_digest(path, state.st_size, state.st_mtime_ns)
-    except OSError:
-        return ""
-
-
-@functools.lru_cache(maxsize=2**20)
-def _cached_digest(path: Path, size: int, modified: int) -> str:
-    del modified  # a changed file is read again
-    suffix = path.suffix.lower()
-    if suffix == ".zip":
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            members = [(m.filename, m.file_size, m.CRC) for m in archive.infolist()]
-            return blake2b(repr(members).encode(), digest_size=16).hexdigest()
-    with path.open("rb") as file:
-        digest = blake2b(file.read(_SAMPLE), digest_size=16)
-        if suffix not in _TEXT_SUFFIXES:
-            file.seek(max(_SAMPLE, size - _SAMPLE))
-        digest.update(file.read())
-    return f"{size} {digest.hexdigest()}"
+    return lines, skipped

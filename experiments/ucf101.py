@@ -129,7 +129,7 @@ def classes_and_prompts(config: ZeroShotConfig) -> list[tuple[str, str]]:
       UserError: there are no real clips, or a class has no prompt.
     """
     prompts = read_class_prompts(user_path(config.prompts))
-    videos = find_class_videos(user_path(config.reference)).videos
+    videos = find_class_videos(user_path(config.reference)).clips
     counts = Counter(video.name.split("/")[-2] for video in videos)
     if missing := [label for label in sorted(counts) if label.lower() not in prompts]:
         raise UserError(

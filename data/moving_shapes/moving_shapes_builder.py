@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.data_config import DataConfig, Record
+from data.data_config import Record, TfdsDataConfig
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.moving_shapes.vocabulary import MOTIONS, Attributes, caption, draw_attributes
 from data.records import progress, silence_config_warning
@@ -19,7 +19,7 @@ SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovingShapesConfig(DataConfig):
+class MovingShapesConfig(TfdsDataConfig):
     """Config of the dataset "moving_shapes", rendered while training.
 
     Attributes:

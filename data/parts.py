@@ -1,0 +1,329 @@
+"""Stored datasets of real clips: parts of TFDS records, and a manifest that identifies them.
+
+    DATA_DIR/NAME/DATASET/
+      manifest.json             settings and number of records of each part; written last
+      part-00000/               a TFDS dataset (ArrayRecord), complete or absent
+        clips.jsonl             source, captions and result of each clip of the part
+      part-00001/ ...
+
+A part is written under a temporary name and renamed, so that a killed build keeps its finished
+parts. The same clips and settings give the same records, whatever builds them.
+"""
+
+import bisect
+import contextlib
+import fcntl
+import functools
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from data import records
+from data.preparation import ClipSettings, PreparedClip, map_clips, prepare_clip
+from data.sources import SourceClip
+from stunet.errors import UserError, writing
+from stunet.files import read_json, read_text, split_lines
+
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+_CLIPS = "clips.jsonl"
+_OPEN_PARTS = 64  # each has a few open files
+
+MapClips = Callable[[Callable[[SourceClip], PreparedClip], Iterable[SourceClip]], Iterator]
+
+
+class PartTask(NamedTuple):
+    """A part to build. It can be sent to another process or host that sees the same files.
+
+    Attributes:
+      folder: Folder of the part.
+      clips: Clips of the part.
+      digests: Digest of the file of each clip.
+      settings: How to store them.
+    """
+
+    folder: Path
+    clips: Sequence[SourceClip]
+    digests: Sequence[str]
+    settings: ClipSettings
+
+
+# Builds parts that do not exist.
+BuildParts = Callable[[Sequence[PartTask]], None]
+
+
+class ClipResult(NamedTuple):
+    """A line of `clips.jsonl`.
+
+    Attributes:
+      name: Name of the clip in the source.
+      span: Start and end in seconds. None for a whole file.
+      content: Digest of the file (`data.sources.MediaFile.digest`).
+      captions: Captions of the clip.
+      segments: Number of records of the clip.
+      fps: Frames per second of the source. 0 for a still image.
+      static: Number of segments that were dropped for lack of motion.
+      problem: Why the clip has no records. None if it has.
+    """
+
+    name: str
+    span: tuple[float, float] | None
+    content: str
+    captions: tuple[str, ...]
+    segments: int
+    fps: float
+    static: int
+    problem: str | None
+
+
+class Records(Sequence):
+    """The records of all parts, in order. Parts are opened when they are read.
+
+    Args:
+      folder: Folder of the dataset.
+      counts: Number of records of each part.
+    """
+
+    def __init__(self, folder: Path, counts: Sequence[int]):
+        self._folder = folder
+        self._ends = list(itertools.accumulate(counts))
+        self._open = functools.lru_cache(_OPEN_PARTS)(self._open_part)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect.bisect_right(self._ends, index)
+        first = self._ends[part - 1] if part else 0
+        return self._open(part)[index - first]
+
+    def __reduce__(self):
+        return Records, (self._folder, np.diff(self._ends, prepend=0).tolist())
+
+    def _open_part(self, part: int) -> Sequence[dict[str, Any]]:
+        return records.read_folder(self._folder / part_name(part), "train")
+
+
+class _Part(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes one part.
+
+    Records of encoded clips have `video` (bytes) and `num_frames`; those of raw clips have `frames`
+    `[T, H, W, 3]` uint8. All have the name of the source `file` and `caption`, whose lines are the
+    captions of the clip.
+    """
+
+    VERSION = tfds.core.Version("2.0.0")
+
+    def __init__(self, settings: ClipSettings, examples: Iterable[tuple[str, dict]], data_dir: str):
+        self._settings, self._examples = settings, examples
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        side = self._settings.resolution
+        bytes_encoding = tfds.features.Encoding.BYTES
+        if self._settings.storage == "raw":
+            frames = tfds.features.Tensor(
+                shape=(None, side, side, 3), dtype=np.uint8, encoding=bytes_encoding
+            )
+            content = {"frames": frames}
+        else:
+            content = {"video": tfds.features.Text(), "num_frames": np.int64}
+        texts = {name: tfds.features.Text() for name in ("caption", "file")}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict({**content, **texts})
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
+        return {"train": self._examples}
+
+    def _generate_examples(self) -> Iterator:  # required by the base class
+        return iter(self._examples)
+
+
+def part_name(index: int) -> str:
+    """Returns the name of a part's folder."""
+    return f"part-{index:05d}"
+
+
+def build_part(task: PartTask, map_clips: MapClips = map) -> None:
+    """Writes a part, unless it exists.
+
+    Args:
+      task: The part.
+      map_clips: Function like `map` that prepares the clips, in order.
+
+    Raises:
+      UserError: the disk is full or read-only, or a worker died. Nothing is left then.
+    """
+    folder = task.folder
+    if folder.exists():
+        return
+    temporary = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}")
+    results: list[ClipResult] = []
+    examples = _examples(task, map_clips, results)
+    try:
+        with writing(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+            first = next(examples, None)
+            path = temporary / "empty"
+            if first is not None:
+                builder = _Part(task.settings, itertools.chain([first], examples), str(temporary))
+                records.write(builder)
+                path = Path(builder.data_path)
+            path.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(result._asdict()) + "\n" for result in results]
+            (path / _CLIPS).write_text("".join(lines), encoding="utf-8")
+            _rename_new(path, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def build_locally(workers: int) -> BuildParts:
+    """Returns a function that builds parts in order, by processes of this machine.
+
+    Args:
+      workers: Number of processes that prepare clips. 1 uses this process.
+    """
+
+    def build(tasks: Sequence[PartTask]) -> None:
+        total = sum(len(task.clips) for task in tasks)
+        bar = tqdm(total=total, desc="clips", unit=" clips", mininterval=1.0, leave=False)
+        with bar, map_clips(workers) as mapped:
+
+            def counted(function: Callable, clips: Iterable[SourceClip]) -> Iterator:
+                for result in mapped(function, clips):
+                    yield result
+                    bar.update()
+
+            for task in tasks:
+                build_part(task, counted)
+
+    return build
+
+
+def write_manifest(folder: Path, content: dict[str, Any], num_parts: int) -> None:
+    """Completes a dataset whose parts are finished.
+
+    Args:
+      folder: Folder of the dataset.
+      content: Values to store: "settings" and others.
+      num_parts: Number of parts.
+
+    Raises:
+      UserError: the disk is full or read-only.
+    """
+    counts = [
+        sum(result.segments for result in read_results(folder, part)) for part in range(num_parts)
+    ]
+    values = {"format_version": FORMAT_VERSION, **content, "records": counts}
+    with writing(folder):
+        new = folder / f".{_MANIFEST}.{os.getpid()}"
+        new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        new.replace(folder / _MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Returns the manifest of a dataset, or None if the dataset is absent or incomplete.
+
+    Raises:
+      UserError: the manifest cannot be read or was written by a newer version.
+    """
+    path = folder / _MANIFEST
+    if not path.exists():
+        return None
+    values = read_json(path)
+    if values.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version {values.get('format_version')!r}, expected {FORMAT_VERSION}; "
+            "prepare the dataset again or install a newer stunet"
+        )
+    return values
+
+
+def read_results(folder: Path, part: int) -> Iterator[ClipResult]:
+    """Yields source, captions and result of each clip of a finished part. Reads no frames.
+
+    Raises:
+      UserError: the part is missing or damaged.
+    """
+    path = folder / part_name(part) / _CLIPS
+    for number, line in enumerate(split_lines(read_text(path)), 1):
+        try:
+            result = ClipResult(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: line {number} is damaged ({error}), expected a clip; delete the folder "
+                "and prepare the dataset again"
+            ) from error
+        span = None if result.span is None else tuple(result.span)
+        yield result._replace(captions=tuple(result.captions), span=span)
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Waits for other processes that build this dataset, and removes what killed ones left.
+
+    Raises:
+      UserError: the folder cannot be created.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for path in folder.glob(".part-*"):
+                shutil.rmtree(path, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _examples(
+    task: PartTask, map_clips: MapClips, results: list[ClipResult]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields key and record of each segment, and appends the result of each clip."""
+    prepared = map_clips(functools.partial(prepare_clip, task.settings), task.clips)
+    for clip, digest, found in zip(task.clips, task.digests, prepared, strict=True):
+        results.append(
+            ClipResult(
+                clip.name,
+                clip.span,
+                digest,
+                clip.captions,
+                len(found.segments),
+                found.fps,
+                found.static,
+                found.problem,
+            )
+        )
+        span = "" if clip.span is None else "@{:.3f}-{:.3f}".format(*clip.span)
+        for index, (length, content) in enumerate(found.segments):
+            stored = (
+                {"frames": content}
+                if task.settings.storage == "raw"
+                else {"video": content, "num_frames": length}
+            )
+            texts = {"caption": "\n".join(clip.captions), "file": clip.name}
+            yield f"{clip.name}{span}#{index}", {**stored, **texts}
+
+
+def _rename_new(path: Path, folder: Path) -> None:
+    """Renames a folder, unless another process has built the same part."""
+    try:
+        path.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise

@@ -1,0 +1,202 @@
+"""Turns one clip of a source into segments: cut at scenes, re-timed, resized, encoded.
+
+`map_clips` distributes this work over processes; their number does not change the result.
+"""
+
+import collections
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from data.encoding import encode_segment
+from data.scenes import motion, split_scenes
+from data.sources import SourceClip
+from stunet.errors import UserError
+from stunet.video_io import decode_frames, probe
+
+# Clips are stored in segments of this many frames up to twice as many: long enough for a random
+# start, short enough to read quickly.
+SEGMENT = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ClipSettings(NamedTuple):
+    """How clips are stored.
+
+    Attributes:
+      num_frames: Minimum number of frames of a segment.
+      resolution: Height and width of a frame in pixels.
+      fps: Frames per second.
+      storage: "encoded" (H.264, `data.encoding`) or "raw" (uint8 frames).
+      scene_cuts: Whether segments end where a new scene begins.
+      min_motion: Segments with less motion (`data.scenes.motion`) are dropped. 0 keeps all.
+    """
+
+    num_frames: int
+    resolution: int
+    fps: float
+    storage: Literal["encoded", "raw"]
+    scene_cuts: bool
+    min_motion: float
+
+
+class PreparedClip(NamedTuple):
+    """The segments of a clip.
+
+    Attributes:
+      segments: Number of frames of each segment, and its content: H.264, or uint8
+        `[T, resolution, resolution, 3]`.
+      fps: Frames per second of the source. 0 for a still image.
+      static: Number of segments that were dropped for lack of motion.
+      problem: Why the clip has no segments. None if it has.
+    """
+
+    segments: tuple[tuple[int, bytes | np.ndarray], ...] = ()
+    fps: float = 0.0
+    static: int = 0
+    problem: str | None = None
+
+
+def prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
+    """Decodes a clip and cuts it into segments. At most two segments are in memory uncompressed.
+
+    Never raises an error: one damaged file must not end a build.
+    """
+    try:
+        return _prepare_clip(settings, clip)
+    except Exception as error:
+        name = clip.file.member or clip.file.path.name
+        reason = str(error).rpartition(f"{name}: ")[2] or repr(error)
+        return PreparedClip(problem=" ".join(reason.split()))
+
+
+def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
+    if clip.problem or not clip.captions:
+        raise UserError(clip.problem or "no caption")
+    rate = probe(clip.file.open()).fps
+    frames = decode_frames(clip.file.open(), settings.fps, settings.resolution, clip.span)
+    count, static, longest = 0, 0, 0
+    segments = []
+    scenes = _scenes(frames, settings.fps) if settings.scene_cuts else [frames]
+    for scene in scenes:
+        length = 0
+
+        def counted(scene: Iterator[np.ndarray] = scene) -> Iterator[np.ndarray]:
+            nonlocal length
+            for frame in scene:
+                length += 1
+                yield frame
+
+        minimum = settings.num_frames
+        for segment in cut(counted(), minimum, max(SEGMENT, minimum)):
+            if settings.min_motion and motion(segment) < settings.min_motion:
+                static += 1
+            else:
+                stored = segment
+                if settings.storage == "encoded":
+                    stored = encode_segment(segment, settings.fps)
+                segments.append((len(segment), stored))
+        count, longest = count + length, max(longest, length)
+    if not segments and static:
+        raise UserError(f"static: motion below {settings.min_motion:g} in {static} segments")
+    if not segments:
+        in_scene = f", {longest} in one scene" if settings.scene_cuts else ""
+        raise UserError(
+            f"too short: {count} frames at {settings.fps:g} fps{in_scene}, expected "
+            f"{settings.num_frames}"
+        )
+    return PreparedClip(tuple(segments), rate, static)
+
+
+def _scenes(frames: Iterable[np.ndarray], fps: float) -> Iterator[Iterator[np.ndarray]]:
+    """Splits a stream of frames into the streams of its scenes."""
+    starts, pictures = itertools.tee(split_scenes(frames, fps))
+    numbers = itertools.accumulate(start for start, _ in starts)
+    numbered = zip(numbers, (picture for _, picture in pictures), strict=True)
+    for _, scene in itertools.groupby(numbered, key=lambda item: item[0]):
+        yield (picture for _, picture in scene)
+
+
+def cut(frames: Iterable[np.ndarray], minimum: int, length: int) -> Iterator[np.ndarray]:
+    """Cuts a stream of frames into consecutive segments `[T, H, W, 3]`.
+
+    Every segment has `length` frames, except the last one, which includes the remainder and has
+    fewer than `2 * length`. A video of fewer than `minimum` frames yields no segment.
+    """
+    pending: list[np.ndarray] = []
+    for frame in frames:
+        pending.append(frame)
+        if len(pending) == 2 * length:
+            yield np.stack(pending[:length])
+            del pending[:length]
+    if len(pending) >= minimum:
+        yield np.stack(pending)
+
+
+@contextlib.contextmanager
+def map_clips(workers: int) -> Iterator[Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]]:
+    """Returns a function like `map` that uses worker processes and keeps the order.
+
+    Args:
+      workers: Number of processes. 1 uses none.
+
+    Raises:
+      UserError: a worker process died, for example for lack of memory.
+    """
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # threads of JAX or Grain may be running
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
+        yield functools.partial(_ordered_map, pool, 2 * workers)
+
+
+def _ordered_map(
+    pool: ProcessPoolExecutor, window: int, function: Callable[[T], R], items: Iterable[T]
+) -> Iterator[R]:
+    """Maps `items`; at most `window` results wait to be used."""
+    pending: collections.deque = collections.deque()
+    items = iter(items)
+    try:
+        while True:
+            for item in itertools.islice(items, window - len(pending)):
+                pending.append(pool.submit(function, item))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died (out of memory?), expected it to finish; the same command "
+            "continues after the finished parts, --workers=1 needs the least memory"
+        ) from error
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def end_with_parent(*unused: int) -> None:
+    """Ends this process if its parent is killed; Ctrl-C is left to the parent.
+
+    For worker processes, which would otherwise wait for work forever.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
