@@ -1,6 +1,7 @@
 """A model that is ready to sample from or to train, read from a model folder and checked."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -15,7 +16,12 @@ from stunet.models.unet import init_unet
 from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.schema import from_dict
 from stunet.text import Tokenizer, parse_tokenizer
-from stunet.weights.model_folder import ModelFolder, find_model_folder, read_model_folder
+from stunet.weights.model_folder import (
+    ModelFolder,
+    find_model_folder,
+    read_model_folder,
+    text_encoder_digest,
+)
 from stunet.weights.trees import Tree, compare_shapes
 
 
@@ -51,6 +57,17 @@ class Model:
     num_frames: int
     fps: float | None
     params: dict[str, Tree]
+
+    @functools.cached_property
+    def text_encoder_digest(self) -> str | None:
+        """SHA-256 of the text encoder's parameters, None for a model without a text encoder.
+
+        Read from the model folder if the parameters are its lazy tensors and it stores the digest;
+        otherwise computed on the first use, which reads all of them.
+        """
+        if self.text_encoder is None:
+            return None
+        return text_encoder_digest(self.params["text_encoder"])
 
 
 def load(path: str | Path) -> Model:

@@ -12,9 +12,13 @@ Weights above the shard size are split: `unet_spatial-00001-of-00003.safetensors
 A folder can inherit from a sibling folder `base`: the text encoder, the tokenizer and U-Net
 parameters that it does not store are read from there. Temporal parameters are inherited only if the
 folder's own architecture is inflated. Adapters are added to the inherited text-to-image parameters.
+
+A folder that stores a text encoder also stores its digest (`text_encoder_digest`), which identifies
+cached text states. Folders of older versions have none.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -31,6 +35,7 @@ from stunet.schema import from_dict, to_dict
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters
 from stunet.weights.safetensors_io import (
+    LazyTensor,
     open_safetensors,
     shard_file_names,
     split_into_shards,
@@ -122,6 +127,7 @@ class _ConfigFile(ModelConfig):
     weights: _Weights
     tokenizer: Literal["tokenizer.json"] | None
     base: str | None = None
+    text_encoder_digest: str | None = None
 
 
 def write_model_folder(
@@ -175,6 +181,10 @@ def write_model_folder(
         weights = _Weights(
             **{part: _save_part(new, part, tree, shard_bytes) for part, tree in parts.items()}
         )
+        digest = None
+        if params.get("text_encoder"):
+            written = _load_part(new, "text_encoder", weights.text_encoder)
+            digest = _stored_digest(params["text_encoder"]) or text_encoder_digest(written)
         if tokenizer is not None:
             (new / "tokenizer.json").write_bytes(tokenizer)
         content = {
@@ -183,6 +193,7 @@ def write_model_folder(
             "weights": to_dict(weights),
             "tokenizer": None if tokenizer is None else "tokenizer.json",
             **({} if base is None else {"base": base}),
+            **({} if digest is None else {"text_encoder_digest": digest}),
         }
         config_file = new / "config.json"
         config_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -229,6 +240,43 @@ def open_model_folder(folder: str | Path) -> ModelFolder:
     public = [field.name for field in dataclasses.fields(ModelConfig)]
     present = {name: content[name] for name in public if name in content}
     return ModelFolder(present, params, tokenizer)
+
+
+def text_encoder_digest(params: Tree) -> str:
+    """Returns the SHA-256 of a text encoder's parameters, which identifies cached text states.
+
+    Reads no parameters if all of them are lazy tensors of a model folder that stores the digest.
+
+    Args:
+      params: Parameters of the text encoder: arrays or lazy tensors.
+
+    Returns:
+      64 hexadecimal digits. The digest covers names and bytes, in the order of names.
+    """
+    if (stored := _stored_digest(params)) is not None:
+        return stored
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(params).items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _stored_digest(params: Tree) -> str | None:
+    """Returns the stored digest of the model folder that these lazy tensors belong to.
+
+    None if a tensor was computed or belongs to another folder, or if the folder stores no digest.
+    """
+    flat = flatten(params)
+    folders = {leaf.file.parent if isinstance(leaf, LazyTensor) else None for leaf in flat.values()}
+    folder = folders.pop() if len(folders) == 1 else None
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    path = folder / "config.json"
+    stored = from_dict(_ConfigFile, _read_config(path), str(path))
+    if flatten(_load_part(folder, "text_encoder", stored.weights.text_encoder)) != flat:
+        return None
+    return stored.text_encoder_digest
 
 
 def _open_base(folder: Path, name: str) -> ModelFolder:
