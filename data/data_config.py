@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -50,6 +50,8 @@ class DataConfig(abc.ABC):
     crop: int | None = None
     text_states: bool = False
     workers: int | None = None
+
+    video_dtype: ClassVar[str] = "float32"  # of `decode`
 
     def __post_init__(self):
         self.check_positive("num_frames", "resolution", "fps", "crop")

@@ -114,7 +114,7 @@ class Records(Sequence):
         return records.read_folder(self._folder / part_name(part), "train")
 
 
-class _Part(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes one part.
 
     Records of encoded clips have `video` (bytes) and `num_frames`; those of raw clips have `frames`
@@ -177,7 +177,7 @@ def build_part(task: PartTask, map_clips: MapClips = map) -> None:
             first = next(examples, None)
             path = temporary / "empty"
             if first is not None:
-                builder = _Part(task.settings, itertools.chain([first], examples), str(temporary))
+                builder = Clips(task.settings, itertools.chain([first], examples), str(temporary))
                 records.write(builder)
                 path = Path(builder.data_path)
             path.mkdir(parents=True, exist_ok=True)

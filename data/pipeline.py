@@ -15,6 +15,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from data.data_config import DataConfig, Record, split_captions
 from data.datasets import DATASETS, parse_config
@@ -143,9 +144,9 @@ def make_batches(
       process_count: Number of processes that share each global batch.
 
     Yields:
-      `video` [B, T, H, W, 3], uint8 or float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask` [B, L]
-      bool, or `text_states` [B, L, D] float16; `position` [B] int64, the global position of each
-      example. B is `batch_size / process_count`.
+      `video` [B, T, H, W, 3], uint8 or float32 in [-1, 1]; `tokens` [B, L] int32 and `token_mask`
+      [B, L] bool, or `text_states` [B, L, D] float16; `position` [B] int64, the global position
+      of each example. B is `batch_size / process_count`.
 
     Raises:
       UserError: the dataset or its text states are missing, or `batch_size` is not a multiple of
@@ -179,6 +180,8 @@ def make_batches(
     if not workers:
         reading = grain.ReadOptions(READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
         return iter(batches.to_iter_dataset(reading))
+    if not flags.FLAGS.is_parsed():  # Grain reads its flags; this keeps their defaults
+        flags.FLAGS.mark_as_parsed()
     reading = grain.ReadOptions(1, prefetch_buffer_size=1)
     dataset = batches.to_iter_dataset(reading).mp_prefetch(
         grain.MultiprocessingOptions(workers), worker_init_fn=end_with_parent
@@ -203,7 +206,8 @@ def _from_workers(batches: grain.IterDataset) -> Iterator[dict[str, np.ndarray]]
                     f"config.data.workers: a process that reads clips died ({error}), expected it "
                     "to go on; fewer workers need less memory"
                 ) from error
-            yield batch
+            # Copied, because Grain's arrays in shared memory fail if they outlive its modules.
+            yield {name: np.array(values) for name, values in batch.items()}
 
 
 def _example(config: DataConfig, source: Sequence[Record], position: int) -> dict[str, Any]:

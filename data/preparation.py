@@ -145,6 +145,13 @@ def cut(frames: Iterable[np.ndarray], minimum: int, length: int) -> Iterator[np.
         yield np.stack(pending)
 
 
+def available_cores() -> int:
+    """Returns the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def map_clips(workers: int) -> Iterator[Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]]:
     """Returns a function like `map` that uses worker processes and keeps the order.

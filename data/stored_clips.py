@@ -2,7 +2,6 @@
 
 import abc
 import json
-import os
 import shutil
 import sys
 import time
@@ -11,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from data import parts
 from data.data_config import DataConfig, Record
 from data.encoding import decode_window
-from data.preparation import ClipSettings
+from data.preparation import ClipSettings, available_cores
 from data.sources import Source
 from stunet.errors import UserError
 from stunet.files import user_path
@@ -53,6 +52,8 @@ class StoredClipsConfig(DataConfig):
     scene_cuts: bool = False
     min_motion: float = 0.0
     part_size: int = 1000
+
+    video_dtype: ClassVar[str] = "uint8"
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,7 +127,7 @@ class StoredClipsConfig(DataConfig):
         if self.workers is not None:
             return self.workers
         is_encoded = self._manifest()["settings"]["storage"] == "encoded"
-        return len(os.sched_getaffinity(0)) if is_encoded else 0
+        return available_cores() if is_encoded else 0
 
     def _decode(
         self, record: Record, rng: np.random.Generator, box: tuple[int, int, int, int] | None

@@ -48,6 +48,7 @@ from stunet.training.cluster import (
     is_first_process,
     join_cluster,
     run_on_first_process,
+    share_text,
     signal_arrived,
 )
 from stunet.training.config import TrainConfig, parse_train_config
@@ -75,6 +76,12 @@ BAR = (
 )
 
 FLAGS = flags.FlagValues()
+_ALLOW_CHANGED = flags.DEFINE_list(
+    "allow_changed",
+    [],
+    "continue the run although these have changed; 'data' is supported",
+    flag_values=FLAGS,
+)
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "read this config file", flag_values=FLAGS
 )
@@ -87,12 +94,13 @@ _CLUSTER = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep the run in this folder", flag_values=FLAGS)
 
 
-def train(config: TrainConfig, workdir: Path) -> int:
+def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) -> int:
     """Trains a stage to its end, or until a signal.
 
     Args:
       config: The run.
       workdir: An existing folder, empty or of the same run.
+      allow_changed_data: Whether the run may continue with other clips and captions.
 
     Returns:
       0, or `PREEMPTED` after a signal.
@@ -110,8 +118,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     stage, mesh = config.stage, make_mesh(config.mesh.fsdp, config.mesh.frames)
     check_batch(mesh, config.batch_size, config.data.num_frames)
     slice_index, num_slices = batch_slice(mesh)
-    run_on_first_process(lambda: check_run_data(data.fingerprint(config.data), workdir))
-    prepare_data(config)
+    config = prepare_data(config, workdir, allow_changed_data)
 
     # The initial model is stored in the workdir, so that resuming needs no other file.
     run_on_first_process(lambda: write_initial_model(config, workdir))
@@ -144,8 +151,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
         process_index=slice_index,
         process_count=num_slices,
     )
-    for warning in data.caption_warnings(config.data, model.tokenizer):
-        print_once(warning, file=sys.stderr)
+    if not config.data.text_states:  # otherwise reported by experiments.cache_text
+        for warning in data.caption_warnings(config.data, model.tokenizer):
+            print_once(warning, file=sys.stderr)
     progress = progress_bar(config, start)
     if is_first_process():
         (workdir / "DONE").unlink(missing_ok=True)  # of fewer steps
@@ -218,11 +226,36 @@ def progress_bar(config: TrainConfig, start: int) -> tqdm:
     )
 
 
-def prepare_data(config: TrainConfig) -> None:
-    """Builds the dataset, unless it exists, on every disk that a process of the cluster sees."""
-    run_on_first_process(lambda: data.prepare(config.data))
-    if not is_first_process():  # does nothing if the disk is shared
-        data.prepare(config.data)
+def prepare_data(config: TrainConfig, workdir: Path, allow_changed: bool) -> TrainConfig:
+    """Builds the dataset, unless it exists, on every disk that a process of the cluster sees.
+
+    Args:
+      config: The run.
+      workdir: The run's workdir.
+      allow_changed: Whether the run may continue with other data.
+
+    Returns:
+      The config, whose `data` identifies the built dataset.
+    """
+
+    def check(fingerprint: str) -> None:
+        for remark in check_run_data(fingerprint, workdir, allow_changed):
+            print(remark, file=sys.stderr)
+
+    ready = config.data
+
+    def prepare() -> None:
+        nonlocal ready
+        ready = data.prepare(config.data, check=check)
+
+    run_on_first_process(prepare)
+    # Other processes need no source if they see the disk of process 0.
+    dataset = share_text(getattr(ready, "dataset", None) or "")
+    if not is_first_process():
+        ready = data.prepare(
+            dataclasses.replace(config.data, dataset=dataset) if dataset else config.data
+        )
+    return dataclasses.replace(config, data=ready)
 
 
 def write_initial_model(config: TrainConfig, workdir: Path) -> None:
@@ -282,6 +315,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--config=FILE and --workdir=DIR: one is missing, expected both")
     if _CLUSTER.value:
         join_cluster(_CLUSTER.value)
+    if unknown := set(_ALLOW_CHANGED.value) - {"data"}:
+        raise UserError(f"--allow_changed: {min(unknown)!r}, expected 'data'")
     config, workdir = parse_train_config(values, data.parse_config), Path(_WORKDIR.value)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -292,7 +327,7 @@ def main(argv: list[str]) -> int:
         # Refuses to start while a run that was told to stop is still saving.
         run_on_first_process(lambda: stack.enter_context(claim_folder(workdir)))
         try:
-            return train(config, workdir)
+            return train(config, workdir, "data" in _ALLOW_CHANGED.value)
         finally:
             with contextlib.suppress(OSError):  # removes the folder only if it is empty
                 workdir.rmdir()

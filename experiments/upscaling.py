@@ -151,8 +151,7 @@ def _clips(resolution: int) -> tuple[np.ndarray, list[str]]:
     fields = tiny_ssr.get_config().data.to_dict()
     fields |= {"data_dir": _DATA_DIR.value, "split": _SPLIT.value, "resolution": resolution}
     config = data.parse_config(fields | {"num_frames": fields["clip_frames"]})
-    data.prepare(config)
-    return data.whole_examples(config, _CLIPS.value)
+    return data.whole_examples(data.prepare(config), _CLIPS.value)
 
 
 def _plot(

@@ -31,6 +31,7 @@ def read_flags(
     argv: list[str],
     doc: str,
     config: flags.FlagHolder | None = None,
+    unknown: list[str] | None = None,
 ) -> dict[str, Any] | None:
     """Parses the command line of a program.
 
@@ -42,6 +43,7 @@ def read_flags(
       argv: The command line, program name first.
       doc: The program's docstring.
       config: The flag of the config file, if the program has one.
+      unknown: Receives the flags that the program does not have. None refuses them.
 
     Returns:
       The config's values as nested dicts, or None without a config.
@@ -57,7 +59,10 @@ def read_flags(
             print(f"\nOverride fields of the config file by --{config.name}.FIELD=VALUE.")
         sys.exit(0)
     try:
-        flag_values([_expand_home(argument) for argument in argv])
+        arguments = [_expand_home(argument) for argument in argv]
+        rest = flag_values(arguments, known_only=unknown is not None)
+        if unknown is not None:
+            unknown += rest[1:]
         # ml_collections reports a missing file when the flag is read.
         return config.value.to_dict() if config is not None and config.value else None
     except (KeyError, AttributeError) as error:  # raised by ml_collections for unknown fields

@@ -15,6 +15,8 @@ from stunet import signals
 from stunet.errors import UserError
 from stunet.weights.trees import Tree
 
+_SHARED_BYTES = 1000
+
 
 def join_cluster(cluster: str) -> None:
     """Connects this process to the others. Call it before any other use of JAX.
@@ -78,6 +80,15 @@ def run_on_first_process(action: Callable[[], None]) -> None:
             error = raised
     if multihost_utils.broadcast_one_to_all(np.int32(error is not None)):
         raise error or UserError("process 0 of the cluster failed; see its error")
+
+
+def share_text(text: str) -> str:
+    """Returns process 0's text in all processes, which have to call this. Up to 1000 bytes."""
+    if jax.process_count() == 1:
+        return text
+    content = text.encode()[:_SHARED_BYTES].ljust(_SHARED_BYTES, b"\0")
+    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(content, np.uint8))
+    return np.asarray(shared).astype(np.uint8).tobytes().rstrip(b"\0").decode()
 
 
 def all_processes_agree(ok: bool) -> bool:

@@ -1,6 +1,6 @@
 """Losses of a batch: denoising of videos, and denoising of captions.
 
-Batches have the keys "video" `[B, T, H, W, 3]` float32 in [-1, 1]; "position" `[B]` uint32, the
+Batches have the keys "video" `[B, T, H, W, 3]` uint8, or float32 in [-1, 1]; "position" `[B]` uint32, the
 global position of each example in the data's order; and either "text_states" `[B, L, D]`, or
 "tokens" `[B, L]` int32 with "token_mask" `[B, L]` bool.
 
@@ -117,7 +117,7 @@ def denoising_loss(
       seed: Seed of noise levels and noise.
       make_inputs: Derives the inputs of the U-Net from the videos.
     """
-    video, keys = batch["video"], _example_keys(batch, seed)
+    video, keys = video_to_float(batch["video"]), _example_keys(batch, seed)
     eps = jax.vmap(lambda key: jax.random.normal(key, video.shape[1:]))(keys)
     uniform = stratified_uniform(batch["position"], seed)
     t, log_snr = sample_training_time(diffusion.schedule, uniform)
@@ -222,6 +222,17 @@ def stratified_uniform(position: jax.Array, seed: int) -> jax.Array:
     start = jax.random.bits(key, dtype=jnp.uint32)
     phase = start + position.astype(jnp.uint32) * jnp.uint32(2654435769)  # 2**32 / golden ratio
     return (phase >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def video_to_float(video: jax.Array) -> jax.Array:
+    """Converts uint8 pixels to float32 in [-1, 1]; returns other arrays unchanged.
+
+    (2 x - 255) / 255 is `stunet.video_io.to_float` up to rounding. Its single rounding gives the
+    same bits on every backend, while XLA replaces a division by a product.
+    """
+    if video.dtype != jnp.uint8:
+        return video
+    return (2 * video.astype(jnp.float32) - 255) * jnp.float32(1 / 255)
 
 
 def _example_keys(batch: Batch, seed: int) -> jax.Array:

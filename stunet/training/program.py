@@ -138,7 +138,7 @@ def abstract_batch(
     rows, data = config.batch_size, config.data
     size = data.crop or data.resolution
     shapes = {
-        "video": ((rows, data.num_frames, size, size, 3), jnp.float32),
+        "video": ((rows, data.num_frames, size, size, 3), data.video_dtype),
         "position": ((rows,), jnp.uint32),
     }
     if data.text_states or text_encoder is None:

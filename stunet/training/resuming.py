@@ -18,7 +18,8 @@ from stunet.training.initial_model import check_module_names, is_frozen_kernel, 
 from stunet.weights.trees import compare_shapes, flatten
 
 # Fields that may change: they determine how a run computes, reports and is stored, but not its
-# result (up to rounding). Clips and captions are compared by content, so they may move.
+# result (up to rounding). Clips and captions are compared by the dataset's fingerprint, which
+# includes the settings that it was prepared with.
 CHANGEABLE = (
     "total_steps",
     "log_every",
@@ -32,7 +33,15 @@ CHANGEABLE = (
     "gradient_accumulation",
     "data.data_dir",
     "data.source",
+    "data.dataset",
     "data.prompts",
+    "data.layout",
+    "data.filter",
+    "data.storage",
+    "data.scene_cuts",
+    "data.min_motion",
+    "data.part_size",
+    "data.workers",
     "data.text_states",
 )
 # Fields that may also change before a run is finished: the remedies of a diverged loss.
@@ -123,19 +132,31 @@ def check_total_steps(config: TrainConfig, done: int, workdir: Path) -> None:
         )
 
 
-def check_run_data(fingerprint: str, workdir: Path) -> None:
+def check_run_data(fingerprint: str, workdir: Path, allow_changed: bool) -> list[str]:
     """Compares the identity of clips and captions with that of the run in the workdir.
 
+    Args:
+      fingerprint: Identity of this start's data.
+      workdir: The run's workdir.
+      allow_changed: Whether the run may continue with other data.
+
+    Returns:
+      Remarks on changed data.
+
     Raises:
-      UserError: the run was started with other data.
+      UserError: the run was started with other data, and `allow_changed` is False.
     """
     path = workdir / _RUN_FILE
     before = read_json(path).get("data", fingerprint) if path.exists() else fingerprint
-    if before != fingerprint:
-        raise UserError(
-            f"config.data: clips or captions have changed since {workdir} was started (dataset "
-            f"{fingerprint}, was {before}), expected the same ones or another workdir"
-        )
+    if before == fingerprint:
+        return []
+    if allow_changed:
+        return [f"config.data: dataset {before} until now, {fingerprint} from now on"]
+    raise UserError(
+        f"config.data: clips, captions or their preparation have changed since {workdir} was "
+        f"started (dataset {fingerprint}, was {before}), expected the same ones, another workdir "
+        "or --allow_changed=data"
+    )
 
 
 def record_run(config: TrainConfig, fingerprint: str, workdir: Path) -> None:

@@ -96,6 +96,10 @@ class DataFormat(Protocol):
         """Height and width of the random crops of a batch, None for whole frames."""
 
     @property
+    def video_dtype(self) -> str:
+        """Type of the pixels of a batch, "uint8" or "float32"."""
+
+    @property
     def text_states(self) -> bool:
         """Whether batches contain cached text encoder states instead of tokens."""
 

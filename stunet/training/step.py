@@ -158,7 +158,7 @@ def _mean_gradient(
         if unrolled:
             # Makes a part depend on the one before; otherwise XLA keeps activations of several.
             zero = 0.0 * _global_norm(total[1])
-            part = jax.tree.map(lambda x: x + zero.astype(x.dtype) if _is_float(x) else x, part)
+            part = jax.tree.map(lambda x: x + zero.astype(x.dtype) if _is_number(x) else x, part)
         return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
     # A part has every parts-th row, so that no rows move between devices.
@@ -168,8 +168,8 @@ def _mean_gradient(
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def _is_float(x: jax.Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
+def _is_number(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.number)
 
 
 def _global_norm(tree: Tree) -> jax.Array:

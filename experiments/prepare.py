@@ -1,0 +1,99 @@
+"""Prepares the dataset of a config for training: cuts, re-times, resizes and encodes its clips.
+
+    python -m experiments.prepare --config=experiments/configs/clips_t2v.py \\
+        --config.data.source=FOLDER --workers=8
+    python -m experiments.prepare --config=... --runner=DirectRunner --workers=8
+    python -m experiments.prepare --config=... --runner=DataflowRunner --project=... --region=...
+
+Training does the same if the dataset does not exist. The dataset consists of parts of
+`config.data.part_size` clips. An interrupted preparation keeps its finished parts: run the command
+again. Records do not depend on the number of workers or on the runner.
+
+--runner distributes parts by Apache Beam (extra `beam`), whose own options follow as flags
+(docs/data.md). All workers must see the source and the data folder under the same paths.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from data import pipeline as data
+from data.parts import BuildParts, PartTask, build_locally, build_part
+from data.preparation import available_cores
+from experiments.common.program_flags import read_flags
+from stunet.errors import UserError, run_command
+from stunet.training.config import parse_train_config
+
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "read this config file", flag_values=FLAGS
+)
+_RUNNER = flags.DEFINE_string(
+    "runner", None, "distribute parts by this runner of Apache Beam", flag_values=FLAGS
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    None,
+    "prepare clips in this many processes of this machine; default: the number of cores",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+
+
+def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildParts:
+    """Returns a function that builds parts by Apache Beam, one part per element.
+
+    Args:
+      runner: Name of a Beam runner. "DirectRunner" uses processes of this machine.
+      workers: Number of processes of the DirectRunner.
+      options: Options of Beam and its runner, such as "--region=us-east5".
+
+    Raises:
+      UserError: Apache Beam is not installed or does not know an option.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(
+            f"--runner={runner}: Apache Beam is not installed ({error}), expected `pip install -e "
+            '".[train,beam]"`'
+        ) from error
+    arguments = [f"--runner={runner}", *options]
+    if runner == "DirectRunner":
+        mode = "multi_processing" if workers > 1 else "in_memory"
+        arguments += [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
+
+    def build(tasks: Sequence[PartTask]) -> None:
+        with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+            # Reshuffled, because runners fuse Create with the step that follows it.
+            tasks = pipeline | "parts" >> beam.Create(tasks) | beam.Reshuffle()
+            _ = tasks | "build" >> beam.Map(build_part)
+
+    return build
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and prepares the dataset."""
+    beam_options: list[str] = []
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG, unknown=beam_options)
+    if values is None:
+        raise UserError("--config=FILE: missing")
+    if beam_options and not _RUNNER.value:
+        raise UserError(f"{beam_options[0]}: unknown flag, expected a --runner of Beam with it")
+    config = parse_train_config(values, data.parse_config)
+    workers = _WORKERS.value or available_cores()
+    if _RUNNER.value:
+        build_parts = build_by_beam(_RUNNER.value, workers, beam_options)
+    else:
+        build_parts = build_locally(workers)
+    ready = data.prepare(config.data, build_parts)
+    print(ready.folder())
+    if dataset := getattr(ready, "dataset", None):
+        print(f"train with --config.data.dataset={dataset}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv), "experiments.prepare"))
