@@ -1,18 +1,31 @@
-"""Reads captions of video files: a table `captions.csv`, or a text file beside each video."""
+"""Reads `captions.csv`, the table of captions that people write by hand.
+
+Its many variants are accepted, and its mistakes refused with the number of the line.
+"""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from stunet.errors import UserError
 from stunet.files import read_text, split_lines
-from stunet.video_io.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileNames
+from stunet.video_io.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 COLUMNS = ("file", "caption")
 _DELIMITERS = ",;\t"
 
 
 def read_caption_table(path: Path) -> dict[str, tuple[str, ...]]:
+    """Returns the captions in a table by its file names; see `read_caption_rows`."""
+    captions: dict[str, dict[str, None]] = {}
+    for _, row in read_caption_rows(path):
+        texts = captions.setdefault(row["file"], {})
+        if row["caption"]:
+            texts[row["caption"]] = None
+    return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def read_caption_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Reads a CSV file with the columns `file` and `caption`, in any order, and others.
 
     Cells are separated by commas, semicolons or tabs. A file may have several rows. If `caption`
@@ -21,8 +34,8 @@ def read_caption_table(path: Path) -> dict[str, tuple[str, ...]]:
     Args:
       path: File, see `stunet.files.read_text`.
 
-    Returns:
-      Captions by the file names of the table.
+    Yields:
+      Number of the first line of a row, and its cells by the names of the columns in lower case.
 
     Raises:
       UserError: The table cannot be read, lacks a column or has an invalid row; names the line.
@@ -34,7 +47,6 @@ def read_caption_table(path: Path) -> dict[str, tuple[str, ...]]:
         if "\0" in line:
             raise UserError(f"{path}: line {number} contains a NUL character, expected text")
     delimiter, names = _read_header(path, lines[0])
-    captions: dict[str, dict[str, None]] = {}
     end = 1
     reader = csv.reader(
         (f"{line}\n" for line in lines[1:]), delimiter=delimiter, skipinitialspace=True, strict=True
@@ -55,31 +67,8 @@ def read_caption_table(path: Path) -> dict[str, tuple[str, ...]]:
         values = dict(zip(names, _fit(path, start, row, cells, names, delimiter), strict=True))
         if not values["file"].strip():
             raise UserError(f"{path}: line {start}: no file, expected {','.join(COLUMNS)}")
-        texts = captions.setdefault(values["file"].strip(), {})
-        if caption := " ".join(values["caption"].split()):
-            texts[caption] = None
-    return {name: tuple(texts) for name, texts in captions.items()}
-
-
-def read_caption_file(path: Path) -> tuple[str, ...]:
-    """Returns the caption in a text file, on one line; nothing if the file is empty.
-
-    Raises:
-      UserError: The file cannot be read.
-    """
-    # An invalid byte in a caption is no reason to skip the video.
-    caption = " ".join(read_text(path, errors="replace").split())
-    return (caption,) if caption else ()
-
-
-def merge_captions(
-    table: Mapping[str, tuple[str, ...]], files: FileNames
-) -> dict[str, tuple[str, ...]]:
-    """Returns a table's captions by the paths of existing files, joining those of one file."""
-    merged: dict[str, dict[str, None]] = {}
-    for name, captions in table.items():
-        merged.setdefault(files.find(name), {}).update(dict.fromkeys(captions))
-    return {name: tuple(captions) for name, captions in merged.items()}
+        file, caption = values["file"].strip(), " ".join(values["caption"].split())
+        yield start, {**values, "file": file, "caption": caption}
 
 
 def _read_header(path: Path, line: str) -> tuple[str, list[str]]:

@@ -1,0 +1,231 @@
+"""Index of the videos, texts and tables in a folder and in the tar archives below it."""
+
+import json
+import tarfile
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.sources import MediaFile
+from data.tables import TABLE_SUFFIXES
+from stunet.errors import UserError
+from stunet.files import check_not_lfs_pointer, read_text
+from stunet.video_io.folders import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    FileNames,
+    file_problem,
+    find_files,
+    list_names,
+    normalize_name,
+)
+
+_TEXT_SUFFIXES = (".txt", ".json")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".lz4")
+_METADATA = "metadata.json"  # other JSON files describe one video each
+_BLOCK = 512  # bytes of a block of a tar archive
+
+
+class CollectionFiles:
+    """The files of a collection. Only the headers of archives are read.
+
+    Args:
+      folder: An existing folder.
+      num_frames: With 1, images count as videos.
+
+    Attributes:
+      folder: The folder.
+      videos: Videos by their names, sorted: paths below the folder with "/" between folders, and
+        "ARCHIVE.tar/MEMBER" for members of archives.
+      tables: Names of the tables, sorted.
+      archives: Names of the archives, sorted.
+      skipped: A line for each file that was skipped, and for the endings of other files.
+
+    Raises:
+      UserError: the folder does not exist or contains no video, or an archive is compressed or
+        damaged.
+    """
+
+    def __init__(self, folder: Path, num_frames: int):
+        suffixes = VIDEO_SUFFIXES + (IMAGE_SUFFIXES if num_frames == 1 else ())
+        listing = find_files(folder, (*suffixes, ".tar"))
+        self.folder = folder
+        self.archives = tuple(name for name in listing.files if _suffix(name) == ".tar")
+        self.skipped = listing.skipped
+        names = find_files(folder, (*_TEXT_SUFFIXES, *TABLE_SUFFIXES)).files
+        self.tables = tuple(
+            name
+            for name in names
+            if _suffix(name) in TABLE_SUFFIXES or PurePosixPath(name).name.lower() == _METADATA
+        )
+        self._texts = {name: None for name in names if _suffix(name) in _TEXT_SUFFIXES}
+        self._members: dict[str, MediaFile] = {}
+        for archive in self.archives:
+            self._members.update(_members(folder / archive, archive))
+        inside = list_names(self._members, suffixes)
+        self._texts.update(dict.fromkeys(n for n in self._members if _suffix(n) in _TEXT_SUFFIXES))
+        videos = (n for n in listing.files if _suffix(n) != ".tar")
+        self.videos = tuple(sorted((*videos, *inside.files)))
+        if not self.videos:
+            self._check_not_compressed()
+            reason = f" ({self.skipped[0]})" if self.skipped else ""
+            raise UserError(f"{folder}: no videos{reason}, expected files of {', '.join(suffixes)}")
+
+    def media(self, name: str) -> MediaFile:
+        """Returns the file or the member of this name."""
+        return self._members.get(name) or MediaFile(self.folder / name)
+
+    def find_video(self, patterns: Sequence[str], base: str = "") -> str | None:
+        """Returns the name of the video that a table means, or None.
+
+        Args:
+          patterns: Names in order of preference: paths relative to `base` or to the folder,
+            "**/NAME" for a file in any sub-folder or archive; "PATH.*" has any ending. Other
+            spellings of paths as in `FileNames`.
+          base: Sub-folder that contains the table.
+        """
+        for pattern in patterns:
+            if "*" in pattern:
+                found = self._by_pattern.get(normalize_name(pattern))
+            else:
+                found = self._find_path(pattern, base)
+            if found is not None:
+                return found
+        return None
+
+    def text_for(self, stem: str, suffix: str = ".txt") -> str | None:
+        """Returns the name of the text file of a video, or None.
+
+        Args:
+          stem: Path of the video without its ending, or "**/NAME" for any sub-folder.
+          suffix: ".txt" or ".json".
+        """
+        stem = normalize_name(stem) + suffix
+        if stem.startswith("**/"):
+            return self._texts_anywhere.get(stem)
+        name = self._text_names.find(stem)  # may be spelled in another case
+        return name if name in self._texts else None
+
+    def read_text(self, name: str) -> str:
+        """Reads a text file; invalid UTF-8 is replaced by U+FFFD.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        file = self.media(name)
+        if not file.member:  # an invalid byte in a caption is no reason to skip the video
+            return read_text(file.path, errors="replace")
+        return file.open().read().decode("utf-8-sig", errors="replace")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads a JSON object; the names of its values are returned in lower case.
+
+        Raises:
+          UserError: it cannot be read or contains another value.
+        """
+        try:
+            values = json.loads(self.read_text(name))
+        except ValueError as error:
+            raise UserError(f"{name}: invalid JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{name}: a JSON {type(values).__name__}, expected an object")
+        return {key.lower(): value for key, value in values.items()}
+
+    def texts(self, suffix: str) -> list[str]:
+        """Returns the names of all files with the ending ".txt" or ".json"."""
+        return [name for name in self._texts if _suffix(name) == suffix]
+
+    def _find_path(self, path: str, base: str) -> str | None:
+        if PurePosixPath(path).is_absolute():
+            try:
+                path, base = Path(path).relative_to(self.folder.absolute()).as_posix(), ""
+            except ValueError:  # outside the folder
+                return path if file_problem(path) is None else None
+        for candidate in dict.fromkeys((str(PurePosixPath(base, path)), path)):
+            name = self._video_names.find(candidate)
+            if name in self._videos:
+                return name
+            if name in self._paths_in_archives:
+                return self._paths_in_archives[name]
+            # Any ending is accepted, and files beside the folder.
+            if file_problem(self.folder / candidate) is None:
+                return str(PurePosixPath(candidate))
+        return None
+
+    @cached_property
+    def _videos(self) -> frozenset[str]:
+        return frozenset(self.videos)
+
+    @cached_property
+    def _video_names(self) -> FileNames:
+        return FileNames((*self.videos, *self._paths_in_archives))
+
+    @cached_property
+    def _text_names(self) -> FileNames:
+        return FileNames(self._texts)
+
+    @cached_property
+    def _paths_in_archives(self) -> dict[str, str]:
+        """Names by the paths within the archives."""
+        names = (name for name in self.videos if name in self._members)
+        return _first((self._members[name].member, name) for name in names)
+
+    @cached_property
+    def _by_pattern(self) -> dict[str, str]:
+        """Names by "**/NAME", "**/STEM.*" and "PATH.*"."""
+        return _first(
+            (normalize_name(pattern), name)
+            for name in self.videos
+            for path in [PurePosixPath(name)]
+            for pattern in (f"**/{path.name}", f"**/{path.stem}.*", f"{path.with_suffix('')}.*")
+        )
+
+    @cached_property
+    def _texts_anywhere(self) -> dict[str, str]:
+        return _first((normalize_name(f"**/{PurePosixPath(n).name}"), n) for n in self._texts)
+
+    def _check_not_compressed(self) -> None:
+        for name in find_files(self.folder, _COMPRESSED).files:
+            raise UserError(f"{self.folder / name}: compressed archive, expected an unpacked one")
+
+
+def stem(name: str) -> str:
+    """Returns a path without its ending, in Unicode's composed form (NFC)."""
+    return str(PurePosixPath(unicodedata.normalize("NFC", name)).with_suffix(""))
+
+
+def _members(path: Path, name: str) -> dict[str, MediaFile]:
+    """Returns the regular files of a tar archive by "ARCHIVE/MEMBER"."""
+    check_not_lfs_pointer(path)
+    members = {}
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # would keep all headers in memory
+                if member.isreg() and member.sparse is None and member.size:
+                    media = MediaFile(path, member.name, member.offset_data, member.size)
+                    members[str(PurePosixPath(name, member.name))] = media
+            file.seek(archive.offset)
+            if len(file.read(_BLOCK)) < _BLOCK:
+                raise tarfile.ReadError("no block of zeros at the end")
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{path}: damaged, truncated or compressed ({error}), expected an uncompressed tar"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return members
+
+
+def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns a dict in which the first of several equal keys wins."""
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        found.setdefault(key, value)
+    return found
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()

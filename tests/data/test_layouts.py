@@ -1,0 +1,554 @@
+"""Collections of captioned videos in the layouts of `data.layouts.LAYOUTS`."""
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from data.layouts import LAYOUTS, parse_seconds, read_collection, video_id
+from data.sources import MediaFile
+from stunet.errors import UserError
+from stunet.video_io import write_video
+
+# Source videos by their YouTube ids, and captions of two clips of each.
+IDS = ("-aB_4567890", "Zyx-4567890")
+SPANS = ((0.5, 1.5), (2.0, 3.25))
+CAPTIONS = {
+    "-aB_4567890": ("a ball, red and round", 'the "cube" turns'),
+    "Zyx-4567890": ("ein Hündchen läuft", "it's a cat\u2028asleep"),
+}
+URLS = {
+    "-aB_4567890": "https://www.youtube.com/watch?v=-aB_4567890&t=1s",
+    "Zyx-4567890": "https://youtu.be/Zyx-4567890",
+}
+SCORES = {"-aB_4567890": 4.5, "Zyx-4567890": 6.25}
+OPENVID = ("video", "caption", "aesthetic score", "motion score", "camera motion", "fps")
+PANDA = ("url", "timestamp", "caption", "matching_score", "desirable_filtering")
+
+
+def caption(key):
+    return CAPTIONS[key][0]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two videos of 4 s at 8 frames per second; the grey level of a frame identifies it."""
+    folder = tmp_path_factory.mktemp("videos")
+    for first, key in enumerate(IDS):
+        levels = (first + 2 * np.arange(32)) / 64 * 1.5 - 0.75
+        frames = np.broadcast_to(levels[:, None, None, None], (32, 16, 16, 3))
+        write_video(folder / f"{key}.mp4", frames, 8)
+    return {key: folder / f"{key}.mp4" for key in IDS}
+
+
+def store(videos, folder, name="{}.mp4"):
+    for key, path in videos.items():
+        target = folder / name.format(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
+def write_csv(path, columns, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([columns, *rows])
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_parquet(path, rows):
+    pyarrow.parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def write_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+
+
+def samples(videos, numbers=False):
+    """Members of a WebDataset, named by the ids or numbered."""
+    members = {}
+    for index, (key, path) in enumerate(videos.items()):
+        name = f"{index:08d}" if numbers else key
+        values = {"key": name, "caption": caption(key), "aesthetic": SCORES[key], "status": "ok"}
+        members[f"{name}.mp4"] = path.read_bytes()
+        members[f"{name}.json"] = json.dumps(values).encode()
+    return members
+
+
+def captions_csv(folder, videos):
+    store(videos, folder)
+    write_csv(folder / "captions.csv", ("file", "caption"), ((f"{k}.mp4", caption(k)) for k in IDS))
+
+
+def text_files(folder, videos):
+    store(videos, folder, "sub/{}.mp4")
+    for key in videos:
+        (folder / "sub" / f"{key}.txt").write_text(caption(key) + "\n", encoding="utf-8")
+
+
+def metadata_csv(folder, videos):
+    store(videos, folder, "train/{}.mp4")
+    rows = ((f"{key}.mp4", "x", caption(key)) for key in IDS)
+    write_csv(folder / "train" / "metadata.csv", ("file_name", "label", "text"), rows)
+
+
+def metadata_jsonl(folder, videos):
+    store(videos, folder, "videos/{}.mp4")
+    rows = ({"file_name": f"videos/{key}.mp4", "prompt": caption(key)} for key in IDS)
+    write_jsonl(folder / "metadata.jsonl", rows)
+
+
+def metadata_json(folder, videos):
+    store(videos, folder)
+    rows = [{"file_name": f"{key}.mp4", "caption": [caption(key)]} for key in IDS]
+    (folder / "metadata.json").write_text(json.dumps(rows))
+
+
+def metadata_parquet(folder, videos):
+    store(videos, folder)
+    content = {"bytes": b"large", "path": None}
+    rows = ({"file_name": f"{k}.mp4", "video": content, "caption": caption(k)} for k in IDS)
+    write_parquet(folder / "metadata.parquet", rows)
+
+
+def musubi(folder, videos):
+    store(videos, folder)
+    rows = [{"video_path": str(folder / f"{key}.mp4"), "caption": caption(key)} for key in IDS]
+    write_jsonl(folder / "musubi.jsonl", rows)
+
+
+def openvid(folder, videos):
+    store(videos, folder, "video/{}.mp4")
+    rows = [(f"{k}.mp4", caption(k), SCORES[k], 2, "static", 24) for k in IDS]
+    write_csv(folder / "data" / "OpenVid-1M-part1.csv", OPENVID, rows[:1])
+    write_csv(folder / "data" / "OpenVid-1M-part2.csv", OPENVID, rows[1:])
+
+
+def openvid_tars(folder, videos):
+    for part, key in enumerate(IDS):
+        write_tar(folder / f"OpenVid_part{part}.tar", samples({key: videos[key]}))
+
+
+def openvid_tars_and_table(folder, videos):
+    members = {f"./{key}.mp4": path.read_bytes() for key, path in videos.items()}
+    write_tar(folder / "part0.tar", members)
+    rows = [(f"{k}.mp4", caption(k), SCORES[k], 2, "static", 24) for k in IDS]
+    write_csv(folder / "OpenVid-1M.csv", OPENVID, rows)
+
+
+def webvid(folder, videos):
+    store(videos, folder, "videos/014001_014050/{}.mp4")
+    columns = ("videoid", "name", "page_idx", "page_dir", "duration", "contentUrl")
+    rows = ((k, caption(k), 1, "014001_014050", "PT00H00M04S", f"https://x/{k}.mp4") for k in IDS)
+    write_csv(folder / "results_2M_train.csv", columns, rows)
+
+
+def open_sora_csv(folder, videos):
+    store(videos, folder, "clips/{}.mp4")
+    columns = ("path", "text", "num_frames", "height", "width", "aes")
+    rows = ((folder / f"clips/{k}.mp4", caption(k), 32, 16, 16, SCORES[k]) for k in IDS)
+    write_csv(folder / "meta" / "meta.csv", columns, rows)
+
+
+def open_sora_parquet(folder, videos):
+    store(videos, folder, "clips/{}.mp4")
+    rows = [{"path": f"clips/{k}.mp4", "text": caption(k), "aes": SCORES[k]} for k in IDS]
+    write_parquet(folder / "meta.parquet", rows)
+
+
+def webdataset_tars(folder, videos):
+    for shard, key in enumerate(IDS):
+        members = samples({key: videos[key]}, numbers=True)  # equal keys in both archives
+        members = {name.replace(".json", ".txt"): data for name, data in members.items()}
+        members["00000000.txt"] = caption(key).encode()
+        write_tar(folder / f"{shard:05d}.tar", members)
+
+
+def webdataset_folders(folder, videos):
+    rows = []
+    for index, key in enumerate(IDS):
+        store({key: videos[key]}, folder / "00000", f"{index:08d}.mp4")
+        (folder / "00000" / f"{index:08d}.txt").write_text(caption(key), encoding="utf-8")
+        rows.append({"key": f"{index:08d}", "url": URLS[key], "status": "success", "fps": 8.0})
+    write_parquet(folder / "00000.parquet", rows)
+
+
+def video_list(folder, videos):
+    store(videos, folder, "videos/{}.mp4")
+    (folder / "videos.txt").write_text("".join(f"videos/{key}.mp4\n" for key in IDS))
+    (folder / "prompts.txt").write_text("\n".join(map(caption, IDS)), encoding="utf-8")
+
+
+def panda(folder, videos):
+    store(videos, folder, "videos/{}.mp4")
+    spans = [["0:00:00.500", "0:00:01.500"], ["0:00:02.000", "0:00:03.250"]]
+    for number, key in enumerate(IDS):
+        scores = [SCORES[key] / 10, 0.5]
+        row = (URLS[key], spans, list(CAPTIONS[key]), scores, ["desirable", "still"])
+        write_csv(folder / f"panda70m_training_{number}.csv", PANDA, [row])
+
+
+def koala(folder, videos):
+    store(videos, folder)
+    columns = ("videoID", "url", "timestamp", "caption", "clarity_score", "aesthetic_score")
+    rows = [
+        (
+            f"{key}_{index}",
+            URLS[key],
+            [f"0:00:{span[0]:06.3f}", f"0:00:{span[1]:06.3f}"],
+            text,
+            1,
+            2,
+        )
+        for key in IDS
+        for index, (span, text) in enumerate(zip(SPANS, CAPTIONS[key], strict=True))
+    ]
+    write_csv(folder / "Koala_36M.csv", columns, rows)
+
+
+def hd_vila(folder, videos):
+    store(videos, folder, "download/{}.mp4")
+    rows = []
+    for key in IDS:
+        clips = []
+        for index, (span, text) in enumerate(zip(SPANS, CAPTIONS[key], strict=True)):
+            (folder / f"{key}.{index}.txt").write_text(text, encoding="utf-8")
+            times = [f"00:00:{seconds:06.3f}" for seconds in span]
+            clips.append({"clip_id": f"{key}.{index}.mp4", "span": times})
+        rows.append({"video_id": key, "url": URLS[key], "clip": clips})
+    write_jsonl(folder / "hdvila_part0.jsonl", rows)
+
+
+# Writer, key of the layout, beginning of the summary.
+WHOLE = {
+    captions_csv: ("captions", "captions.csv: 2 rows, 2 files"),
+    text_files: ("text_files", "text files: 2 captions, 2 files"),
+    metadata_csv: ("video_folder", "VideoFolder: 2 rows, 2 files"),
+    metadata_jsonl: ("video_folder", "VideoFolder: 2 rows, 2 files"),
+    metadata_json: ("video_folder", "VideoFolder: 2 rows, 2 files"),
+    metadata_parquet: ("video_folder", "VideoFolder: 2 rows, 2 files"),
+    musubi: ("video_folder", "VideoFolder: 2 rows, 2 files"),
+    openvid: ("openvid", "OpenVid-1M: 2 rows, 2 files"),
+    openvid_tars: ("webdataset", "WebDataset: 2 rows, 2 files"),
+    openvid_tars_and_table: ("openvid", "OpenVid-1M: 2 rows, 2 files"),
+    webvid: ("webvid", "WebVid: 2 rows, 2 files"),
+    open_sora_csv: ("open_sora", "Open-Sora: 2 rows, 2 files"),
+    open_sora_parquet: ("open_sora", "Open-Sora: 2 rows, 2 files"),
+    webdataset_tars: ("webdataset", "WebDataset: 2 rows, 2 files"),
+    webdataset_folders: ("webdataset", "WebDataset: 2 rows, 2 files"),
+    video_list: ("video_list", "videos.txt: 2 captions, 2 files"),
+}
+CUT = {
+    panda: ("panda_70m", "Panda-70M: 2 rows, 2 files, 4 clips"),
+    koala: ("koala_36m", "Koala-36M: 4 rows, 2 files, 4 clips"),
+    hd_vila: ("hd_vila", "HD-VILA: 2 rows, 2 files, 4 clips"),
+}
+WRITERS = [pytest.param(writer, id=writer.__name__) for writer in (*WHOLE, *CUT)]
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+def expected(writer, videos):
+    """Content, captions and span of each clip."""
+    whole = writer in WHOLE
+    return sorted(
+        (MediaFile(videos[key]).digest(), (one_line(text),), () if whole else span)
+        for key in IDS
+        for span, text in list(zip(SPANS, CAPTIONS[key], strict=True))[: 1 if whole else 2]
+    )
+
+
+def content(source):
+    return sorted((clip.file.digest(), clip.captions, clip.span or ()) for clip in source.clips)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_layouts_describe_the_same_clips(writer, videos, tmp_path):
+    writer(tmp_path, videos)
+    key, summary = {**WHOLE, **CUT}[writer]
+    source = read_collection(tmp_path, 8)
+    assert content(source) == expected(writer, videos)
+    assert (source.summary, source.skipped) == (summary, ())
+    assert source.clips == sorted(source.clips, key=lambda clip: (clip.name, clip.span or ()))
+    assert len({(clip.name, clip.span) for clip in source.clips}) == len(source.clips)
+    assert not any(clip.problem for clip in source.clips)
+    assert read_collection(tmp_path, 8, key) == source
+
+
+def test_every_layout_is_tested():
+    assert {key for key, _ in [*WHOLE.values(), *CUT.values()]} == {*LAYOUTS}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_rows_without_files_and_files_without_rows_are_counted(writer, videos, tmp_path):
+    writer(tmp_path, videos)
+    extra = tmp_path / "extra" / "unlisted.mp4"
+    extra.parent.mkdir()
+    shutil.copy(videos[IDS[0]], extra)
+    source = read_collection(tmp_path, 8)
+    assert source.summary.count(", 1 without a ") == 1
+    lines = [*source.skipped, *(f"{c.name}: no caption" for c in source.clips if not c.captions)]
+    assert lines == ["extra/unlisted.mp4: no caption"]
+    extra.unlink()
+    first = next(clip for clip in source.clips if IDS[0] in clip.name or "0000" in clip.name)
+    if first.file.member or writer is text_files:
+        return
+    first.file.path.unlink()
+    source = read_collection(tmp_path, 8)
+    missing = len(SPANS) if writer is koala else 1
+    assert f", {missing} missing" in source.summary
+    listed = writer is captions_csv
+    assert len([line for line in source.skipped if ": no file " in line]) == (
+        0 if listed else missing
+    )
+    assert [clip.problem for clip in source.clips if clip.problem] == ["no such file"] * listed
+
+
+def test_remarks_name_the_first_few(videos, tmp_path):
+    openvid(tmp_path, videos)
+    rows = [(f"gone{i}.mp4", "gone", 1, 2, "static", 24) for i in range(120)]
+    write_csv(tmp_path / "OpenVid-1M.csv", OPENVID, rows)
+    source = read_collection(tmp_path, 8)
+    assert source.summary == "OpenVid-1M: 122 rows, 2 files, 120 missing"
+    assert source.skipped[0] == "OpenVid-1M.csv: line 2: no file video/gone0.mp4"
+    assert len(source.skipped) == 6 and source.skipped[-1] == "... and 115 others"
+
+
+def test_several_rows_of_a_clip_are_several_captions(videos, tmp_path):
+    store(videos, tmp_path)
+    rows = [(f"{IDS[0]}.mp4", text) for text in ("one", "two", "one", "three")]
+    write_csv(tmp_path / "metadata.csv", ("file_name", "text"), [*rows, (f"{IDS[1]}.mp4", "")])
+    clips = read_collection(tmp_path, 8).clips
+    assert [clip.captions for clip in clips] == [("one", "two", "three"), ()]
+    rows = [
+        (URLS[IDS[0]], [[1, 2.5], [1, 2.5]], ["a", "b"], [1, 1], []),
+        (URLS[IDS[0]], [[1, 2.5]], ["c"], [1], []),
+    ]
+    (tmp_path / "metadata.csv").unlink()
+    write_csv(tmp_path / "panda.csv", PANDA, rows)
+    (clip,) = read_collection(tmp_path, 8).clips
+    assert clip.captions == ("a", "b", "c") and clip.span == (1.0, 2.5)
+
+
+def test_hd_vila_falls_back_to_the_captions_of_the_video(videos, tmp_path):
+    hd_vila(tmp_path, videos)
+    (tmp_path / f"{IDS[0]}.1.txt").unlink()
+    (tmp_path / f"{IDS[0]}.txt").write_text("of the whole video")
+    captions = [
+        clip.captions
+        for clip in read_collection(tmp_path, 8).clips
+        if clip.name.startswith("download/-")
+    ]
+    assert captions == [(CAPTIONS[IDS[0]][0],), ("of the whole video",)]
+
+
+@pytest.mark.parametrize(
+    ("writer", "text", "kept", "total"),
+    [
+        (openvid, "aesthetic score>5", [IDS[1]], 2),
+        (openvid, "Aesthetic Score >= 4.5, fps==24", [*IDS], 2),
+        (openvid, "aesthetic score!=4.5,motion score<2", [], 2),
+        (open_sora_csv, "aes<=4.5", [IDS[0]], 2),
+        (open_sora_parquet, "aes<5", [IDS[0]], 2),
+        (openvid_tars, "aesthetic>5", [IDS[1]], 2),
+        (webdataset_folders, "fps>5", ["00000000", "00000001"], 2),
+        (panda, "matching_score>=0.5", [IDS[0], IDS[1], IDS[1]], 4),
+        (koala, "clarity_score>0", [IDS[0], IDS[0], IDS[1], IDS[1]], 4),
+    ],
+)
+def test_filters(writer, text, kept, total, videos, tmp_path):
+    writer(tmp_path, videos)
+    if not kept:
+        with pytest.raises(UserError, match=r"0 of 2 after aesthetic score!=4\.5,motion score<2"):
+            read_collection(tmp_path, 8, filters=text)
+        return
+    source = read_collection(tmp_path, 8, filters=text)
+    assert [clip.file.member[:-4] or clip.file.path.stem for clip in source.clips] == kept
+    assert f", {len(kept)} of {total} after " in source.summary
+
+
+def test_filter_of_captions_csv(videos, tmp_path):
+    store(videos, tmp_path)
+    rows = ((f"{k}.mp4", SCORES[k], caption(k)) for k in IDS)
+    write_csv(tmp_path / "captions.csv", ("file", "Score", "caption"), rows)
+    source = read_collection(tmp_path, 8, filters="score>5")
+    assert [clip.name for clip in source.clips if clip.captions] == [f"{IDS[1]}.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "aesthetic>5",
+            r"\.filter: .*'aesthetic' .*1\.csv: line 2.*aesthetic score, motion score, fps\)",
+        ),
+        ("camera motion>5", r"'camera motion' is 'static' in .*line 2.*aesthetic score, motion"),
+        ("aesthetic score", r"config\.data\.filter: 'aesthetic score'.*>= .*aesthetic score>5"),
+        ("aesthetic score>high", r"config\.data\.filter: 'aesthetic score>high'"),
+        ("fps>5,", r"config\.data\.filter: ''"),
+    ],
+)
+def test_filters_that_are_refused(text, message, videos, tmp_path):
+    openvid(tmp_path, videos)
+    with pytest.raises(UserError, match=message):
+        read_collection(tmp_path, 8, filters=text)
+
+
+def test_a_table_without_a_layout(videos, tmp_path):
+    store(videos, tmp_path)
+    (tmp_path / "README.txt").write_text("a collection")
+    write_csv(tmp_path / "data.csv", ("video", "Title", "score"), [("a", "b", 1)])
+    with pytest.raises(
+        UserError, match=r"data\.csv: columns video, title, score.*openvid.*caption"
+    ):
+        read_collection(tmp_path, 8)
+    with pytest.raises(
+        UserError, match=r"data\.csv: columns .*panda_70m.*url, timestamp, caption, matching_score"
+    ):
+        read_collection(tmp_path, 8, "panda_70m")
+    with pytest.raises(UserError, match=r"config\.data\.layout: 'panda', expected captions or "):
+        read_collection(tmp_path, 8, "panda")
+    for key in IDS:
+        (tmp_path / f"{key}.txt").write_text(caption(key))
+    source = read_collection(tmp_path, 8)
+    assert source.summary == "text files: 2 captions, 2 files"
+    assert source.skipped == ("data.csv: not read (columns video, title, score)",)
+
+
+def test_tables_of_different_layouts(videos, tmp_path):
+    openvid(tmp_path, videos)
+    write_csv(tmp_path / "metadata.csv", ("file_name", "text"), [(f"video/{IDS[0]}.mp4", "other")])
+    with pytest.raises(
+        UserError,
+        match=r"part1\.csv \(openvid\) and metadata\.csv \(video_folder\).*config\.data\.layout=",
+    ):
+        read_collection(tmp_path, 8)
+    (clip,) = read_collection(tmp_path, 8, "video_folder").clips
+    assert clip.captions == ("other",)
+    assert len(read_collection(tmp_path, 8, "openvid").clips) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", 'video,caption\na.mp4,"one\n', r"a\.csv: line 2: .*quotes"),
+        ("a.csv", "video,caption\na.mp4,one,two\n", r"a\.csv: line 2 has 3 cells, expected 2"),
+        ("a.csv", "video,caption,video\n", r"a\.csv: column 'video' occurs twice"),
+        ("a.csv", "\n\n", r"a\.csv: no rows"),
+        ("a.csv", "version https://git-lfs.github.com/spec/v1\n", r"a\.csv: .*git lfs pull"),
+        ("a.csv", b"video,caption\na.mp4,\xff\n", r"a\.csv: .*UTF-8"),
+        ("a.jsonl", '{"video": "a.mp4", "caption": "a"}\n{"vi\n', r"a\.jsonl: line 2: .*JSON"),
+        ("a.jsonl", '{"video": "a.mp4", "caption": "a"}\n[1]\n', r"a\.jsonl: line 2 is \[1\]"),
+        ("metadata.json", '{"a": 1}', r"metadata\.json: .*dict.*list"),
+        ("a.parquet", "not parquet", r"a\.parquet: cannot be read .*Parquet"),
+        ("a.tar", "not a tar" * 100, r"a\.tar: damaged.*uncompressed"),
+        ("videos.txt", "a.mp4\nb.mp4\n", r"videos\.txt: 2 and prompts\.txt: 1"),
+    ],
+)
+def test_damaged_tables(name, text, message, videos, tmp_path):
+    store(videos, tmp_path)
+    (tmp_path / "prompts.txt").write_text("one\n")
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as error:
+        read_collection(tmp_path, 8)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_archives(videos, tmp_path):
+    write_tar(tmp_path / "a.tar", samples(videos))
+    content = (tmp_path / "a.tar").read_bytes()
+    # Within a video, within a header, and at the end of a member, without the final zeros.
+    sizes = [len(data) for data in samples(videos).values()]
+    for length in (3000, 512 + -(-sizes[0] // 512) * 512 + 100, 512 + -(-sizes[0] // 512) * 512):
+        (tmp_path / "a.tar").write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"a\.tar: damaged, truncated"):
+            read_collection(tmp_path, 8)
+    write_tar(tmp_path / "a.tar", samples(videos), "w:gz")
+    with pytest.raises(UserError, match=r"a\.tar: .*compressed.*uncompressed"):
+        read_collection(tmp_path, 8)
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
+    with pytest.raises(UserError, match=r"a\.tar\.gz: compressed"):
+        read_collection(tmp_path, 8)
+
+
+def test_invalid_rows_are_listed(videos, tmp_path):
+    panda(tmp_path, videos)
+    url = URLS[IDS[0]]
+    rows = [
+        (url, "[['0:01', '0:00']]", ["a"], [1], []),
+        (url, "[['x', '0:01']]", ["a"], [1], []),
+        (url, "[[0, 1]]", ["a", "b"], [1], []),
+        (url, "[[0, 1", ["a"], [1], []),
+        ("", "[[0, 1]]", ["a"], [1], []),
+    ]
+    write_csv(tmp_path / "more.csv", PANDA, rows)
+    source = read_collection(tmp_path, 8)
+    assert len(source.clips) == 4
+    assert source.summary == "Panda-70M: 7 rows, 2 files, 4 clips, 5 invalid"
+    assert [line.split(": ")[1] for line in source.skipped] == [f"line {n}" for n in range(2, 7)]
+    shutil.move(tmp_path / "more.csv", tmp_path / "panda70m_training_0.csv")
+    (tmp_path / "panda70m_training_1.csv").unlink()
+    with pytest.raises(UserError, match=r"no captions; Panda-70M: 5 rows, .*line 2: time span"):
+        read_collection(tmp_path, 8)
+
+
+def test_members_of_archives_are_opened_by_their_position(videos, tmp_path):
+    webdataset_tars(tmp_path, videos)
+    clips = read_collection(tmp_path, 8).clips
+    assert [clip.name for clip in clips] == ["00000.tar/00000000.mp4", "00001.tar/00000000.mp4"]
+    for clip, path in zip(clips, videos.values(), strict=True):
+        assert clip.file.open().read() == path.read_bytes()
+
+
+def test_cells_with_several_lines_and_long_lists(videos, tmp_path):
+    store(videos, tmp_path)
+    text = 'a dog\nruns, "fast"\n\nand far ' + "away " * 50_000
+    write_csv(tmp_path / "x.csv", OPENVID, [(f"{k}.mp4", text, 1, 2, "x", 24) for k in IDS])
+    clips = read_collection(tmp_path, 8).clips
+    assert [clip.captions for clip in clips] == [(one_line(text),)] * 2
+
+
+def test_images_are_clips_of_one_frame(videos, tmp_path):
+    metadata_jsonl(tmp_path, videos)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with (tmp_path / "metadata.jsonl").open("a") as file:
+        file.write('{"file_name": "a.png", "prompt": "a picture"}\n')
+    assert next(clip.name for clip in read_collection(tmp_path, 1).clips) == "a.png"
+
+
+def test_ids_and_times():
+    assert [video_id(url) for url in URLS.values()] == [*IDS]
+    assert video_id("https://www.youtube.com/shorts/abc?x=1") == "abc"
+    assert video_id("https://example.org/videos/12.mp4") == "12"
+    times = ("1:02:03.5", "02:03", "7.25", 8)
+    assert [parse_seconds(time) for time in times] == [3723.5, 123.0, 7.25, 8.0]
+
+
+def test_a_large_table_is_read_in_linear_time(videos, tmp_path):
+    store(videos, tmp_path, "video/{}.mp4")
+    rows = [(f"gone{i}.mp4", f"caption {i}", 1, 2, "x", 24) for i in range(100_000)]
+    rows += [(f"{k}.mp4", caption(k), 1, 2, "x", 24) for k in IDS]
+    write_csv(tmp_path / "OpenVid-1M.csv", OPENVID, rows)
+    start = time.monotonic()
+    source = read_collection(tmp_path, 8, filters="aesthetic score==1")
+    assert (
+        source.summary
+        == "OpenVid-1M: 100002 rows, 2 files, 100000 missing, 2 of 2 after aesthetic score==1"
+    )
+    assert time.monotonic() - start < 20
