@@ -1,96 +1,64 @@
-"""A cache of text encoder states for the captions of a dataset, for a frozen text encoder."""
+"""The frozen text encoder of a model, as the source of cached text states."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from stunet.errors import UserError, writing
-from stunet.files import check_not_lfs_pointer
+from stunet.errors import UserError
 from stunet.model import Model
-from stunet.weights.trees import flatten
+from stunet.models.t5 import T5Encoder
+from stunet.text_states import open_text_states
+from stunet.training.mesh import batch_sharding, make_mesh, put_parameters
 
-BATCH = 256
+
+def encoder_identity(model: Model) -> str:
+    """Returns a name that changes with the text encoder's parameters and the number of tokens."""
+    return f"{model.text_encoder_digest}, {model.tokenizer.max_tokens} tokens"
 
 
-def write_text_states(
-    path: Path,
-    captions: Sequence[str],
-    model: Model,
-    encode: Callable[[list[str]], jax.Array],
-) -> None:
-    """Writes the states of N captions and of the empty one, `[N + 1, L, D]` float16.
+def make_local_encoder(model: Model) -> Callable[[list[str]], np.ndarray]:
+    """Copies the text encoder to every device of this process.
 
     Args:
-      path: The file, `.npy`. A `.json` file next to it identifies the text encoder.
-      captions: Captions in the order of the dataset's records.
-      model: Model with the text encoder.
-      encode: Maps captions to states `[B, L, D]` of that text encoder.
+      model: Model with a text encoder. Parameters may be lazy tensors; only those of the text
+        encoder are read.
 
-    Raises:
-      UserError: the disk is full or read-only. Existing states are kept.
+    Returns:
+      A function that maps N texts to their states `[N, L, D]` float32. Texts are sharded over the
+      devices. It is compiled for each N.
     """
-    captions = [*captions, ""]
-    fingerprint = _fingerprint_path(path)
-    new, new_fingerprint = (p.with_name(f".{p.name}.new") for p in (path, fingerprint))
-    try:
-        # Written as a file: a full disk ends a process that writes to a memory map (SIGBUS).
-        with writing(path), new.open("wb") as file:
-            for start in tqdm(range(0, len(captions), BATCH), desc="text states", unit="batch"):
-                texts = captions[start : start + BATCH]
-                # Padded to a constant batch size, so that the encoder is compiled once.
-                rows = np.asarray(encode(texts + [""] * (BATCH - len(texts))))[: len(texts)]
-                if start == 0:
-                    shape = (len(captions), *rows.shape[1:])
-                    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(rows, "<f2").data)
-            file.flush()
-            new_fingerprint.write_text(json.dumps({"text_encoder": _fingerprint(model)}) + "\n")
-            # States without a fingerprint are refused, so a kill in between mixes nothing.
-            fingerprint.unlink(missing_ok=True)
-            new.replace(path)
-            new_fingerprint.replace(fingerprint)
-    finally:
-        new.unlink(missing_ok=True)
-        new_fingerprint.unlink(missing_ok=True)
+    mesh = make_mesh(devices=jax.local_devices())
+    params = put_parameters(mesh, model.params["text_encoder"])
+    encoder, rows = T5Encoder(model.text_encoder), batch_sharding(mesh)
+    apply = jax.jit(lambda params, *tokens: encoder.apply({"params": params}, *tokens))
+
+    def encode(texts: list[str]) -> np.ndarray:
+        padding = [""] * (-len(texts) % mesh.size)
+        tokens = jax.device_put(model.tokenizer([*texts, *padding]), rows)
+        return np.asarray(apply(params, *tokens), np.float32)[: len(texts)]
+
+    return encode
 
 
-def check_text_states(path: Path, model: Model) -> None:
+def check_text_states(folder: Path, model: Model) -> None:
     """Checks that cached states exist and were computed by the model's text encoder.
 
     For a model without a text encoder, only the width of the states is checked.
 
     Raises:
-      UserError: there are no states, they have another width than the U-Net reads, or another text
+      UserError: There are no states, they have another width than the U-Net reads, or another text
         encoder computed them.
     """
+    states = open_text_states(folder)
     hint = "compute them with `python -m experiments.cache_text --config=...`"
-    try:
-        stored = json.loads(_fingerprint_path(path).read_text())["text_encoder"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no cached text states; {hint}") from error
-    check_not_lfs_pointer(path)
-    width = np.load(path, mmap_mode="r").shape[-1]
-    if width != model.unet.text_dim:
+    if (width := states.shape[-1]) != model.unet.text_dim:
         raise UserError(
-            f"{path}: text states of width {width}, expected {model.unet.text_dim}; {hint}"
+            f"{folder}: text states of width {width}, expected {model.unet.text_dim}; {hint}"
         )
-    if model.text_encoder is not None and stored != _fingerprint(model):
-        raise UserError(f"{path}: text states of another text encoder; {hint}")
-
-
-def _fingerprint_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _fingerprint(model: Model) -> str:
-    digest = hashlib.sha256()
-    for name, leaf in sorted(flatten(model.params["text_encoder"]).items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    if model.text_encoder is not None and states.encoder != (expected := encoder_identity(model)):
+        raise UserError(
+            f"{folder}: text states of another text encoder ({states.encoder}), expected "
+            f"{expected}; {hint}"
+        )

@@ -258,7 +258,9 @@ def text_encoder_digest(params: Tree) -> str:
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(params).items()):
         digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        # As JAX loads it (float64 as float32), so that files and devices have the same digest.
+        array = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
