@@ -34,7 +34,7 @@ from stunet.training.cluster import (
     join_cluster,
     run_on_first_process,
 )
-from stunet.training.config import parse_train_config
+from stunet.training.config import TrainConfig, parse_train_config
 from stunet.training.text_cache import encoder_identity, make_local_encoder
 from stunet.weights.model_folder import find_model_folder, open_model_folder
 
@@ -50,19 +50,18 @@ _CLUSTER = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
-    """Parses the flags and writes the states."""
-    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
-    if values is None:
-        raise UserError("--config=FILE: missing")
-    if _CLUSTER.value:
-        join_cluster(_CLUSTER.value)
-        # Signals are passed on as SIGTERM, which JAX only records (for a training step to read).
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    config = parse_train_config(values, data.parse_config)
+def cache_text_states(config: TrainConfig) -> Path:
+    """Computes the states of all distinct captions of a run's data, together with other processes.
+
+    Returns:
+      The folder of the states.
+
+    Raises:
+      UserError: `init_from` has no text encoder, the dataset cannot be prepared, another process
+        writes the same states, or the disk is full or read-only. Finished shards are kept.
+    """
     if not config.stage.init_from:
         raise UserError("config.init_from: empty, expected the model with the text encoder")
-    prepare_compiler()
     source = find_model_folder(config.stage.init_from)
     # Lazy: only the text encoder's parameters are read, and their digest is stored.
     model = model_from_folder(open_model_folder(source), source)
@@ -72,8 +71,7 @@ def main(argv: list[str]) -> None:
             f"`stunet import-t5 T5_FOLDER {source}`"
         )
     config_data = prepare_in_cluster(config.data)
-    folder = data.text_states_path(config_data)
-    captions = data.captions(config_data)
+    folder, captions = data.text_states_path(config_data), data.captions(config_data)
     if is_first_process():
         print(f"{len(captions)} captions, {len(set(captions))} distinct", file=sys.stderr)
         for warning in data.caption_warnings(config_data, model.tokenizer):
@@ -89,8 +87,7 @@ def main(argv: list[str]) -> None:
             process_count=jax.process_count(),
             all_agree=all_processes_agree,
         )
-    if is_first_process():
-        print(folder)
+    return folder
 
 
 @contextlib.contextmanager
@@ -99,6 +96,21 @@ def _claim(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     with claim_folder(folder):
         yield
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and writes the states."""
+    values = read_flags(FLAGS, argv, __doc__, _CONFIG)
+    if values is None:
+        raise UserError("--config=FILE: missing")
+    if _CLUSTER.value:
+        join_cluster(_CLUSTER.value)
+        # Signals are passed on as SIGTERM, which JAX only records (for a training step to read).
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    prepare_compiler()
+    folder = cache_text_states(parse_train_config(values, data.parse_config))
+    if is_first_process():
+        print(folder)
 
 
 if __name__ == "__main__":

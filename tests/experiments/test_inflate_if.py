@@ -1,21 +1,22 @@
 """From published weights to a trained video model, with `inflate_if.py`."""
 
 import dataclasses
-import functools
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from data import pipeline as data
+from experiments.cache_text import cache_text_states
 from experiments.configs import inflate_if
 from stunet import cli
-from stunet.engine.sampling import encode_text
 from stunet.errors import UserError
 from stunet.model import load
-from stunet.training.text_cache import check_text_states, write_text_states
+from stunet.training.text_cache import check_text_states
 from stunet.video_io import write_video
-from stunet.weights.model_folder import read_model_folder
+from stunet.weights.model_folder import read_model_folder, text_encoder_digest
 from stunet.weights.trees import flatten, is_temporal
 from tests.experiments.runs import changed, parse, train_here
 from tests.parity import cases, folders
@@ -60,28 +61,39 @@ def config(clips, model):
 
 def test_training_on_cached_text_states(config, model, tmp_path):
     """In bfloat16, with rematerialised blocks, without running the text encoder."""
-    data_config = parse(config).data
-    data.prepare(data_config)
-    with pytest.raises(UserError, match="text_states_train.npy: .*cache_text"):
+    ready = data.prepare(parse(config).data)
+    folder = data.text_states_path(ready)
+    with pytest.raises(UserError, match="text_states_train: .*cache_text"):
         train_here(config, tmp_path / "run")
-    imported = load(model)
-    path = data.text_states_path(data_config)
-    encode = functools.partial(encode_text, imported)
-    write_text_states(path, data.captions(data_config), imported, encode)
+    assert cache_text_states(parse(config)) == folder
     assert train_here(config, tmp_path / "run") == 0
     before, after = (
         flatten(read_model_folder(tmp_path / "run" / name).params) for name in ("initial", "model")
     )
     for name, leaf in after.items():
         assert np.array_equal(leaf, before[name]) != is_temporal(name), name
-    trained = load(tmp_path / "run")
+    trained, imported = load(tmp_path / "run"), load(model)
     assert trained.unet.dtype == "bfloat16" and trained.variance == "fixed_small"
     assert trained.threshold == imported.threshold
+    assert trained.text_encoder_digest == imported.text_encoder_digest
     # States of another text encoder are refused.
     params = {**imported.params, "text_encoder": {"shared": {"embedding": np.zeros((1, 1))}}}
-    with pytest.raises(UserError, match=f"{re.escape(str(path))}: .*another"):
-        check_text_states(path, dataclasses.replace(imported, params=params))
-    check_text_states(path, dataclasses.replace(imported, text_encoder=None, params={}))
+    with pytest.raises(UserError, match=f"{re.escape(str(folder))}: .*another"):
+        check_text_states(folder, dataclasses.replace(imported, params=params))
+    check_text_states(folder, dataclasses.replace(imported, text_encoder=None, params={}))
+
+
+def test_importing_a_text_encoder_replaces_the_digest(model, tmp_path):
+    target = tmp_path / "model"
+    shutil.copytree(model, target)
+    path = target / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"text_encoder_digest": "of another"}))
+    text = model.with_name("IF") / "text_encoder"
+    assert cli.main(["import-t5", str(text), str(target)]) == 0
+    expected = text_encoder_digest(read_model_folder(model).params["text_encoder"])
+    assert json.loads(path.read_text())["text_encoder_digest"] == expected
+    assert content["text_encoder_digest"] == expected
 
 
 def test_a_model_without_text_encoder_needs_cached_states(config, model, tmp_path):

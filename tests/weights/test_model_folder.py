@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 
@@ -10,8 +11,18 @@ import pytest
 
 from stunet.errors import UserError
 from stunet.weights.low_rank import add_adapters
-from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
-from stunet.weights.safetensors_io import open_safetensors, write_safetensors
+from stunet.weights.model_folder import (
+    ModelFolder,
+    open_model_folder,
+    read_model_folder,
+    text_encoder_digest,
+    write_model_folder,
+)
+from stunet.weights.safetensors_io import (
+    TransformedTensor,
+    open_safetensors,
+    write_safetensors,
+)
 from stunet.weights.trees import flatten, is_added, partition
 
 CONFIG = {
@@ -165,6 +176,50 @@ def test_a_base_stores_shared_parameters(tmp_path):
         path.write_text(json.dumps({**json.loads(path.read_text()), "base": base}))
         with pytest.raises(UserError, match=f"base is '{base}'"):
             read_model_folder(tmp_path / "other")
+
+
+def stored_digest(folder):
+    return json.loads((folder / "config.json").read_text()).get("text_encoder_digest")
+
+
+def test_the_digest_is_that_of_the_text_encoder_in_the_folder(folder, tmp_path):
+    embedding = PARAMS["text_encoder"]["shared"]["embedding"]
+    digest = hashlib.sha256(b"shared/embedding" + embedding.tobytes()).hexdigest()
+    assert stored_digest(folder) == digest == text_encoder_digest(PARAMS["text_encoder"])
+    write_model_folder(tmp_path / "no_text", ModelFolder(CONFIG, {"unet": PARAMS["unet"]}))
+    assert stored_digest(tmp_path / "no_text") is None
+
+    edit_config(folder, text_encoder_digest="copied")  # instead of computed
+    lazy = open_model_folder(folder)
+    copies = {
+        "same": lazy.params["text_encoder"],
+        "read": jax.tree.map(np.asarray, lazy.params["text_encoder"]),
+        "with another tensor": {**lazy.params["text_encoder"], "norm": embedding[0]},
+        "transformed": jax.tree.map(
+            lambda leaf: TransformedTensor(leaf, leaf.shape, np.negative),
+            lazy.params["text_encoder"],
+        ),
+        "renamed": {"other": lazy.params["text_encoder"]["shared"]},
+    }
+    for name, params in copies.items():
+        copy = dataclasses.replace(lazy, params={**lazy.params, "text_encoder": params})
+        write_model_folder(tmp_path / name, copy)
+        stored = read_model_folder(tmp_path / name).params["text_encoder"]
+        expected = "copied" if name == "same" else text_encoder_digest(stored)
+        assert stored_digest(tmp_path / name) == expected, name
+
+    # A base's text encoder and its digest are not stored again.
+    write_model_folder(tmp_path / "style", MODEL, base="model")
+    assert stored_digest(tmp_path / "style") is None
+    inherited = open_model_folder(tmp_path / "style").params["text_encoder"]
+    assert text_encoder_digest(inherited) == "copied"
+    edit_config(folder, text_encoder_digest=...)  # a folder of an older version
+    assert text_encoder_digest(inherited) == digest
+    write_model_folder(tmp_path / "new", lazy)
+    assert stored_digest(tmp_path / "new") == digest
+    edit_config(folder, text_encoder_digest=1)
+    with pytest.raises(UserError, match="text_encoder_digest is 1"):
+        open_model_folder(folder)
 
 
 def test_differences_from_a_base_are_stored_as_adapters_or_in_full(tmp_path):
