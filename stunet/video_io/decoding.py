@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from PIL import Image
 
@@ -24,9 +26,16 @@ T = TypeVar("T")
 
 Margins = tuple[int, int, int, int]  # pixels at the left, right, top and bottom
 VideoSource = str | Path | BinaryIO
+Span = tuple[float, float]  # start and end of a part of a video, in seconds
 
 MAX_FRAME_SECONDS = 60  # a longer display time of one frame is taken for a damaged time stamp
 _MAX_STEP_BACK = 1.0  # seconds; smaller steps back in time are taken for rounding
+_MAX_OVERRUN = 0.5  # seconds by which a span may end after the video (rounded time stamps)
+_FLOAT_ERROR = 1e-6  # seconds; of sums of times
+_ROUNDING = 1e-3  # seconds; a frame displayed for less within a span is not part of it
+# Seconds before a span at which to look for a key frame. Some containers (TS) are searched by time
+# alone, so that decoding may start between two key frames.
+_SEEK_MARGINS = (0.0, 2.0, 10.0, 30.0)
 _PICTURE_TRACKS = (
     av.stream.Disposition.attached_pic
     | av.stream.Disposition.timed_thumbnails
@@ -34,6 +43,9 @@ _PICTURE_TRACKS = (
 )
 _UNFRAMED = ("dv", "yuv4mpegpipe")  # formats whose last frame ends at the end of the file
 _DOLBY_VISION = ("dvh1", "dvhe", "dav1")  # codec tags in MP4
+# Formats that store the presentation time of every frame. In others, times after a seek may differ
+# from those of decoding from the beginning (measured for MPEG program streams).
+_SEEKABLE = ("mov", "matroska", "mpegts", "flv", "avi", "mxf", "nut")
 # FFmpeg's own decoders ignore the transparency of these.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -124,7 +136,10 @@ def read_comment(path: str | Path) -> str | None:
 
 
 def decode(
-    source: VideoSource, fps: float | None, background: int = BACKGROUND
+    source: VideoSource,
+    fps: float | None,
+    background: int = BACKGROUND,
+    span: Span | None = None,
 ) -> Iterator[Picture]:
     """Yields the pictures of a video or an image.
 
@@ -135,13 +150,34 @@ def decode(
       source: Path, or an open binary file.
       fps: Frame rate to resample to. None yields every frame once.
       background: Level over which transparent pixels are blended, 0 to 255.
+      span: Start and end of the part to decode, in seconds from the first picture. Yields what is
+        displayed at start, start + 1 / fps, ..., before the end; the first picture starts at 0.
+        Decoding starts at the last key frame before the span if the file can be searched, else at
+        the first frame. None decodes the whole video.
 
     Raises:
-      UserError: The file is absent, cannot be decoded, or is truncated or damaged; or a frame is
-        displayed for more than `MAX_FRAME_SECONDS`.
+      UserError: The file is absent, cannot be decoded, or is truncated or damaged; a frame is
+        displayed for more than `MAX_FRAME_SECONDS`; or the span is empty, starts after the end of
+        the video, or ends more than 0.5 s after it (raised after the last picture).
     """
+    if span is not None and not 0 <= span[0] < span[1] < math.inf:
+        raise UserError(
+            f"{source_name(source)}: invalid span {span[0]:.10g} to {span[1]:.10g} s, "
+            "expected 0 <= start < end"
+        )
+    try:
+        yield from _decode(source, fps, background, span, span is not None and span[0] > 0)
+    except _SeekError:  # raised before the first picture
+        yield from _decode(source, fps, background, span, False)
+
+
+def _decode(
+    source: VideoSource, fps: float | None, background: int, span: Span | None, seeks: bool
+) -> Iterator[Picture]:
+    """Implements `decode`; `seeks` skips what precedes the span, or raises `_SeekError`."""
     name = source_name(source)
     with contextlib.ExitStack() as stack:
+        previous, pixels, aspect, size = None, None, 1.0, None
         if _is_image(source):
             info = image_info(source)
             rate = info[2] / info[3] if info[3] else 0.0
@@ -150,14 +186,23 @@ def decode(
             container = stack.enter_context(_open_container(source))
             stream = _video_stream(container, name)
             rate = float(stream.average_rate or 0) or 25.0
-            frames = _frames(container, stream, source)
-            timed = _with_times(frames, container, rate, name)
             # The fourth byte of a pixel in raw AVI is undefined.
             opaque = container.format.name == "avi" and stream.codec_context.name == "rawvideo"
             to_rgb = RgbConverter(name, background, stream.codec_context, opaque)
             convert = _frame_converter(stream, to_rgb)
-        previous, pixels, aspect, size = None, None, 1.0, None
-        for start, frame, seconds in _select(_check_times(timed, name), fps):
+            decoder, origin = _decoder(stream), None
+            frames = _frames(container, stream, decoder, source)
+            if seeks:
+                first = next(frames, None)
+                if first is None or first.time is None or not _is_seekable(container, decoder):
+                    raise _SeekError
+                blank = np.empty((first.height, first.width))
+                size = _upright(blank, first, stream)[0].shape[1::-1]
+                origin = time_origin(container, first.time, rate)
+                frames = _frames_from(origin + span[0], container, stream, decoder, source)
+            timed = _with_times(frames, container, rate, name, origin)
+        timed = _check_times(timed, name)
+        for start, frame, seconds in _select(_limit(timed, span, name), fps, span):
             if frame is not previous:  # convert a repeated frame once
                 previous, (pixels, aspect) = frame, convert(frame)
                 size = size or pixels.shape[1::-1]
@@ -167,26 +212,32 @@ def decode(
             yield Picture(pixels, aspect, rate, start, seconds)
 
 
-def retime(timed: Iterable[tuple[float, T, float]], fps: float) -> Iterator[T]:
-    """Yields, for every output instant i / fps, the frame displayed at that instant.
+def retime(
+    timed: Iterable[tuple[float, T, float]], fps: float, span: Span = (0.0, math.inf)
+) -> Iterator[T]:
+    """Yields, for every output instant start + i / fps, the frame displayed at that instant.
 
     A frame starts up to half its predecessor's duration, and up to half an output period, before
     its time stamp. This selects the nearest frame if the input is at least as fast as the output,
     and tolerates rounded time stamps.
 
     Args:
-      timed: (start, frame, duration) in seconds; starts begin at 0 and do not decrease.
-      fps: Frames per second of the output. The output is as long as the input: its last instant
-        is the last one at which the last frame is displayed for another tenth of a period.
+      timed: (start, frame, duration) in seconds; starts do not decrease. The first frame is
+        displayed at the first instant.
+      fps: Frames per second of the output. The last instant is the last one that precedes the end
+        of the span, and of the last frame, by at least a tenth of a period.
+      span: First instant, and end of the output, in seconds.
     """
+    # Instants of spans that start on the whole video's grid are the whole video's, to the last bit.
+    first = round(span[0] * fps, 6)
     index, start, frame, duration = 0, 0.0, None, 0.0
     for next_start, next_frame, next_duration in timed:
-        change = next_start - min(next_start - start, 1 / fps) / 2
-        while frame is not None and index / fps < change:
+        change = min(next_start - min(next_start - start, 1 / fps) / 2, span[1] - 0.1 / fps)
+        while frame is not None and (first + index) / fps < change:
             yield frame
             index += 1
         start, frame, duration = next_start, next_frame, next_duration
-    while frame is not None and (index + 0.1) / fps < start + duration:
+    while frame is not None and (first + index + 0.1) / fps < min(start + duration, span[1]):
         yield frame
         index += 1
 
@@ -258,14 +309,73 @@ def _is_still(container: av.container.InputContainer) -> bool:
     return container.format.name.endswith(("_pipe", "image2"))
 
 
-def _frames(
-    container: av.container.InputContainer, stream: av.VideoStream, source: VideoSource
+class _SeekError(Exception):
+    """The frames before a span cannot be skipped reliably."""
+
+
+def _is_seekable(container: av.container.InputContainer, decoder: av.VideoCodecContext) -> bool:
+    """Returns whether frames have the same times after a seek; call after the first frame."""
+    # AVI stores no presentation times, which differ from the order of storage with B-frames.
+    is_reordered = container.format.name == "avi" and decoder.has_b_frames
+    return container.format.name.startswith(_SEEKABLE) and not is_reordered
+
+
+def _frames_from(
+    time: float,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    decoder: av.VideoCodecContext,
+    source: VideoSource,
 ) -> Iterator[av.VideoFrame]:
-    """Decodes a stream, and raises `UserError` where it is damaged or ends early."""
+    """Decodes a stream from a key frame at or before a time in the file, in seconds.
+
+    Raises:
+      _SeekError: The file cannot be searched.
+    """
+    target = time
+    if container.duration:  # some formats find nothing after the last frame
+        target = min(time, ((container.start_time or 0) + container.duration) / av.time_base)
+    for margin in _SEEK_MARGINS:
+        with contextlib.suppress(av.error.FFmpegError, OSError, UserError):
+            container.seek(round((target - margin) / stream.time_base), stream=stream)
+            decoder.flush_buffers()
+            frames = _frames(container, stream, decoder, source, is_partial=True)
+            first = next(frames, None)
+            if first is not None and first.time is not None and first.time <= time + _FLOAT_ERROR:
+                return itertools.chain([first], frames)
+    raise _SeekError
+
+
+def _frames(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    decoder: av.VideoCodecContext,
+    source: VideoSource,
+    is_partial: bool = False,
+) -> Iterator[av.VideoFrame]:
+    """Decodes a stream, and raises `UserError` where it is damaged or ends early.
+
+    Args:
+      container: The file.
+      stream: The stream.
+      decoder: Decoder of the stream.
+      source: The file, for errors.
+      is_partial: Whether the container is positioned after its beginning. Skips what precedes the
+        next key frame, as it depends on frames before the position; yields nothing if the time of
+        the key frame is unknown.
+    """
     name, form = source_name(source), container.format.name
-    decoder, count, packets, end = _decoder(stream), 0, 0, 0
+    count, packets, end = 0, 0, 0
     group: list[av.Packet] = []  # packets from the last key frame
-    for packet in container.demux(stream):
+    demuxed = container.demux(stream)
+    earliest = None
+    if is_partial:
+        demuxed = itertools.dropwhile(lambda packet: not packet.is_keyframe, demuxed)
+        key = next(demuxed, None)
+        if key is None or key.pts is None:
+            return
+        demuxed, earliest = itertools.chain([key], demuxed), float(key.pts * key.time_base)
+    for packet in demuxed:
         if packet.is_corrupt:
             raise UserError(f"{name}: truncated or damaged after {count} frames")
         if packet.size:
@@ -275,6 +385,10 @@ def _frames(
                 group = [] if packet.is_keyframe else group
                 group.append(packet)
         for frame in decoder.decode(packet):
+            if earliest is not None and (
+                frame.time is None or frame.time < earliest - _FLOAT_ERROR
+            ):
+                continue
             if not frame.is_corrupt:
                 if not count and _needs_dolby_vision(stream, frame):
                     raise UserError(f"{name}: colours in Dolby Vision alone, expected HDR10 or HLG")
@@ -286,7 +400,7 @@ def _frames(
     expected = packets if stream.codec.intra_only else 0.9 * stream.frames
     is_edited = form.startswith("mov")  # an edit list may hide frames
     if (
-        (count < expected and not is_edited)
+        (count < expected and not is_edited and not is_partial)
         or (form in _UNFRAMED and end != container.size)
         or (form == "mpegts" and _may_be_cut(source) and not _is_intact(stream, group))
     ):
@@ -320,9 +434,18 @@ def _needs_dolby_vision(stream: av.VideoStream, frame: av.VideoFrame) -> bool:
         stream.codec_context.color_trc != UNSPECIFIED["color_trc"]
     )
     is_dolby = stream.codec_context.codec_tag in _DOLBY_VISION or (
-        SideData.DOVI_METADATA in frame.side_data
+        SideData.DOVI_METADATA in _side_data(frame)
     )
     return is_dolby and not is_tagged
+
+
+def _side_data(frame: av.VideoFrame) -> SideDataContainer:
+    """Returns the side data of a frame.
+
+    `frame.side_data` would create a reference cycle, which keeps hundreds of frames alive until the
+    garbage collector runs.
+    """
+    return SideDataContainer(frame)
 
 
 def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:
@@ -357,16 +480,25 @@ def _with_times(
     container: av.container.InputContainer,
     rate: float,
     name: str,
+    origin: float | None = None,
 ) -> Iterator[tuple[float, av.VideoFrame, float]]:
-    """Yields (start, frame, duration) in seconds; the first frame starts at 0.
+    """Yields (start, frame, duration) in seconds; the first frame of the video starts at 0.
 
     If the video starts clearly later than the file (an empty edit, or earlier audio), the first
     frame is displayed in between.
+
+    Args:
+      frames: Frames, from the first one or from a later one.
+      container: The file.
+      rate: Frames per second.
+      name: Name of the file, for errors.
+      origin: `time_origin`, if the frames before `frames` were skipped. None if `frames` starts
+        with the first one.
     """
-    origin, last = 0.0, -1.0 / rate
+    last = -1.0 / rate
     for index, frame in enumerate(frames):
-        time = frame.time if frame.time is not None else origin + last + 1 / rate
-        if index == 0:
+        time = frame.time if frame.time is not None else (origin or 0.0) + last + 1 / rate
+        if index == 0 and origin is None:
             origin, start = time_origin(container, time, rate), 0.0
         else:
             start = time - origin
@@ -385,7 +517,7 @@ def _check_times(
 ) -> Iterator[tuple[float, T, float]]:
     """Passes frames through; raises `UserError` if one is displayed for too long."""
     message = f"{name}: frame {{}} lasts {{:.0f}} s, expected at most {MAX_FRAME_SECONDS} s"
-    last, seconds, index = 0.0, 0.0, -1
+    last, seconds, index = math.inf, 0.0, -1
     for start, frame, seconds in timed:
         if start - last > MAX_FRAME_SECONDS:
             raise UserError(message.format(index, start - last))
@@ -395,19 +527,54 @@ def _check_times(
         raise UserError(message.format(index, seconds))
 
 
+def _limit(
+    timed: Iterable[tuple[float, T, float]], span: Span | None, name: str
+) -> Iterator[tuple[float, T, float]]:
+    """Passes frames through up to the first one after the end of a span.
+
+    Raises:
+      UserError: The video ends before the start of the span, or more than `_MAX_OVERRUN` before
+        its end.
+    """
+    if span is None:
+        yield from timed
+        return
+    end = math.inf  # a video without frames is reported by the callers
+    for start, frame, seconds in timed:
+        yield start, frame, seconds
+        end = start + seconds
+        if start >= span[1]:
+            return
+    if span[0] >= end or span[1] > end + _MAX_OVERRUN:
+        raise UserError(
+            f"{name}: span {span[0]:.10g} to {span[1]:.10g} s exceeds the duration ({end:.2f} s)"
+        )
+
+
 def _select(
-    timed: Iterator[tuple[float, T, float]], fps: float | None
+    timed: Iterator[tuple[float, T, float]], fps: float | None, span: Span | None
 ) -> Iterator[tuple[float, T, float]]:
     """Resamples (start, frame, duration) to a frame rate. A still image (duration 0) is kept."""
     first = next(timed, None)
     if first is None:
         return
     timed = itertools.chain([first], timed)
-    if fps is None or first[2] == 0:
+    if fps is not None and first[2] != 0:
+        for index, frame in enumerate(retime(timed, fps, span or (0.0, math.inf))):
+            yield index / fps, frame, 1 / fps
+    elif span is None:
         yield from timed
     else:
-        for index, frame in enumerate(retime(timed, fps)):
-            yield index / fps, frame, 1 / fps
+        yield from _cut(timed, span)
+
+
+def _cut(timed: Iterator[tuple[float, T, float]], span: Span) -> Iterator[tuple[float, T, float]]:
+    """Keeps the frames that are displayed within a span, whose start becomes 0."""
+    begin, end = span
+    for (start, frame, seconds), follower in itertools.pairwise(itertools.chain(timed, [None])):
+        until = start + seconds if follower is None else follower[0]
+        if start < end - _ROUNDING and until > begin + _ROUNDING:
+            yield max(start - begin, 0.0), frame, min(seconds, end - start)
 
 
 def _unchanged(pixels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -430,7 +597,7 @@ def _upright(
     row b p + d q (ISO/IEC 14496-12, 6.2.2). Angles are rounded to quarter turns.
     """
     aspect = float(stream.sample_aspect_ratio or 1)
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    matrix = _side_data(frame).get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return pixels, aspect
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

@@ -10,6 +10,7 @@ from PIL import Image
 from stunet.errors import UserError
 from stunet.video_io.decoding import (
     Margins,
+    Span,
     VideoSource,
     decode,
     displayed_size,
@@ -123,10 +124,22 @@ def read_video(
     return video.frames[resolution], video.fps
 
 
-def decode_frames(source: VideoSource, fps: float, resolution: int) -> Iterator[np.ndarray]:
-    """Yields the frames of `read_video` one at a time, as `[resolution, resolution, 3]` uint8."""
+def decode_frames(
+    source: VideoSource, fps: float, resolution: int, span: Span | None = None
+) -> Iterator[np.ndarray]:
+    """Yields the frames of `read_video` one at a time, as `[resolution, resolution, 3]` uint8.
+
+    Args:
+      source: Path, or an open binary file.
+      fps: Frame rate to resample to.
+      resolution: Side in pixels.
+      span: Start and end of the part to decode in seconds; see `decode`. None decodes all.
+
+    Raises:
+      UserError: The file is absent or cannot be decoded, or does not contain the span.
+    """
     previous, frame = None, None
-    for picture in decode(source, fps):
+    for picture in decode(source, fps, span=span):
         if picture.pixels is not previous:  # resize a repeated frame once
             previous = picture.pixels
             frame = resize(picture.pixels, resolution, aspect=picture.aspect)
