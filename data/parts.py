@@ -287,7 +287,7 @@ def building(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-        if not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # removes the folder only if it is empty
             folder.rmdir()
 
 

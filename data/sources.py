@@ -8,6 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from stunet.video_io.folders import file_problem
+
 _SAMPLE = 2**16  # bytes at each end of a video that identify its content
 
 
@@ -45,6 +47,8 @@ class MediaFile(NamedTuple):
 
         Independent of the file's name and modification time.
         """
+        if file_problem(self.path):  # opening a pipe would block
+            return ""
         with contextlib.suppress(OSError, zipfile.BadZipFile, KeyError):
             if self.member and self.path.suffix.lower() == ".zip":
                 size, checksum = _checksums(self.path, self.path.stat().st_mtime_ns)[self.member]

@@ -13,6 +13,7 @@ again. Records do not depend on the number of workers or on the runner.
 (docs/data.md). All workers must see the source and the data folder under the same paths.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -67,10 +68,20 @@ def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildPar
         arguments += [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
 
     def build(tasks: Sequence[PartTask]) -> None:
-        with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-            # Reshuffled, because runners fuse Create with the step that follows it.
-            tasks = pipeline | "parts" >> beam.Create(tasks) | beam.Reshuffle()
-            _ = tasks | "build" >> beam.Map(build_part)
+        try:
+            with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+                # Reshuffled, because runners fuse Create with the step that follows it.
+                tasks = pipeline | "parts" >> beam.Create(tasks) | beam.Reshuffle()
+                _ = tasks | "build" >> beam.Map(build_part)
+        except UserError:
+            raise
+        except Exception as error:  # runners raise errors of many types
+            # Errors of workers arrive as tracebacks in the text.
+            found = re.findall(r"UserError: (.+?)(?:\n|\\n| \[while running|$)", str(error))
+            reason = found[-1] if found else str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"--runner={runner}: {reason}; the same command continues after the finished parts"
+            ) from error
 
     return build
 

@@ -33,6 +33,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data import pipeline as data
+from experiments.common.cluster_data import prepare_in_cluster
 from experiments.common.exit_codes import PREEMPTED
 from experiments.common.program_flags import read_flags
 from stunet import signals
@@ -48,7 +49,6 @@ from stunet.training.cluster import (
     is_first_process,
     join_cluster,
     run_on_first_process,
-    share_text,
     signal_arrived,
 )
 from stunet.training.config import TrainConfig, parse_train_config
@@ -242,20 +242,7 @@ def prepare_data(config: TrainConfig, workdir: Path, allow_changed: bool) -> Tra
         for remark in check_run_data(fingerprint, workdir, allow_changed):
             print(remark, file=sys.stderr)
 
-    ready = config.data
-
-    def prepare() -> None:
-        nonlocal ready
-        ready = data.prepare(config.data, check=check)
-
-    run_on_first_process(prepare)
-    # Other processes need no source if they see the disk of process 0.
-    dataset = share_text(getattr(ready, "dataset", None) or "")
-    if not is_first_process():
-        ready = data.prepare(
-            dataclasses.replace(config.data, dataset=dataset) if dataset else config.data
-        )
-    return dataclasses.replace(config, data=ready)
+    return dataclasses.replace(config, data=prepare_in_cluster(config.data, check))
 
 
 def write_initial_model(config: TrainConfig, workdir: Path) -> None:

@@ -16,6 +16,7 @@ GROUND = {
     "stunet.plugins",
     "stunet.schema",
     "stunet.signals",
+    "stunet.text_states",
     "stunet.video_io",
 }
 BELOW = {

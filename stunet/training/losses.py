@@ -1,8 +1,8 @@
 """Losses of a batch: denoising of videos, and denoising of captions.
 
-Batches have the keys "video" `[B, T, H, W, 3]` uint8, or float32 in [-1, 1]; "position" `[B]` uint32, the
-global position of each example in the data's order; and either "text_states" `[B, L, D]`, or
-"tokens" `[B, L]` int32 with "token_mask" `[B, L]` bool.
+Batches have the keys "video" `[B, T, H, W, 3]` uint8, or float32 in [-1, 1]; "position" `[B]`
+uint32, the global position of each example in the data's order; and either "text_states"
+`[B, L, D]`, or "tokens" `[B, L]` int32 with "token_mask" `[B, L]` bool.
 
 All random numbers depend on (seed, global position) only, so that a resumed run, and any number of
 devices or hosts, draws the same numbers.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.data_config import DataConfig
+from data.data_config import TfdsDataConfig
 
 LEVELS = 3
 
@@ -26,7 +26,7 @@ class Stripes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StripesConfig(DataConfig):
+class StripesConfig(TfdsDataConfig):
     period: int
 
     def make_builder(self):

@@ -7,10 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import pipeline, stored_clips
+from data import pipeline, preparation
 from data.captions import read_caption_table
+from data.layouts import read_collection
 from data.ucf101.ucf101_builder import find_class_videos
-from data.video_folder.video_folder_builder import find_captioned_videos
 from stunet.errors import UserError
 from stunet.evaluation.clip_folders import open_clip_folder
 from stunet.video_io import write_video
@@ -24,6 +24,7 @@ FIELDS = {
     "num_frames": 4,
     "seed": 0,
     "caption_dropout": 0.0,
+    "storage": "raw",
 }
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
@@ -113,11 +114,11 @@ def test_an_archive_is_listed_like_a_folder(tmp_path):
         for name in names:
             archive.writestr(name, name)
     source = find_class_videos(tmp_path / "ucf.zip")
-    assert [(v.name, v.captions) for v in source.videos] == [
+    assert [(v.name, v.captions) for v in source.clips] == [
         ("Dog/a.avi", ("dog",)),
         ("Dog/b.AVI", ("dog",)),
     ]
-    assert source.videos[1].open().read() == b"Dog/b.AVI"
+    assert source.clips[1].file.open().read() == b"Dog/b.AVI"
     assert source.skipped[0].startswith("not read: 1 .mp4 (")
     (tmp_path / "pointer.zip").write_text(LFS_POINTER)
     with pytest.raises(UserError, match=r"pointer\.zip: .*git lfs pull"):
@@ -127,7 +128,7 @@ def test_an_archive_is_listed_like_a_folder(tmp_path):
 def test_two_tables_are_refused(folder):
     (folder / "Captions.CSV").write_text("file,caption\nok.mp4,other\n")
     with pytest.raises(UserError, match=r"Captions\.CSV and captions\.csv.*one table"):
-        find_captioned_videos(folder, 4)
+        read_collection(folder, 4)
 
 
 def test_empty_columns_do_not_become_part_of_a_caption(tmp_path):
@@ -193,8 +194,9 @@ def test_text_files_beside_a_table_are_reported(folder, clip, capsys):
 def test_a_pointer_to_text_states_is_named(folder):
     config = config_for(folder, text_states=True)
     pipeline.prepare(config)
-    pipeline.text_states_path(config).write_text(LFS_POINTER)
-    with pytest.raises(UserError, match=r"text_states_train\.npy: .*git lfs pull"):
+    pipeline.text_states_path(config).mkdir()
+    (pipeline.text_states_path(config) / "text_states.json").write_text(LFS_POINTER)
+    with pytest.raises(UserError, match=r"text_states_train/text_states\.json: .*git lfs pull"):
         pipeline.make_batches(config, None, batch_size=1)
 
 
@@ -215,14 +217,14 @@ def test_an_unexpected_error_of_one_file_does_not_end_the_build(
 ):
     (folder / "odd.mp4").write_bytes(clip)
     (folder / "odd.txt").write_text("odd")
-    decode = stored_clips.decode_frames
+    decode = preparation.decode_frames
 
     def fail(source, *rest):
         if source.name == "odd.mp4":
             raise error
         return decode(source, *rest)
 
-    monkeypatch.setattr(stored_clips, "decode_frames", fail)
+    monkeypatch.setattr(preparation, "decode_frames", fail)
     config = config_for(folder)
     pipeline.prepare(config)
     assert pipeline.captions(config) == ["ok"]
@@ -233,10 +235,9 @@ def test_a_file_that_vanishes_is_skipped(folder, clip, monkeypatch, capsys):
     (folder / "gone.mp4").write_bytes(clip)
     (folder / "gone.txt").write_text("gone")
     config = config_for(folder)
-    builder = config.make_builder()
-    listed = builder.read_source()
+    listed = config.read_source()
     (folder / "gone.mp4").unlink()
-    monkeypatch.setattr(type(builder), "read_source", lambda self: listed)
+    monkeypatch.setattr(type(config), "read_source", lambda self: listed)
     pipeline.prepare(config)
     assert pipeline.captions(config) == ["ok"]
     assert "  gone.mp4: no such file" in capsys.readouterr().err

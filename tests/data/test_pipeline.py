@@ -10,6 +10,7 @@ from data import pipeline
 from data.moving_shapes.render import render
 from data.moving_shapes.vocabulary import Attributes, caption, is_held_out, parse_caption
 from stunet.errors import UserError
+from stunet.text_states import write_text_states
 
 FIELDS = {
     "name": "moving_shapes",
@@ -169,17 +170,19 @@ def test_heldout_combinations_are_disjoint(config):
 
 
 def test_text_states_replace_tokens(config):
-    captions = pipeline.captions(config)
-    states = np.array([[[len(text)] * 3] for text in [*captions, ""]], np.float16)
-    np.save(pipeline.text_states_path(config), states)
+    def encode(texts):
+        return np.array([[[len(text)] * 3] for text in texts], np.float16)
+
+    captions, folder = pipeline.captions(config), pipeline.text_states_path(config)
+    write_text_states(folder, captions, encode, "encoder")
     for plain, cached in zip(
         take(config, 5), take(replace(config, text_states=True), 5), strict=True
     ):
         assert cached["text_states"].shape == (6, 1, 3) and "tokens" not in cached
         np.testing.assert_array_equal(cached["text_states"][:, 0, 0], plain["tokens"][:, 0])
         np.testing.assert_array_equal(cached["video"], plain["video"])
-    np.save(pipeline.text_states_path(config), states[:-1])
-    with pytest.raises(UserError, match=r"text_states_train\.npy.*\(40, 1, 3\).*\[41, L, D\]"):
+    write_text_states(folder, captions[:1], encode, "another")
+    with pytest.raises(UserError, match=r"text_states_train.*'a .*experiments\.cache_text"):
         take(replace(config, text_states=True), 1)
 
 
@@ -265,7 +268,7 @@ def test_invalid_batches(config):
         take(replace(config, split="test"), 1)
     with pytest.raises(UserError, match=r"batch_size: 6.* 4"):
         take(config, 1, process_count=4)
-    with pytest.raises(UserError, match=r"text_states_heldout\.npy"):
+    with pytest.raises(UserError, match=r"text_states_heldout"):
         take(replace(config, split="heldout", text_states=True), 1)
 
 

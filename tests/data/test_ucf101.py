@@ -16,6 +16,7 @@ FIELDS = {
     "num_frames": 4,
     "seed": 0,
     "caption_dropout": 0.0,
+    "storage": "raw",
 }
 CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
 

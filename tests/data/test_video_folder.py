@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data import pipeline
-from data.stored_clips import cut
+from data.preparation import cut
 from stunet.errors import UserError
-from stunet.video_io import write_video
+from stunet.video_io import to_float, write_video
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
 FIELDS = {
@@ -20,6 +20,7 @@ FIELDS = {
     "num_frames": 8,
     "seed": 0,
     "caption_dropout": 0.0,
+    "storage": "raw",
 }
 
 
@@ -121,9 +122,9 @@ def test_batches_are_windows_of_the_clips(built):
     batches = pipeline.make_batches(built, tokenize, batch_size=5)
     for _ in range(8):
         batch = next(batches)
-        assert batch["video"].shape == (5, 8, 16, 16, 3) and batch["video"].dtype == np.float32
+        assert batch["video"].shape == (5, 8, 16, 16, 3) and batch["video"].dtype == np.uint8
         (row,) = np.flatnonzero(batch["tokens"][:, 0] == len("one, with a comma"))
-        numbers = batch["video"][row].mean((1, 2, 3)) * 40
+        numbers = to_float(batch["video"][row]).mean((1, 2, 3)) * 40
         np.testing.assert_allclose(np.diff(numbers), 1, atol=0.6)
         starts.add(round(float(numbers[0])))
     assert len(starts) > 3 and starts <= set(range(-1, 14))
