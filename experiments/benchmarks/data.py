@@ -82,6 +82,29 @@ PIPELINE_SHAPES = {
     Shape(8, 1024, 256): (1080, 0.02),
 }
 
+# Title, value of a row, and format of each column.
+_STORAGE_COLUMNS = (
+    ("shape", "shape", 1, ""),
+    ("segments", "segments", 1, ""),
+    ("kB", "segment_bytes", 1e-3, ".4g"),
+    ("of raw", "fraction_of_raw", 1, ".3f"),
+    ("PSNR, dB", "psnr", 1, ".1f"),
+    ("worst", "worst_psnr", 1, ".1f"),
+    ("encode, ms", "encode_s", 1e3, ".3g"),
+    ("window, ms", "window_s", 1e3, ".3g"),
+    ("frame, ms", "frame_s", 1e3, ".3g"),
+)
+_PIPELINE_COLUMNS = (
+    ("shape", "shape", 1, ""),
+    ("storage", "storage", 1, ""),
+    ("clips", "clips", 1, ""),
+    ("kB per clip", "clip_bytes", 1e-3, ".4g"),
+    ("prepared per s and core", "prepare_rate", 1, ".3g"),
+    ("read per s and core", "read_rate", 1, ".4g"),
+    ("processes", "workers", 1, ""),
+    ("read per s", "wall_rate", 1, ".4g"),
+)
+
 FLAGS = flags.FlagValues()
 _VIDEOS = flags.DEFINE_string(
     "videos", None, "use the videos in this folder instead of rendered ones", flag_values=FLAGS
@@ -199,8 +222,8 @@ def measure_pipeline(
     """Builds a dataset of `clips` files and reads it.
 
     Returns:
-      Number and bytes of records; seconds of processor time per record to prepare and to read in
-      this process; and the wall-clock rate of reading with the default number of processes.
+      Number and bytes of records; records that are prepared, and read, per second of processor time
+      in this process; and records read per second by the default number of processes.
     """
     source = folder / "source"
     source.mkdir()
@@ -235,10 +258,10 @@ def measure_pipeline(
     return {
         "clips": records,
         "clip_bytes": size / records,
-        "prepare_s": prepare_s / records,
-        "read_s": read_s,
+        "prepare_rate": records / prepare_s,
+        "read_rate": 1 / read_s,
         "workers": config.read_workers(),
-        "wall_s": wall_s,
+        "wall_rate": 1 / wall_s,
     }
 
 
@@ -303,39 +326,17 @@ def main(argv: list[str]) -> None:
                 with tempfile.TemporaryDirectory(dir=folder) as part:
                     found = measure_pipeline(shape, kind, videos, clips[kind], Path(part))
                 built.append({"shape": str(shape), "storage": kind, **found})
-    _print(storage, built)
+    print("Storage, per segment:\n")
+    _print(_STORAGE_COLUMNS, storage)
+    if built:
+        print("\nPipeline, clips:\n")
+        _print(_PIPELINE_COLUMNS, built)
     write_json(_OUT.value, {"benchmark": "data", "storage": storage, "pipeline": built})
 
 
-def _print(storage: Sequence[dict[str, Any]], built: Sequence[dict[str, Any]]) -> None:
-    columns = {
-        "shape": lambda row: row["shape"],
-        "segments": lambda row: row["segments"],
-        "kB": lambda row: row["segment_bytes"] / 1e3,
-        "of raw": lambda row: row["fraction_of_raw"],
-        "PSNR, dB": lambda row: f"{row['psnr']:.1f}",
-        "worst": lambda row: f"{row['worst_psnr']:.1f}",
-        "encode, ms": lambda row: 1e3 * row["encode_s"],
-        "window, ms": lambda row: 1e3 * row["window_s"],
-        "frame, ms": lambda row: 1e3 * row["frame_s"],
-        "raw window, ms": lambda row: 1e3 * row["raw_s"],
-    }
-    print("Storage, per segment:\n")
-    print_table(list(columns), [[value(row) for value in columns.values()] for row in storage])
-    if not built:
-        return
-    columns = {
-        "shape": lambda row: row["shape"],
-        "storage": lambda row: row["storage"],
-        "clips": lambda row: row["clips"],
-        "kB per clip": lambda row: row["clip_bytes"] / 1e3,
-        "prepared, clips/s per core": lambda row: 1 / row["prepare_s"],
-        "read, clips/s per core": lambda row: 1 / row["read_s"],
-        "read, clips/s in all": lambda row: 1 / row["wall_s"],
-        "workers": lambda row: row["workers"],
-    }
-    print("\nPipeline:\n")
-    print_table(list(columns), [[value(row) for value in columns.values()] for row in built])
+def _print(columns: Sequence[tuple[str, str, float, str]], rows: Sequence[dict[str, Any]]) -> None:
+    cells = [[f"{row[key] * scale:{form}}" for _, key, scale, form in columns] for row in rows]
+    print_table([title for title, *_ in columns], cells)
 
 
 if __name__ == "__main__":

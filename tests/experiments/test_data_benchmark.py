@@ -22,7 +22,7 @@ def test_measures_storage_and_pipeline(tmp_path, capsys):
     assert encoded["clips"] == raw["clips"] == 3
     assert encoded["clip_bytes"] < raw["clip_bytes"]
     assert encoded["workers"] >= 1 and raw["workers"] == 0
-    assert 0 < encoded["read_s"] < encoded["prepare_s"]
+    assert encoded["read_rate"] > encoded["prepare_rate"] > 0 and encoded["wall_rate"] > 0
     assert "16x32x32" in capsys.readouterr().out
 
 
