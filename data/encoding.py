@@ -30,6 +30,7 @@ _OPTIONS = {
     "x264-params": "cpu-independent=1:scenecut=0:colormatrix=YCgCo",
 }
 _CHECKSUM_BYTES = 4
+_CONVERTED_PIXELS = 2**14  # at a time; their intermediate values fit into a CPU's cache
 _START_CODE = b"\0\0\1"
 _ENCODER_INFO = 6  # type of the NAL unit with the version and settings of x264 (600 bytes)
 
@@ -134,14 +135,18 @@ def _to_ycgco(frame: np.ndarray) -> np.ndarray:
 
 def _to_rgb(planes: np.ndarray) -> np.ndarray:
     """Converts planes `[3, T, H, W]` to RGB `[T, H, W, 3]`. Each pixel depends on itself only."""
-    luma, chroma_green, chroma_orange = planes.astype(np.int16)
-    chroma_green -= 128
-    chroma_orange -= 128
-    other = luma - chroma_green
-    rgb = np.empty((*luma.shape, 3), np.uint8)
-    colours = (other + chroma_orange, luma + chroma_green, other - chroma_orange)
-    for channel, colour in enumerate(colours):
-        rgb[..., channel] = np.clip(colour, 0, 255, out=colour)
+    count, height, width = planes.shape[1:]
+    rgb = np.empty((count, height, width, 3), np.uint8)
+    step = max(1, _CONVERTED_PIXELS // (height * width))
+    for begin in range(0, count, step):
+        frames = slice(begin, begin + step)
+        luma, chroma_green, chroma_orange = planes[:, frames].astype(np.int16)
+        chroma_green -= 128
+        chroma_orange -= 128
+        other = luma - chroma_green
+        colours = (other + chroma_orange, luma + chroma_green, other - chroma_orange)
+        for channel, colour in enumerate(colours):
+            rgb[frames, ..., channel] = np.clip(colour, 0, 255, out=colour)
     return rgb
 
 
