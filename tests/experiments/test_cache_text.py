@@ -82,28 +82,27 @@ def test_user_errors(config, tmp_path):
 @pytest.mark.cluster
 def test_two_processes_write_the_states_of_one(config, tmp_path):
     """With one device each, so that rounding is the same."""
-    folder = cache_text_states(parse(config))
-    expected = contents(folder)
-    for path in folder.iterdir():
-        path.unlink()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     path = write_config(tmp_path / "config.py", config)
     command = [sys.executable, "-m", "experiments.cache_text", f"--config={path}"]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    processes = [
-        subprocess.Popen(
-            [*command, f"--cluster={address},2,{number}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert str(folder) in outputs[0][0] and str(folder) not in outputs[1][0]
+
+    def start(*options):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*command, *options], cwd=ROOT, env=environment, text=True, **pipes)
+
+    def finish(*processes):
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+        return [out for out, _ in outputs]
+
+    finish(start())
+    folder = data.text_states_path(data.prepare(parse(config).data))
+    expected = contents(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    first, second = finish(*(start(f"--cluster={address},2,{number}") for number in range(2)))
+    assert str(folder) in first and str(folder) not in second
     assert contents(folder) == expected
