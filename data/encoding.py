@@ -26,7 +26,7 @@ _OPTIONS = {
     "tune": "psnr,fastdecode",
     "g": "8",
     "bf": "0",
-    # Equal bytes on every CPU. Matrix and range are recorded for other players only.
+    # Without cpu-independent, bytes depend on the CPU's vector instructions.
     "x264-params": "cpu-independent=1:scenecut=0:colormatrix=YCgCo",
 }
 _CHECKSUM_BYTES = 4

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from data import encoding
 from data.encoding import decode_window, encode_segment
 
 
@@ -82,6 +83,14 @@ def test_equal_bytes_in_another_process_on_one_core(segment):
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == hashlib.sha256(segment).hexdigest()
+    assert encode_segment(moving(19, 24, 32), 16.0) == segment
+
+
+@pytest.mark.parametrize("instructions", ["0", "SSE2,SSSE3"])
+def test_equal_bytes_on_other_cpus(segment, monkeypatch, instructions):
+    """Without vector instructions, or with those of an older CPU."""
+    x264 = f"{encoding._OPTIONS['x264-params']}:asm={instructions}"
+    monkeypatch.setattr(encoding, "_OPTIONS", {**encoding._OPTIONS, "x264-params": x264})
     assert encode_segment(moving(19, 24, 32), 16.0) == segment
 
 
