@@ -11,10 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from data.moving_shapes.moving_shapes_builder import MovingShapesConfig
+from experiments import train
 from stunet.errors import UserError
 from stunet.signals import SIGNALS
 from stunet.training.metrics import read_metrics
-from tests.experiments.runs import changed, full_disk, signal_at, start, train_here
+from tests.experiments.runs import changed, full_disk, parse, signal_at, start, train_here
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +179,17 @@ def test_a_finished_run_may_be_reported_and_stored_differently(config, finished,
     assert "is finished: 20 steps" in capsys.readouterr().out
 
 
-def test_other_data_is_refused(config, finished, monkeypatch):
-    monkeypatch.setattr("data.pipeline.fingerprint", lambda config: "other/1.0.0")
-    message = f"clips or captions .*{finished}.* other/1.0.0, was moving_shapes/"
+def test_other_data_is_refused_unless_it_is_allowed(config, finished, monkeypatch, capsys):
+    monkeypatch.setattr(MovingShapesConfig, "fingerprint", lambda config: "other/1.0.0")
+    longer = {**config, "total_steps": 22}
+    message = f"clips, captions .*{finished}.* other/1.0.0, was moving_shapes/.*--allow_changed"
     with pytest.raises(UserError, match=message):
-        train_here({**config, "total_steps": 22}, finished)
+        train_here(longer, finished)
     assert (finished / "DONE").exists()
+    assert train.train(parse(longer), finished, allow_changed_data=True) == 0
+    output = capsys.readouterr().err
+    assert re.search("moving_shapes/.* until now, other/1.0.0 from now on", output)
+    assert "other/1.0.0" in (finished / "run.json").read_text()
 
 
 def test_a_workdir_of_an_older_version_resumes(config, finished):

@@ -1,7 +1,10 @@
 """Which fields of a config may change between two starts of a run."""
 
+from dataclasses import fields
+
 import pytest
 
+from data.datasets import DATASETS
 from stunet.errors import UserError
 from stunet.training.resuming import CHANGEABLE, check_config, config_differences, plain_config
 from tests.experiments.runs import T2I, changed, parse
@@ -72,4 +75,5 @@ def test_a_field_that_was_set_and_is_not_set_any_more_differs():
 
 def test_changeable_fields_exist():
     known = STARTED.keys() | {"sample_videos"} | {f"data.{name}" for name in STARTED["data"]}
-    assert set(CHANGEABLE) <= known | {"data.source", "data.prompts"}
+    known |= {f"data.{field.name}" for kind in DATASETS.values() for field in fields(kind)}
+    assert set(CHANGEABLE) <= known
