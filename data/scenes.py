@@ -87,7 +87,7 @@ def _detector() -> "AdaptiveDetector":
     except ImportError as error:
         raise UserError(
             f"scene cuts: {error.name or 'scenedetect'} is not installed, "
-            "expected `pip install stunet[scenes]`"
+            'expected `pip install -e ".[scenes]"`'
         ) from error
     return AdaptiveDetector(
         adaptive_threshold=_MIN_RATIO,

@@ -368,16 +368,17 @@ def _frames(
     count, packets, end = 0, 0, 0
     group: list[av.Packet] = []  # packets from the last key frame
     demuxed = container.demux(stream)
-    earliest = None
+    earliest, origin = None, ""
     if is_partial:
         demuxed = itertools.dropwhile(lambda packet: not packet.is_keyframe, demuxed)
         key = next(demuxed, None)
         if key is None or key.pts is None:
             return
         demuxed, earliest = itertools.chain([key], demuxed), float(key.pts * key.time_base)
+        origin = f" from {earliest:.2f} s"
     for packet in demuxed:
         if packet.is_corrupt:
-            raise UserError(f"{name}: truncated or damaged after {count} frames")
+            raise UserError(f"{name}: truncated or damaged after {count} frames{origin}")
         if packet.size:
             packets += not packet.is_discard
             end = (packet.pos or 0) + packet.size
@@ -395,7 +396,7 @@ def _frames(
                 count += 1
                 yield frame
             elif count:  # a stream may start between two key frames
-                raise UserError(f"{name}: damaged after {count} frames")
+                raise UserError(f"{name}: damaged after {count} frames{origin}")
     # The header of an AVI file may count frames that are stored as repetitions.
     expected = packets if stream.codec.intra_only else 0.9 * stream.frames
     is_edited = form.startswith("mov")  # an edit list may hide frames
@@ -404,7 +405,7 @@ def _frames(
         or (form in _UNFRAMED and end != container.size)
         or (form == "mpegts" and _may_be_cut(source) and not _is_intact(stream, group))
     ):
-        raise UserError(f"{name}: truncated after {count} frames")
+        raise UserError(f"{name}: truncated after {count} frames{origin}")
 
 
 def _may_be_cut(source: VideoSource) -> bool:

@@ -116,7 +116,7 @@ def test_a_missing_package_is_named_before_frames_are_read(monkeypatch, module):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     for call in (lambda: scenes.split_scenes([], 16), scenes.check_installed):
-        with pytest.raises(UserError, match=rf"{module}.*stunet\[scenes\]"):
+        with pytest.raises(UserError, match=rf"{module}.*\[scenes\]"):
             call()
 
 
