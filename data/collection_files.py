@@ -1,11 +1,12 @@
 """Index of the videos, texts and tables in a folder and in the tar archives below it."""
 
 import json
+import posixpath
 import tarfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data.sources import MediaFile
@@ -58,9 +59,10 @@ class CollectionFiles:
         self.tables = tuple(
             name
             for name in names
-            if _suffix(name) in TABLE_SUFFIXES or PurePosixPath(name).name.lower() == _METADATA
+            if _suffix(name) in TABLE_SUFFIXES or posixpath.basename(name).lower() == _METADATA
         )
         self._texts = {name: None for name in names if _suffix(name) in _TEXT_SUFFIXES}
+        self._read: set[str] = set()
         self._members: dict[str, MediaFile] = {}
         for archive in self.archives:
             self._members.update(_members(folder / archive, archive))
@@ -87,7 +89,7 @@ class CollectionFiles:
           base: Sub-folder that contains the table.
         """
         for pattern in patterns:
-            if "*" in pattern:
+            if pattern.startswith("**/") or pattern.endswith(".*"):
                 found = self._by_pattern.get(normalize_name(pattern))
             else:
                 found = self._find_path(pattern, base)
@@ -102,10 +104,12 @@ class CollectionFiles:
           stem: Path of the video without its ending, or "**/NAME" for any sub-folder.
           suffix: ".txt" or ".json".
         """
-        stem = normalize_name(stem) + suffix
-        if stem.startswith("**/"):
-            return self._texts_anywhere.get(stem)
-        name = self._text_names.find(stem)  # may be spelled in another case
+        name = stem + suffix
+        if name in self._texts:
+            return name
+        if name.startswith("**/"):
+            return self._texts_anywhere.get(normalize_name(name))
+        name = self._text_names.find(name)  # may be spelled in another case
         return name if name in self._texts else None
 
     def read_text(self, name: str) -> str:
@@ -114,6 +118,7 @@ class CollectionFiles:
         Raises:
           UserError: it cannot be read.
         """
+        self._read.add(name)
         file = self.media(name)
         if not file.member:  # an invalid byte in a caption is no reason to skip the video
             return read_text(file.path, errors="replace")
@@ -137,13 +142,22 @@ class CollectionFiles:
         """Returns the names of all files with the ending ".txt" or ".json"."""
         return [name for name in self._texts if _suffix(name) == suffix]
 
+    def unread_texts(self, videos: Iterable[str]) -> list[str]:
+        """Returns the names of text files beside videos that have not been read."""
+        if not self.texts(".txt"):
+            return []
+        texts = {self.text_for(stem(name)) for name in videos}
+        return sorted(text for text in texts if text and text not in self._read)
+
     def _find_path(self, path: str, base: str) -> str | None:
-        if PurePosixPath(path).is_absolute():
+        if path.startswith("/"):
             try:
                 path, base = Path(path).relative_to(self.folder.absolute()).as_posix(), ""
             except ValueError:  # outside the folder
                 return path if file_problem(path) is None else None
-        for candidate in dict.fromkeys((str(PurePosixPath(base, path)), path)):
+        for candidate in dict.fromkeys((posixpath.normpath(posixpath.join(base, path)), path)):
+            if candidate in self._videos:
+                return candidate
             name = self._video_names.find(candidate)
             if name in self._videos:
                 return name
@@ -151,7 +165,7 @@ class CollectionFiles:
                 return self._paths_in_archives[name]
             # Any ending is accepted, and files beside the folder.
             if file_problem(self.folder / candidate) is None:
-                return str(PurePosixPath(candidate))
+                return posixpath.normpath(candidate)
         return None
 
     @cached_property
@@ -176,15 +190,15 @@ class CollectionFiles:
     def _by_pattern(self) -> dict[str, str]:
         """Names by "**/NAME", "**/STEM.*" and "PATH.*"."""
         return _first(
-            (normalize_name(pattern), name)
+            (unicodedata.normalize("NFC", pattern), name)
             for name in self.videos
-            for path in [PurePosixPath(name)]
-            for pattern in (f"**/{path.name}", f"**/{path.stem}.*", f"{path.with_suffix('')}.*")
+            for base in [posixpath.basename(name)]
+            for pattern in (f"**/{base}", f"**/{stem(base)}.*", f"{stem(name)}.*")
         )
 
     @cached_property
     def _texts_anywhere(self) -> dict[str, str]:
-        return _first((normalize_name(f"**/{PurePosixPath(n).name}"), n) for n in self._texts)
+        return _first((normalize_name(f"**/{posixpath.basename(n)}"), n) for n in self._texts)
 
     def _check_not_compressed(self) -> None:
         for name in find_files(self.folder, _COMPRESSED).files:
@@ -193,7 +207,7 @@ class CollectionFiles:
 
 def stem(name: str) -> str:
     """Returns a path without its ending, in Unicode's composed form (NFC)."""
-    return str(PurePosixPath(unicodedata.normalize("NFC", name)).with_suffix(""))
+    return posixpath.splitext(unicodedata.normalize("NFC", name))[0]
 
 
 def _members(path: Path, name: str) -> dict[str, MediaFile]:
@@ -206,7 +220,7 @@ def _members(path: Path, name: str) -> dict[str, MediaFile]:
                 archive.members.clear()  # would keep all headers in memory
                 if member.isreg() and member.sparse is None and member.size:
                     media = MediaFile(path, member.name, member.offset_data, member.size)
-                    members[str(PurePosixPath(name, member.name))] = media
+                    members[posixpath.join(name, posixpath.normpath(member.name))] = media
             file.seek(archive.offset)
             if len(file.read(_BLOCK)) < _BLOCK:
                 raise tarfile.ReadError("no block of zeros at the end")
@@ -228,4 +242,4 @@ def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()

@@ -4,9 +4,10 @@
 tables, of samples in tar archives, or of text files. It maps a row to a file and to clips.
 """
 
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -189,6 +190,9 @@ class _Found:
             if (name, span) in self.passed
         ]
         lines = [*files.skipped, *remarks, *_first(self.invalid)]
+        if unused := files.unread_texts({clip.name for clip in clips if clip.captions}):
+            reason = f"not read, {self.layout.title} has captions of their videos"
+            lines.append(f"{len(unused)} .txt files: {reason} ({unused[0]}, ...)")
         if self.layout.lists_all:
             for name, texts in self.missing.items():
                 problem = file_problem(folder / name)
@@ -198,15 +202,16 @@ class _Found:
             lines += _first(self.lacking)
             lines += _first([f"{name}: no caption" for name in without_row])
         clips.sort(key=lambda clip: (clip.name, clip.span or ()))
+        unit = "row" if self.layout.columns and not self.layout.lists_all else "caption"
         counts = [
-            (self.rows, "rows" if self.layout.columns else "captions"),
+            (self.rows, f"{unit}s"),
             (len(with_row), "files"),
             (len(self.clips) if any(span for _, span in self.clips) else 0, "clips"),
             (len(self.lacking), "missing"),
-            (len(without_row), "without a row" if self.layout.columns else "without a caption"),
+            (len(without_row), f"without a {unit}"),
             (len(self.invalid), "invalid"),
         ]
-        shown = [f"{n} {what}" for n, what in counts if n or what in ("rows", "files", "captions")]
+        shown = [f"{n} {what}" for n, what in counts if n or what in (f"{unit}s", "files")]
         if self.conditions:
             names = ",".join(map(str, self.conditions))
             shown.append(f"{len(self.passed)} of {len(self.clips)} after {names}")
@@ -317,7 +322,7 @@ def _nearest_layout(folder: Path, columns: Tables, layouts: Mapping[str, Layout]
 
 def _table_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
     for table in tables:
-        base = str(PurePosixPath(table).parent)
+        base = posixpath.dirname(table)
         for place, values in read_rows(files.folder / table):
             yield Row(f"{table}: {place}", values, base)
 
@@ -331,12 +336,16 @@ def _caption_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Ite
             if values["caption"]:
                 captioned.add(files.find_video((values["file"],)))
     if not filtered:  # text files have no columns
-        yield from (row for row in _text_rows(files) if row.values["file"] not in captioned)
+        yield from _texts_beside(files, (name for name in files.videos if name not in captioned))
 
 
-def _text_rows(files: CollectionFiles, *unused: Any) -> Iterator[Row]:
+def _text_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
+    yield from _texts_beside(files, files.videos)
+
+
+def _texts_beside(files: CollectionFiles, videos: Iterable[str]) -> Iterator[Row]:
     """Yields a row for each video with a text file beside it."""
-    for name in files.videos:
+    for name in videos:
         if (text := files.text_for(stem(name))) is not None:
             yield _with_text(files, Row(text, {"file": name}), text)
 
@@ -348,7 +357,7 @@ def _sample_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iter
         columns[str(row.values["key"])] = row.values if filtered else {}
     for name in files.videos:
         key = stem(name)
-        values = {**columns.pop(PurePosixPath(key).name, {}), "file": name}
+        values = {**columns.pop(posixpath.basename(key), {}), "file": name}
         text, described = files.text_for(key), files.text_for(key, ".json")
         row = Row(name, values)
         if described is not None and (filtered or text is None):
@@ -371,7 +380,7 @@ def _with_text(files: CollectionFiles, row: Row, text: str) -> Row:
         return row._replace(problem=f"caption: {error}")
 
 
-def _line_rows(files: CollectionFiles, *unused: Any) -> Iterator[Row]:
+def _line_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
     """Yields line i of the list of videos with line i of the list of captions."""
     videos, captions = _line_files(files)
     lines = {name: split_lines(files.read_text(name).rstrip()) for name in (videos, captions)}
@@ -432,7 +441,7 @@ def video_id(url: str) -> str:
     parts = urlsplit(url)
     if ids := parse_qs(parts.query).get("v"):
         return ids[0]
-    return PurePosixPath(parts.path).stem
+    return stem(posixpath.basename(parts.path))
 
 
 def _whole(*columns: str) -> Callable[[Values, CollectionFiles], Iterable[Clip]]:
@@ -460,9 +469,9 @@ def _timestamped(row: Values, files: CollectionFiles) -> Iterator[Clip]:
 def _hd_vila(row: Values, files: CollectionFiles) -> Iterator[Clip]:
     """Yields the clips, with captions in text files named after the clip or the video."""
     for clip in parse_list(row["clip"]):
-        stems = (f"**/{PurePosixPath(str(clip['clip_id'])).stem}", f"**/{row['video_id']}")
-        names = (f"**/{clip['clip_id']}", *stems)
-        text = next((name for name in map(files.text_for, names) if name), None)
+        names = (clip["clip_id"], stem(clip["clip_id"]), row["video_id"])
+        found = (files.text_for(f"**/{name}") for name in names)
+        text = next((name for name in found if name), None)
         yield Clip(_texts(files.read_text(text) if text else None), _span(clip["span"]))
 
 
@@ -566,7 +575,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "text_files": Layout(
         title="text files",
-        is_present=lambda files: any(True for _ in _text_rows(files)),
+        is_present=lambda files: any(True for _ in _texts_beside(files, files.videos)),
         rows=_text_rows,
         videos=_path("file"),
         clips=_whole("caption"),
