@@ -18,6 +18,7 @@ from data import parts
 from data.data_config import DataConfig, Record
 from data.encoding import decode_window
 from data.preparation import ClipSettings, available_cores
+from data.scenes import check_installed
 from data.sources import Source
 from stunet.errors import UserError
 from stunet.files import user_path
@@ -198,6 +199,8 @@ class StoredClipsConfig(DataConfig):
         return _Plan(dataset, source, contents, settings)
 
     def _build(self, plan: "_Plan", build_parts: parts.BuildParts) -> None:
+        if self.scene_cuts:
+            check_installed()
         folder, clips = self._datasets_folder() / plan.dataset, plan.source.clips
         if plan.source.summary:
             print(plan.source.summary, file=sys.stderr)

@@ -26,14 +26,14 @@ SLICES = {
 
 def get_config(chips: str = "v5p") -> ConfigDict:
     """Returns `inflate_if.py` at twice the size, with a video or a quarter of one per chip."""
-    base = inflate_if.get_config().to_dict()
-    return ConfigDict(
+    config = inflate_if.get_config()
+    config.data.resolution = 128
+    config.update(
         {
-            **base,
             "init_from": "models/if_m_128" if chips == "v5e" else "models/if_xl_128",
-            "data": {**base["data"], "resolution": 128},
             "frozen_dtype": "bfloat16",
             "remat": "blocks",
             **SLICES[chips],
         }
     )
+    return config

@@ -7,6 +7,7 @@
 from ml_collections import ConfigDict
 
 from experiments.configs import tiny_t2i
+from experiments.configs.clip_data import clip_data
 
 
 def get_config() -> ConfigDict:
@@ -20,5 +21,5 @@ def get_config() -> ConfigDict:
 def own_clips(data: ConfigDict, num_frames: int) -> ConfigDict:
     """Returns the data config of a folder of videos, at the paper's frame rate."""
     own = {name: value for name, value in data.items() if name != "num_examples"}
-    own |= {"name": "video_folder", "source": "", "resolution": 32, "fps": 16.0}
-    return ConfigDict({**own, "num_frames": num_frames})
+    own |= {"name": "video_folder", "resolution": 32, "fps": 16.0, "num_frames": num_frames}
+    return ConfigDict(clip_data(**own))

@@ -9,6 +9,8 @@
 
 from ml_collections import ConfigDict
 
+from experiments.configs.clip_data import clip_data
+
 
 def get_config() -> ConfigDict:
     """Returns the config: 80 frames at 16 per second (as in the paper) of 64x64 pixels."""
@@ -17,18 +19,8 @@ def get_config() -> ConfigDict:
             "stage": "t2v",
             "init_from": "models/if_m",
             "temporal": {"resample": (True, True, True), "attention_layers": 2, "head_dim": 64},
-            "data": {
-                "name": "video_folder",
-                "source": "",
-                "data_dir": "datasets",
-                "split": "train",
-                "num_frames": 80,
-                "resolution": 64,
-                "fps": 16.0,
-                "seed": 0,
-                "caption_dropout": 0.1,
-                "text_states": True,  # T5-XXL runs once, in cache_text
-            },
+            # T5-XXL runs once, in cache_text.
+            "data": clip_data(num_frames=80, resolution=64, fps=16.0, text_states=True),
             # Noise schedule and target of IF. Its variance channels were not trained on the
             # activations that the new temporal blocks produce, so the variance is fixed.
             "diffusion": {

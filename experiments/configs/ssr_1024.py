@@ -12,6 +12,8 @@ One model enlarges by the whole factor. For a cascade of two models, change thei
 
 from ml_collections import ConfigDict
 
+from experiments.configs.clip_data import clip_data
+
 
 def get_config() -> ConfigDict:
     """Returns an efficient U-Net with most parameters at its coarse levels, as Imagen's."""
@@ -51,19 +53,7 @@ def get_config() -> ConfigDict:
                 },
                 "max_tokens": 77,
             },
-            "data": {
-                "name": "video_folder",
-                "source": "",
-                "data_dir": "datasets",
-                "split": "train",
-                "num_frames": 8,
-                "resolution": 1024,
-                "crop": 256,
-                "fps": 16.0,
-                "seed": 0,
-                "caption_dropout": 0.1,
-                "text_states": False,
-            },
+            "data": clip_data(num_frames=8, resolution=1024, crop=256, fps=16.0),
             "diffusion": {
                 "prediction": "v",
                 "schedule": {"kind": "continuous_cosine", "log_snr_shift": -2.0},

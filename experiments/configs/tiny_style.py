@@ -11,6 +11,7 @@
 from ml_collections import ConfigDict
 
 from experiments.configs import tiny_t2i
+from experiments.configs.clip_data import clip_data
 
 
 def get_config() -> ConfigDict:
@@ -21,18 +22,7 @@ def get_config() -> ConfigDict:
             "stage": "style",
             "init_from": "runs/tiny_t2i",
             "adapter_rank": 0,
-            "data": {
-                "name": "video_folder",
-                "source": "datasets/duotone",
-                "data_dir": "datasets",
-                "split": "train",
-                "num_frames": 1,
-                "resolution": 16,
-                "fps": 4.0,
-                "seed": 0,
-                "caption_dropout": 0.1,
-                "text_states": False,
-            },
+            "data": clip_data(source="datasets/duotone", num_frames=1, resolution=16, fps=4.0),
             "diffusion": t2i.diffusion,
             "optimizer": {"learning_rate": 3e-4, "warmup_steps": 20, "ema_decay": 0.99},
             "batch_size": 8,
