@@ -164,7 +164,7 @@ class CollectionFiles:
             if name in self._paths_in_archives:
                 return self._paths_in_archives[name]
             # Any ending is accepted, and files beside the folder.
-            if file_problem(self.folder / candidate) is None:
+            if file_problem(f"{self.folder}/{candidate}") is None:
                 return posixpath.normpath(candidate)
         return None
 

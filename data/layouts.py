@@ -200,7 +200,7 @@ class _Found:
             clips += [SourceClip(name, files.media(name), ()) for name in without_row]
         else:
             lines += _first(self.lacking)
-            lines += _first([f"{name}: no caption" for name in without_row])
+            lines += _first([f"{name}: no row" for name in without_row])
         clips.sort(key=lambda clip: (clip.name, clip.span or ()))
         unit = "row" if self.layout.columns and not self.layout.lists_all else "caption"
         counts = [
