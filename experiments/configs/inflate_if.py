@@ -9,7 +9,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs.clip_data import clip_data
+from experiments.common.clip_data import clip_data
 
 
 def get_config() -> ConfigDict:

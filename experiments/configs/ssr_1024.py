@@ -12,7 +12,7 @@ One model enlarges by the whole factor. For a cascade of two models, change thei
 
 from ml_collections import ConfigDict
 
-from experiments.configs.clip_data import clip_data
+from experiments.common.clip_data import clip_data
 
 
 def get_config() -> ConfigDict:

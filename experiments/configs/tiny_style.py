@@ -10,8 +10,8 @@
 
 from ml_collections import ConfigDict
 
+from experiments.common.clip_data import clip_data
 from experiments.configs import tiny_t2i
-from experiments.configs.clip_data import clip_data
 
 
 def get_config() -> ConfigDict:
