@@ -54,6 +54,8 @@ setup(
         "train": TRAIN,
         "dev": [*TRAIN, "beartype>=0.20", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],
+        # Distributes `experiments.prepare` over machines.
+        "beam": ["apache-beam>=2.77"],
         # PySceneDetect with the OpenCV of servers, for `data.scenes`.
         "scenes": ["scenedetect-headless>=0.7.2"],
         "studio": ["gradio>=6,<7"],
