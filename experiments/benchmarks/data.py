@@ -44,6 +44,7 @@ _RENDERED = 8  # different videos of each shape
 _SEGMENTS = 4  # of each video in the first table
 _WINDOWS = 4  # random windows of each segment
 _RAW_BYTES = 2e9
+_PART_BYTES = 5e8  # TFDS sorts up to 1 GB in memory
 _BATCH = 8
 _WARM_UP = 4  # batches
 
@@ -217,9 +218,14 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measure_pipeline(
-    shape: Shape, storage: str, videos: Sequence[Path], clips: int, folder: Path
+    shape: Shape,
+    storage: str,
+    videos: Sequence[Path],
+    clips: int,
+    segment_bytes: int,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Builds a dataset of `clips` files and reads it.
+    """Builds a dataset of `clips` files, whose raw segments have `segment_bytes`, and reads it.
 
     Returns:
       Number and bytes of records; records that are prepared, and read, per second of processor time
@@ -246,6 +252,7 @@ def measure_pipeline(
         "caption_dropout": 0.1,
         "crop": shape.crop,
         "storage": storage,
+        "part_size": max(1, int(_PART_BYTES / segment_bytes)),
     }
     start = time.process_time()
     config = data.prepare(data.parse_config(values))
@@ -320,11 +327,12 @@ def main(argv: list[str]) -> None:
             storage.append({"shape": str(shape), **measure_storage(shape, segments)})
             _, share = PIPELINE_SHAPES.get(shape, (0, 0.0))
             clips = {"encoded": math.ceil(share * _CLIPS.value)}
-            clips["raw"] = min(clips["encoded"], int(_RAW_BYTES / segments[0].nbytes))
+            raw = max(segment.nbytes for segment in segments)
+            clips["raw"] = min(clips["encoded"], int(_RAW_BYTES / raw))
             del segments
             for kind in ("encoded", "raw") if _PIPELINE.value and share else ():
                 with tempfile.TemporaryDirectory(dir=folder) as part:
-                    found = measure_pipeline(shape, kind, videos, clips[kind], Path(part))
+                    found = measure_pipeline(shape, kind, videos, clips[kind], raw, Path(part))
                 built.append({"shape": str(shape), "storage": kind, **found})
     print("Storage, per segment:\n")
     _print(_STORAGE_COLUMNS, storage)
