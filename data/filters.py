@@ -74,18 +74,21 @@ def parse_list(value: Any) -> list:
     """Returns a list, which may be stored as its Python or JSON literal.
 
     Raises:
-      ValueError, SyntaxError: the value is none.
+      ValueError: the value is no list.
     """
-    value = ast.literal_eval(value.strip()) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{value!r}, expected a list")
-    return list(value)
+    items = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            items = ast.literal_eval(value.strip())
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"{str(value)[:60]!r}, expected a list")
+    return list(items)
 
 
 def _item(value: Any, index: int | None) -> Any:
     """Returns a clip's own value of a column that contains a list, else the value."""
     if index is not None:
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, IndexError):
+        with contextlib.suppress(ValueError, IndexError):
             return parse_list(value)[index]
     return value
 

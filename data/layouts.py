@@ -4,6 +4,7 @@
 tables, of samples in tar archives, or of text files. It maps a row to a file and to clips.
 """
 
+import math
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ class _Found:
                 self.lacking.append(f"{row.place}: no file {names[0]}")
                 return
             clips = list(self.layout.clips(row.values, self.files))
-        except (KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             self.invalid.append(f"{row.place}: {reason}")
             return
@@ -488,9 +489,12 @@ def parse_seconds(value: Any) -> float:
 
 
 def _span(value: Any) -> Span:
-    start, end = map(parse_seconds, parse_list(value))
-    if not 0 <= start < end < float("inf"):
-        raise ValueError(f"time span {value!r}, expected a start before an end")
+    try:
+        start, end = map(parse_seconds, parse_list(value))
+    except ValueError:
+        start = end = math.nan
+    if not 0 <= start < end < math.inf:
+        raise ValueError(f"time span {str(value)[:60]}, expected [start, end] in seconds or H:M:S")
     return start, end
 
 

@@ -21,14 +21,14 @@ Row = Mapping[str, Any]
 
 
 def read_columns(path: Path) -> tuple[str, ...]:
-    """Returns the names of a table's columns in lower case; those of the first row in JSON.
+    """Returns the names of the columns that `read_rows` returns; those of the first row in JSON.
 
     Raises:
       UserError: the file cannot be read, is damaged or empty, or has a column twice.
     """
     if path.suffix.lower() == ".parquet":
         with _parquet_file(path) as file:
-            names = tuple(_column_name(name) for name in file.schema_arrow.names)
+            names = tuple(map(_column_name, _plain_columns(file)))
     elif path.suffix.lower() in (".csv", ".tsv"):
         with _open_text(path) as file:
             names = _read_header(path, file)[1]
@@ -36,7 +36,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
         names = tuple(next(read_rows(path), ("", {}))[1])
     if not names:
         raise UserError(f"{path}: no rows, expected a table with the names of its columns")
-    if double := next((name for name in names if names.count(name) > 1), None):
+    if double := next((name for name in names if name and names.count(name) > 1), None):
         raise UserError(f"{path}: column {double!r} occurs twice, expected it once")
     return names
 
@@ -66,7 +66,7 @@ def _open_text(path: Path) -> Iterator[TextIO]:
         with path.open("rb") as file:
             is_utf_16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
         encoding = "utf-16" if is_utf_16 else "utf-8-sig"
-        with path.open(encoding=encoding, newline="") as file:
+        with path.open(encoding=encoding) as file:
             yield file
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: invalid text ({error}), expected UTF-8") from error
@@ -137,14 +137,8 @@ def _object(path: Path, place: str, values: Any) -> Row:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-
     with _parquet_file(path) as file:
-        names = [
-            field.name
-            for field in file.schema_arrow
-            if not pyarrow.types.is_struct(field.type) and not pyarrow.types.is_binary(field.type)
-        ]
+        names = _plain_columns(file)
         numbers = itertools.count(1)
         for batch in file.iter_batches(_BATCH, columns=names):
             columns = [_column_name(name) for name in batch.schema.names]
@@ -165,6 +159,14 @@ def _parquet_file(path: Path) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason}), expected a Parquet file") from error
+
+
+def _plain_columns(file: Any) -> list[str]:
+    """Returns the names of columns that do not contain files."""
+    from pyarrow import types
+
+    files = (types.is_struct, types.is_binary, types.is_large_binary)
+    return [field.name for field in file.schema_arrow if not any(is_(field.type) for is_ in files)]
 
 
 def _column_name(name: Any) -> str:

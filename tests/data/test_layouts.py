@@ -527,6 +527,37 @@ def test_cells_with_several_lines_and_long_lists(videos, tmp_path):
     assert [clip.captions for clip in clips] == [(one_line(text),)] * 2
 
 
+def test_tables_of_spreadsheets_and_pandas(videos, tmp_path):
+    store(videos, tmp_path)
+    rows = "".join(f"{index};{key}.mp4;a;b;;\r" for index, key in enumerate(IDS))
+    (tmp_path / "x.csv").write_bytes(f";Video;Caption;;;\r{rows}".encode("utf-16"))
+    with pytest.raises(UserError, match=r"x\.csv: line 2 has 4 cells, expected 3"):
+        read_collection(tmp_path, 8)
+    text = f";Video;;Caption;\r{rows}".replace(";a;b;;", ";;a, b;")
+    (tmp_path / "x.csv").write_bytes(text.encode("utf-16"))
+    clips = read_collection(tmp_path, 8).clips
+    assert [clip.captions for clip in clips] == [("a, b",)] * 2
+
+
+def test_parquet_with_embedded_videos_is_refused(videos, tmp_path):
+    store(videos, tmp_path)
+    write_parquet(tmp_path / "a.parquet", [{"video": {"bytes": b"x"}, "caption": "a"}])
+    with pytest.raises(UserError, match=r"a\.parquet: columns caption, .*also has "):
+        read_collection(tmp_path, 8)
+
+
+def test_archives_with_long_names_and_other_members(videos, tmp_path):
+    name = "./folder/" + "k" * 150
+    members = {f"{name}.mp4": videos[IDS[0]].read_bytes(), f"{name}.txt": "ein Hündchen".encode()}
+    write_tar(tmp_path / "a.tar", {"README.md": b"x", "__MACOSX/._a.mp4": b"x", **members})
+    source = read_collection(tmp_path, 8)
+    assert [(clip.name, clip.captions) for clip in source.clips] == [
+        ("a.tar/folder/" + "k" * 150 + ".mp4", ("ein Hündchen",))
+    ]
+    assert source.clips[0].file.digest() == MediaFile(videos[IDS[0]]).digest()
+    assert source.skipped == ()
+
+
 def test_images_are_clips_of_one_frame(videos, tmp_path):
     metadata_jsonl(tmp_path, videos)
     (tmp_path / "a.png").write_bytes(b"x")
