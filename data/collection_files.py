@@ -51,16 +51,16 @@ class CollectionFiles:
 
     def __init__(self, folder: Path, num_frames: int):
         suffixes = VIDEO_SUFFIXES + (IMAGE_SUFFIXES if num_frames == 1 else ())
-        listing = find_files(folder, (*suffixes, ".tar"))
+        names = find_files(folder, (*_TEXT_SUFFIXES, *TABLE_SUFFIXES, ".tar")).files
         self.folder = folder
-        self.archives = tuple(name for name in listing.files if _suffix(name) == ".tar")
-        self.skipped = listing.skipped
-        names = find_files(folder, (*_TEXT_SUFFIXES, *TABLE_SUFFIXES)).files
+        self.archives = tuple(name for name in names if _suffix(name) == ".tar")
         self.tables = tuple(
             name
             for name in names
             if _suffix(name) in TABLE_SUFFIXES or posixpath.basename(name).lower() == _METADATA
         )
+        listing = find_files(folder, (*suffixes, ".tar") if self.archives else suffixes)
+        self.skipped = listing.skipped
         self._texts = {name: None for name in names if _suffix(name) in _TEXT_SUFFIXES}
         self._read: set[str] = set()
         self._members: dict[str, MediaFile] = {}

@@ -61,8 +61,14 @@ class Clip(NamedTuple):
     index: int | None = None
 
 
-Tables = Mapping[str, tuple[str, ...]]  # columns by the names of tables
-Rows = Callable[[CollectionFiles, Tables, bool], Iterator[Row]]
+Rows = Callable[[CollectionFiles, Sequence[str], bool], Iterator[Row]]
+
+
+def _table_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
+    for table in tables:
+        base = posixpath.dirname(table)
+        for place, values in read_rows(files.folder / table):
+            yield Row(f"{table}: {place}", values, base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +82,8 @@ class Layout:
       videos: Returns the names under which the video of a row may be stored, for
         `CollectionFiles.find_video`. May raise KeyError, TypeError or ValueError.
       clips: Returns the clips of a row. May raise the same.
-      rows: Yields the rows. The third argument is whether columns other than those of file and
-        caption are needed, for filters.
+      rows: Yields the rows of a collection and its tables. The third argument is whether columns
+        other than those of file and caption are needed, for filters.
       is_present: Whether a collection without tables of a layout has this layout.
       table_name: Name that its table must have. None for any.
       lists_all: Whether rows without files and videos without captions are listed as skipped
@@ -88,7 +94,7 @@ class Layout:
     columns: tuple[tuple[str, ...], ...] = ()
     videos: Callable[[Values], Sequence[str]]
     clips: Callable[[Values, CollectionFiles], Iterable[Clip]]
-    rows: Rows = lambda *args: _table_rows(*args)
+    rows: Rows = _table_rows
     is_present: Callable[[CollectionFiles], bool] = lambda files: False
     table_name: str | None = None
     lists_all: bool = False
@@ -155,16 +161,16 @@ class _Found:
         try:
             names = self.layout.videos(row.values)
             name = self.files.find_video(names, row.base)
-            if name is None and not self.layout.lists_all:
-                self.lacking.append(f"{row.place}: no file {names[0]}")
-                return
+            if name is None:
+                self.lacking.append(f"{row.place}: no file {names[0].removeprefix('**/')}")
+                if not self.layout.lists_all:
+                    return  # without parsing time spans
             clips = list(self.layout.clips(row.values, self.files))
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             self.invalid.append(f"{row.place}: {reason}")
             return
         if name is None:
-            self.lacking.append(f"{row.place}: no file {names[0]}")
             texts = self.missing.setdefault(names[0], {})
             texts.update((text, None) for clip in clips for text in clip.captions)
             return
@@ -218,17 +224,24 @@ class _Found:
             shown.append(f"{len(self.passed)} of {len(self.clips)} after {names}")
         summary = f"{self.layout.title}: {', '.join(shown)}"
         if not any(clip.captions for clip in clips):
-            first = (*self.invalid, *self.lacking, None)[0]
-            raise _no_captions(folder, summary + (f" ({first})" if first else ""))
+            first = next((f" ({line})" for line in (*self.invalid, *self.lacking)), "")
+            if self.clips and not self.passed:
+                raise UserError(f"config.data.filter: {summary}, expected at least one clip")
+            if not self.layout.lists_all:
+                raise UserError(
+                    f"{folder}: no clip with a caption; {summary}{first}, expected videos below "
+                    "this folder and captions of them"
+                )
+            raise _no_captions(folder)
         if damaged := [clip.name for clip in clips if "\ufffd" in "".join(clip.captions)]:
             reason = f"captions contain characters that are not UTF-8 ({damaged[0]}, ...)"
             lines.append(f"{len(damaged)} videos: {reason}")
         return Source(clips, tuple(lines), summary)
 
 
-def _no_captions(folder: Path, found: str = "") -> UserError:
+def _no_captions(folder: Path) -> UserError:
     return UserError(
-        f"{folder}: no captions{f'; {found}' if found else ''}, expected {CAPTIONS} with columns "
+        f"{folder}: no captions, expected {CAPTIONS} with columns "
         f"{','.join(COLUMNS)}, a .txt file beside each video, or another layout "
         f"({', '.join(LAYOUTS)})"
     )
@@ -240,7 +253,7 @@ def _first(lines: Sequence[str]) -> list[str]:
     return [*map(printable_name, lines[:_NAMED]), *others]
 
 
-def _find_layout(files: CollectionFiles, override: str | None) -> tuple[str, Tables, list[str]]:
+def _find_layout(files: CollectionFiles, override: str | None) -> tuple[str, list[str], list[str]]:
     """Returns the key of the layout, its tables, and remarks on other tables.
 
     Raises:
@@ -263,7 +276,7 @@ def _find_layout(files: CollectionFiles, override: str | None) -> tuple[str, Tab
         if columns:
             raise _nearest_layout(files.folder, columns, candidates)
         raise _no_captions(files.folder)
-    tables = {table: columns[table] for table, k in layouts.items() if k == key}
+    tables = [table for table, other in layouts.items() if other == key]
     others = [
         f"{table}: not read (columns {', '.join(names)})"
         for table, names in columns.items()
@@ -298,7 +311,9 @@ def _layout_of(table: str, columns: tuple[str, ...], override: str | None) -> st
     return next((key for key in keys if LAYOUTS[key].matches(table, columns)), named)
 
 
-def _nearest_layout(folder: Path, columns: Tables, layouts: Mapping[str, Layout]) -> UserError:
+def _nearest_layout(
+    folder: Path, columns: Mapping[str, tuple[str, ...]], layouts: Mapping[str, Layout]
+) -> UserError:
     """Returns the error of a collection whose tables have no layout."""
     distances = {
         (table, key): (len(layout.columns) - len(missing), -len(missing))
@@ -321,14 +336,7 @@ def _nearest_layout(folder: Path, columns: Tables, layouts: Mapping[str, Layout]
 # Rows of the layouts.
 
 
-def _table_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
-    for table in tables:
-        base = posixpath.dirname(table)
-        for place, values in read_rows(files.folder / table):
-            yield Row(f"{table}: {place}", values, base)
-
-
-def _caption_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
+def _caption_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
     """Yields the rows of `captions.csv`, and text files of videos without captions in it."""
     captioned = set()
     for table in tables:
@@ -340,7 +348,7 @@ def _caption_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Ite
         yield from _texts_beside(files, (name for name in files.videos if name not in captioned))
 
 
-def _text_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
+def _text_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
     yield from _texts_beside(files, files.videos)
 
 
@@ -351,7 +359,7 @@ def _texts_beside(files: CollectionFiles, videos: Iterable[str]) -> Iterator[Row
             yield _with_text(files, Row(text, {"file": name}), text)
 
 
-def _sample_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
+def _sample_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
     """Yields a row for each KEY.mp4 with KEY.txt or KEY.json, and for keys without a video."""
     columns: dict[str, Values] = {}
     for row in _table_rows(files, tables, filtered):
@@ -381,7 +389,7 @@ def _with_text(files: CollectionFiles, row: Row, text: str) -> Row:
         return row._replace(problem=f"caption: {error}")
 
 
-def _line_rows(files: CollectionFiles, tables: Tables, filtered: bool) -> Iterator[Row]:
+def _line_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
     """Yields line i of the list of videos with line i of the list of captions."""
     videos, captions = _line_files(files)
     lines = {name: split_lines(files.read_text(name).rstrip()) for name in (videos, captions)}
@@ -568,7 +576,7 @@ LAYOUTS: dict[str, Layout] = {
         is_present=lambda files: bool(files.archives) or _has_descriptions(files),
         rows=_sample_rows,
         videos=_path("file"),
-        clips=_whole(*_TEXT_COLUMNS),
+        clips=_whole("caption", "text", "prompt"),
     ),
     "video_list": Layout(
         title=_VIDEO_LIST,

@@ -85,7 +85,7 @@ def samples(videos, numbers=False):
     members = {}
     for index, (key, path) in enumerate(videos.items()):
         name = f"{index:08d}" if numbers else key
-        values = {"key": name, "caption": caption(key), "aesthetic": SCORES[key], "status": "ok"}
+        values = {"key": name, "caption": caption(key), "aesthetic": SCORES[key]}
         members[f"{name}.mp4"] = path.read_bytes()
         members[f"{name}.json"] = json.dumps(values).encode()
     return members
@@ -378,7 +378,9 @@ def test_hd_vila_falls_back_to_the_captions_of_the_video(videos, tmp_path):
 def test_filters(writer, text, kept, total, videos, tmp_path):
     writer(tmp_path, videos)
     if not kept:
-        with pytest.raises(UserError, match=r"0 of 2 after aesthetic score!=4\.5,motion score<2"):
+        with pytest.raises(
+            UserError, match=r"data\.filter: .*0 of 2 after aesthetic score!=4\.5,motion score<2"
+        ):
             read_collection(tmp_path, 8, filters=text)
         return
     source = read_collection(tmp_path, 8, filters=text)
@@ -507,7 +509,7 @@ def test_invalid_rows_are_listed(videos, tmp_path):
     assert [line.split(": ")[1] for line in source.skipped] == [f"line {n}" for n in range(2, 7)]
     shutil.move(tmp_path / "more.csv", tmp_path / "panda70m_training_0.csv")
     (tmp_path / "panda70m_training_1.csv").unlink()
-    with pytest.raises(UserError, match=r"no captions; Panda-70M: 5 rows, .*line 2: time span"):
+    with pytest.raises(UserError, match=r"Panda-70M: 5 rows, .*line 2: time span"):
         read_collection(tmp_path, 8)
 
 
@@ -558,9 +560,37 @@ def test_archives_with_long_names_and_other_members(videos, tmp_path):
     assert source.skipped == ()
 
 
+def test_a_table_without_its_videos(videos, tmp_path):
+    openvid(tmp_path, videos)
+    shutil.move(tmp_path / "video", tmp_path / "other")
+    assert len(read_collection(tmp_path, 8).clips) == 2  # in any sub-folder
+    for key in IDS:
+        (tmp_path / f"other/{key}.mp4").rename(tmp_path / f"other/x{key}.mp4")
+    with pytest.raises(UserError, match=r"2 rows, 0 files, 2 missing.*no file video/-aB_456789"):
+        read_collection(tmp_path, 8)
+
+
+def test_text_files_precede_descriptions(videos, tmp_path):
+    store(videos, tmp_path)
+    for key in IDS:
+        description = {"text": "described", "aesthetic": 5, "file": "other.mp4"}
+        (tmp_path / f"{key}.json").write_text(json.dumps(description))
+    (tmp_path / f"{IDS[0]}.txt").write_text("text")
+    expected = [("text",), ("described",)]
+    for filters in (None, "aesthetic>4"):
+        clips = read_collection(tmp_path, 8, filters=filters).clips
+        assert [clip.captions for clip in clips] == expected
+    (tmp_path / f"{IDS[1]}.json").write_text("{")
+    clips = read_collection(tmp_path, 8).clips
+    assert [bool(clip.problem) for clip in clips] == [False, True]
+    assert f"{IDS[1]}.json: invalid JSON" in clips[1].problem
+
+
 def test_images_are_clips_of_one_frame(videos, tmp_path):
     metadata_jsonl(tmp_path, videos)
     (tmp_path / "a.png").write_bytes(b"x")
+    (line,) = read_collection(tmp_path, 8).skipped
+    assert "1 .png" in line and "num_frames=1" in line
     with (tmp_path / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "a.png", "prompt": "a picture"}\n')
     assert next(clip.name for clip in read_collection(tmp_path, 1).clips) == "a.png"
