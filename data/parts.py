@@ -11,6 +11,7 @@ parts. The same clips and settings give the same records, whatever builds them.
 """
 
 import bisect
+import collections
 import contextlib
 import fcntl
 import functools
@@ -200,10 +201,12 @@ def build_locally(workers: int) -> BuildParts:
         bar = tqdm(total=total, desc="clips", unit=" clips", mininterval=1.0, leave=False)
         with bar, map_clips(workers) as mapped:
 
+            def count(result: PreparedClip) -> PreparedClip:
+                bar.update()
+                return result
+
             def counted(function: Callable, clips: Iterable[SourceClip]) -> Iterator:
-                for result in mapped(function, clips):
-                    yield result
-                    bar.update()
+                return map(count, mapped(function, clips))
 
             for task in tasks:
                 build_part(task, counted)
@@ -296,7 +299,8 @@ def _examples(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields key and record of each segment, and appends the result of each clip."""
     prepared = map_clips(functools.partial(prepare_clip, task.settings), task.clips)
-    for clip, digest, found in zip(task.clips, task.digests, prepared, strict=True):
+    for clip, digest in zip(task.clips, task.digests, strict=True):
+        found = next(prepared)
         results.append(
             ClipResult(
                 clip.name,
@@ -310,7 +314,10 @@ def _examples(
             )
         )
         span = "" if clip.span is None else "@{:.3f}-{:.3f}".format(*clip.span)
-        for index, (length, content) in enumerate(found.segments):
+        # A long raw clip is in memory once: here or, serialized, in TFDS's buffer.
+        segments, found = collections.deque(found.segments), None
+        for index in range(len(segments)):
+            length, content = segments.popleft()
             stored = (
                 {"frames": content}
                 if task.settings.storage == "raw"

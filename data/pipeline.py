@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,11 @@ def make_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Returns an endless iterator over batches, prefetched by threads or worker processes.
 
-    The batches do not depend on the number of threads or processes.
+    The batches do not depend on the number of threads or processes. Close the iterator after use,
+    so that worker processes end.
 
     Args:
       config: The dataset and how to draw examples from it.
@@ -179,7 +180,7 @@ def make_batches(
     workers = config.read_workers()
     if not workers:
         reading = grain.ReadOptions(READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
-        return iter(batches.to_iter_dataset(reading))
+        return (batch for batch in batches.to_iter_dataset(reading))
     if not flags.FLAGS.is_parsed():  # Grain reads its flags; this keeps their defaults
         flags.FLAGS.mark_as_parsed()
     reading = grain.ReadOptions(1, prefetch_buffer_size=1)
@@ -189,7 +190,7 @@ def make_batches(
     return _from_workers(dataset)
 
 
-def _from_workers(batches: grain.IterDataset) -> Iterator[dict[str, np.ndarray]]:
+def _from_workers(batches: grain.IterDataset) -> Generator[dict[str, np.ndarray], None, None]:
     """Yields the batches of worker processes.
 
     Raises:

@@ -166,8 +166,17 @@ def map_clips(workers: int) -> Iterator[Callable[[Callable[[T], R], Iterable[T]]
         yield map
         return
     context = multiprocessing.get_context("spawn")  # threads of JAX or Grain may be running
-    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
+    try:
         yield functools.partial(_ordered_map, pool, 2 * workers)
+    except BaseException:  # otherwise the pool waits for clips that nobody needs
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _ordered_map(

@@ -159,7 +159,8 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
         (workdir / "DONE").unlink(missing_ok=True)  # of fewer steps
     stopping = False
     # Closed after an error too, because a checkpoint may still be on its way to the disk.
-    with contextlib.closing(checkpoints), contextlib.closing(log), progress:
+    closing = contextlib.closing
+    with closing(checkpoints), closing(log), closing(batches), progress:
         if start == last:  # killed between the last checkpoint and what follows it
             save(config, workdir, checkpoints, state, frozen, initial)
             write_samples(config, workdir, log, start)
