@@ -8,6 +8,7 @@ processes.
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from absl import flags
 from data.data_config import DataConfig, Record, split_captions
 from data.datasets import DATASETS, parse_config
 from data.parts import BuildParts, build_locally
-from data.preparation import end_with_parent
+from data.preparation import end_with_parent, quiet_resource_tracker
 from stunet.errors import UserError
 from stunet.text import Tokenizer
 from stunet.text_states import open_text_states
@@ -183,6 +184,7 @@ def make_batches(
         return (batch for batch in batches.to_iter_dataset(reading))
     if not flags.FLAGS.is_parsed():  # Grain reads its flags; this keeps their defaults
         flags.FLAGS.mark_as_parsed()
+    quiet_resource_tracker()
     reading = grain.ReadOptions(1, prefetch_buffer_size=1)
     dataset = batches.to_iter_dataset(reading).mp_prefetch(
         grain.MultiprocessingOptions(workers), worker_init_fn=end_with_parent
@@ -201,11 +203,12 @@ def _from_workers(batches: grain.IterDataset) -> Generator[dict[str, np.ndarray]
             try:
                 batch = next(iterator)
             except RuntimeError as error:
-                if "terminated unexpectedly" not in str(error):
+                code = re.search(r"terminated unexpectedly with (exit code -?\d+)", str(error))
+                if code is None:
                     raise
                 raise UserError(
-                    f"config.data.workers: a process that reads clips died ({error}), expected it "
-                    "to go on; fewer workers need less memory"
+                    f"config.data.workers: a process that reads clips died ({code[1]}); fewer "
+                    "workers need less memory"
                 ) from error
             # Copied, because Grain's arrays in shared memory fail if they outlive its modules.
             yield {name: np.array(values) for name, values in batch.items()}

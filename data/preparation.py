@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -166,6 +167,7 @@ def map_clips(workers: int) -> Iterator[Callable[[Callable[[T], R], Iterable[T]]
         yield map
         return
     context = multiprocessing.get_context("spawn")  # threads of JAX or Grain may be running
+    quiet_resource_tracker()
     others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
     try:
@@ -200,6 +202,17 @@ def _ordered_map(
     finally:
         for future in pending:
             future.cancel()
+
+
+def quiet_resource_tracker() -> None:
+    """Keeps Python's resource tracker from warnings, if it has not started.
+
+    It removes semaphores and shared memory of processes that were killed. An error of this program
+    explains the reason; the tracker would add several lines.
+    """
+    option = "ignore:resource_tracker:UserWarning"
+    if option not in sys.warnoptions:  # the tracker's process inherits these options
+        sys.warnoptions.append(option)
 
 
 def end_with_parent(*unused: int) -> None:
