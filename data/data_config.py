@@ -36,7 +36,7 @@ class DataConfig(abc.ABC):
         frames.
       text_states: Whether batches contain cached text encoder states instead of tokens.
       workers: Processes that decode examples. 0 uses threads of this process. None uses one
-        process per core for encoded clips, else threads.
+        process per core, up to 16, for encoded clips, else threads.
     """
 
     name: str

@@ -11,7 +11,6 @@ parts. The same clips and settings give the same records, whatever builds them.
 """
 
 import bisect
-import collections
 import contextlib
 import fcntl
 import functools
@@ -21,10 +20,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.hashing import Hasher
 from tqdm import tqdm
 
 from data import records
@@ -34,8 +34,11 @@ from stunet.errors import UserError, writing
 from stunet.files import read_json, read_text, split_lines
 
 FORMAT_VERSION = 1
+VERSION = "2.0.0"  # of the records
 _MANIFEST = "manifest.json"
 _CLIPS = "clips.jsonl"
+_SEGMENTS = "segments"  # while a part is built
+_SHARD_BYTES = 2**30
 _OPEN_PARTS = 64  # each has a few open files
 
 MapClips = Callable[[Callable[[SourceClip], PreparedClip], Iterable[SourceClip]], Iterator]
@@ -115,42 +118,6 @@ class Records(Sequence):
         return records.read_folder(self._folder / part_name(part), "train")
 
 
-class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes one part.
-
-    Records of encoded clips have `video` (bytes) and `num_frames`; those of raw clips have `frames`
-    `[T, H, W, 3]` uint8. All have the name of the source `file` and `caption`, whose lines are the
-    captions of the clip.
-    """
-
-    VERSION = tfds.core.Version("2.0.0")
-
-    def __init__(self, settings: ClipSettings, examples: Iterable[tuple[str, dict]], data_dir: str):
-        self._settings, self._examples = settings, examples
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        side = self._settings.resolution
-        bytes_encoding = tfds.features.Encoding.BYTES
-        if self._settings.storage == "raw":
-            frames = tfds.features.Tensor(
-                shape=(None, side, side, 3), dtype=np.uint8, encoding=bytes_encoding
-            )
-            content = {"frames": frames}
-        else:
-            content = {"video": tfds.features.Text(), "num_frames": np.int64}
-        texts = {name: tfds.features.Text() for name in ("caption", "file")}
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict({**content, **texts})
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
-        return {"train": self._examples}
-
-    def _generate_examples(self) -> Iterator:  # required by the base class
-        return iter(self._examples)
-
-
 def part_name(index: int) -> str:
     """Returns the name of a part's folder."""
     return f"part-{index:05d}"
@@ -170,21 +137,17 @@ def build_part(task: PartTask, map_clips: MapClips = map) -> None:
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}")
-    results: list[ClipResult] = []
-    examples = _examples(task, map_clips, results)
     try:
         with writing(folder):
             shutil.rmtree(temporary, ignore_errors=True)
-            first = next(examples, None)
-            path = temporary / "empty"
-            if first is not None:
-                builder = Clips(task.settings, itertools.chain([first], examples), str(temporary))
-                records.write(builder)
-                path = Path(builder.data_path)
-            path.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(parents=True)
+            with (temporary / _SEGMENTS).open("w+b") as file:
+                results, segments = _prepare(task, map_clips, file)
+                _write_records(temporary, task, segments, file)
+            (temporary / _SEGMENTS).unlink()
             lines = [json.dumps(result._asdict()) + "\n" for result in results]
-            (path / _CLIPS).write_text("".join(lines), encoding="utf-8")
-            _rename_new(path, folder)
+            (temporary / _CLIPS).write_text("".join(lines), encoding="utf-8")
+            _rename_new(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -294,12 +257,33 @@ def building(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _examples(
-    task: PartTask, map_clips: MapClips, results: list[ClipResult]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields key and record of each segment, and appends the result of each clip."""
+class _Segment(NamedTuple):
+    """A segment in the file of segments.
+
+    Attributes:
+      key: Hash that orders the records.
+      clip: Index of the clip.
+      num_frames: Number of frames.
+      offset: Position in the file in bytes.
+      size: Size in bytes.
+    """
+
+    key: int
+    clip: int
+    num_frames: int
+    offset: int
+    size: int
+
+
+def _prepare(
+    task: PartTask, map_clips: MapClips, file: BinaryIO
+) -> tuple[list[ClipResult], list[_Segment]]:
+    """Prepares the clips of a part, and appends their segments to a file."""
+    results, segments = [], []
     prepared = map_clips(functools.partial(prepare_clip, task.settings), task.clips)
-    for clip, digest in zip(task.clips, task.digests, strict=True):
+    # The order of the records is that of TFDS's builders, which also hash the name of the split.
+    hasher = Hasher("train")
+    for index, (clip, digest) in enumerate(zip(task.clips, task.digests, strict=True)):
         found = next(prepared)
         results.append(
             ClipResult(
@@ -314,17 +298,54 @@ def _examples(
             )
         )
         span = "" if clip.span is None else "@{:.3f}-{:.3f}".format(*clip.span)
-        # A long raw clip is in memory once: here or, serialized, in TFDS's buffer.
-        segments, found = collections.deque(found.segments), None
-        for index in range(len(segments)):
-            length, content = segments.popleft()
-            stored = (
-                {"frames": content}
-                if task.settings.storage == "raw"
-                else {"video": content, "num_frames": length}
-            )
-            texts = {"caption": "\n".join(clip.captions), "file": clip.name}
-            yield f"{clip.name}{span}#{index}", {**stored, **texts}
+        for number, (num_frames, content) in enumerate(found.segments):
+            key = hasher.hash_key(f"{clip.name}{span}#{number}")
+            offset, view = file.tell(), memoryview(content).cast("B")
+            file.write(view)
+            segments.append(_Segment(key, index, num_frames, offset, len(view)))
+    return results, segments
+
+
+def _write_records(
+    folder: Path, task: PartTask, segments: Sequence[_Segment], file: BinaryIO
+) -> None:
+    """Writes segments as records, sorted by their keys. Holds one of them in memory.
+
+    Records of encoded clips have `video` (bytes) and `num_frames`; those of raw clips have `frames`
+    `[T, H, W, 3]` uint8. All have the name of the source `file` and `caption`, whose lines are the
+    captions of the clip. (A TFDS builder would need TensorFlow to sort more than 1 GB.)
+    """
+    if not segments:
+        return
+    side, is_raw = task.settings.resolution, task.settings.storage == "raw"
+    features = {name: tfds.features.Text() for name in ("caption", "file")}
+    if is_raw:
+        encoding = tfds.features.Encoding.BYTES
+        features["frames"] = tfds.features.Tensor(
+            shape=(None, side, side, 3), dtype=np.uint8, encoding=encoding
+        )
+    else:
+        features |= {"video": tfds.features.Text(), "num_frames": np.int64}
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="clips", version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    mean_size = max(1, sum(segment.size for segment in segments) // len(segments))
+    writer = tfds.core.SequentialWriter(
+        info, max(1, _SHARD_BYTES // mean_size), file_format="array_record"
+    )
+    writer.initialize_splits(["train"])
+    for segment in sorted(segments):
+        file.seek(segment.offset)
+        content, clip = file.read(segment.size), task.clips[segment.clip]
+        record: dict[str, Any] = {"caption": "\n".join(clip.captions), "file": clip.name}
+        if is_raw:
+            frames = np.frombuffer(content, np.uint8)
+            record["frames"] = frames.reshape(segment.num_frames, side, side, 3)
+        else:
+            record |= {"video": content, "num_frames": segment.num_frames}
+        writer.add_examples({"train": [record]})
+    writer.close_all()
 
 
 def _rename_new(path: Path, folder: Path) -> None:

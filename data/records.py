@@ -30,21 +30,15 @@ def build(builder: tfds.core.DatasetBuilder) -> None:
         return
     start = time.monotonic()
     print(f"building {builder.info.full_name} ...", file=sys.stderr)
-    with writing(builder.data_path):
+    tfds.disable_progress_bar()  # its bar per stage would hide ours
+    with writing(builder.data_path), contextlib.redirect_stdout(io.StringIO()):
         try:
-            write(builder)
+            builder.download_and_prepare()
         except FileExistsError:
             if not builder.data_path.exists():  # not from a concurrent build
                 raise
     seconds = time.monotonic() - start
     print(f"built {builder.data_path} in {seconds:.0f} s", file=sys.stderr)
-
-
-def write(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the builder's records, without output from TFDS."""
-    tfds.disable_progress_bar()  # its bar per stage would hide ours
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
 
 
 @contextlib.contextmanager

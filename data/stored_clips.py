@@ -26,6 +26,7 @@ from stunet.video_io.folders import printable_name
 
 _SLOWER = 0.95  # of `fps`; a video with fewer frames per second is reported
 _SHOWN = 100  # skipped clips that are listed
+_MAX_WORKERS = 16  # that decode by default; few are needed (docs/scaling.md)
 _READ_THREADS = 16  # for digests of files, which may be on a network file system
 
 
@@ -124,11 +125,11 @@ class StoredClipsConfig(DataConfig):
         return self._decode(record, rng, None)
 
     def read_workers(self) -> int:
-        """Returns `workers`; None means one per core for encoded clips and none for raw ones."""
+        """Returns `workers`; None means one per core, up to 16, for encoded clips, none for raw."""
         if self.workers is not None:
             return self.workers
         is_encoded = self._manifest()["settings"]["storage"] == "encoded"
-        return available_cores() if is_encoded else 0
+        return min(available_cores(), _MAX_WORKERS) if is_encoded else 0
 
     def _decode(
         self, record: Record, rng: np.random.Generator, box: tuple[int, int, int, int] | None
@@ -139,7 +140,13 @@ class StoredClipsConfig(DataConfig):
         start = int(rng.integers(length - self.num_frames + 1))
         top, left, height, width = box = box or self.draw_crop(rng)
         if not is_raw:
-            return decode_window(record["video"], start, self.num_frames, box)
+            try:
+                return decode_window(record["video"], start, self.num_frames, box)
+            except ValueError as error:
+                raise UserError(
+                    f"{self.folder()}: damaged record of {record['file'].decode()} ({error}); "
+                    "delete the dataset and prepare it again"
+                ) from error
         window = record["frames"][start : start + self.num_frames]
         return window[:, top : top + height, left : left + width]
 

@@ -42,7 +42,7 @@ from stunet.compiling import on_cpu, prepare_compiler
 from stunet.engine.request import Sampling
 from stunet.errors import UserError, run_command, writing
 from stunet.model import load, model_from_folder
-from stunet.training.checkpoints import Checkpoints
+from stunet.training.checkpoints import Checkpoints, DataState
 from stunet.training.claim import claim_folder
 from stunet.training.cluster import (
     gather_to_first_process,
@@ -62,6 +62,7 @@ from stunet.training.resuming import (
     check_total_steps,
     finished_steps,
     record_run,
+    recorded_data,
 )
 from stunet.training.stages import SampleTools
 from stunet.training.step import TrainState
@@ -118,7 +119,14 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
     stage, mesh = config.stage, make_mesh(config.mesh.fsdp, config.mesh.frames)
     check_batch(mesh, config.batch_size, config.data.num_frames)
     slice_index, num_slices = batch_slice(mesh)
-    config = prepare_data(config, workdir, allow_changed_data)
+    recorded = recorded_data(workdir)
+
+    def check_data(before: str | None, fingerprint: str) -> None:
+        for remark in check_run_data(before, fingerprint, workdir, allow_changed_data):
+            print_once(remark, file=sys.stderr)
+
+    ready = prepare_in_cluster(config.data, functools.partial(check_data, recorded))
+    config = dataclasses.replace(config, data=ready)
 
     # The initial model is stored in the workdir, so that resuming needs no other file.
     run_on_first_process(lambda: write_initial_model(config, workdir))
@@ -132,16 +140,19 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
 
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     restored = checkpoints.restore(program.state, functools.partial(print_once, file=sys.stderr))
-    state, position = restored or (program.initial_state(trained), 0)
+    fingerprint = data.fingerprint(config.data)
+    state, read = restored or (program.initial_state(trained), DataState(0))
     frozen_on_mesh = put_parameters(mesh, frozen)
     start, last = int(state.step), config.total_steps
     check_total_steps(config, start, workdir)
-    if position != start * config.batch_size:
+    if read.position != start * config.batch_size:
         raise UserError(
-            f"{workdir}: stopped after {position} examples in {start} steps, expected steps of "
-            f"batch_size {config.batch_size} (or the batch size of the run's start)"
+            f"{workdir}: stopped after {read.position} examples in {start} steps, expected steps "
+            f"of batch_size {config.batch_size} (or the batch size of the run's start)"
         )
-    run_on_first_process(lambda: record_run(config, data.fingerprint(config.data), workdir))
+    if recorded is None:  # run.json was deleted or is older than the field
+        check_data(read.fingerprint, fingerprint)
+    run_on_first_process(lambda: record_run(config, fingerprint, workdir))
     log = MetricsLog(workdir, start, writes=is_first_process())
     batches = data.make_batches(
         config.data,
@@ -227,25 +238,6 @@ def progress_bar(config: TrainConfig, start: int) -> tqdm:
     )
 
 
-def prepare_data(config: TrainConfig, workdir: Path, allow_changed: bool) -> TrainConfig:
-    """Builds the dataset, unless it exists, on every disk that a process of the cluster sees.
-
-    Args:
-      config: The run.
-      workdir: The run's workdir.
-      allow_changed: Whether the run may continue with other data.
-
-    Returns:
-      The config, whose `data` identifies the built dataset.
-    """
-
-    def check(fingerprint: str) -> None:
-        for remark in check_run_data(fingerprint, workdir, allow_changed):
-            print(remark, file=sys.stderr)
-
-    return dataclasses.replace(config, data=prepare_in_cluster(config.data, check))
-
-
 def write_initial_model(config: TrainConfig, workdir: Path) -> None:
     """Writes the model before training to the workdir, unless it exists."""
     if (workdir / "initial").exists():
@@ -266,7 +258,9 @@ def save(
     initial: ModelFolder,
 ) -> None:
     """Saves a checkpoint, and the model of averaged parameters as `model/`."""
-    checkpoints.save(state, int(state.step) * config.batch_size)
+    step = int(state.step)
+    read = DataState(step * config.batch_size, data.fingerprint(config.data))
+    checkpoints.save(state, read)
     ema = gather_to_first_process(state.ema)
     if is_first_process():
         content = dataclasses.replace(initial, params=config.stage.join(ema, frozen))

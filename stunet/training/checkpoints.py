@@ -8,7 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,11 +20,23 @@ from stunet.training.step import TrainState
 from stunet.weights.trees import compare_shapes
 
 
+class DataState(NamedTuple):
+    """The data that a run has read.
+
+    Attributes:
+      position: Number of training examples read so far.
+      fingerprint: Identity of the dataset. None in checkpoints of older versions.
+    """
+
+    position: int
+    fingerprint: str | None = None
+
+
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
-    A checkpoint contains the state (step, parameters, EMA, optimizer state) and the number of
-    training examples read so far. Saving is asynchronous; `close` waits for it.
+    A checkpoint contains the state (step, parameters, EMA, optimizer state) and `DataState`. Saving
+    is asynchronous; `close` waits for it.
 
     Args:
       workdir: The run's workdir.
@@ -55,12 +67,12 @@ class Checkpoints:
                 self.folder, options=options, item_handlers=self._handlers
             )
 
-    def save(self, state: TrainState, data_position: int) -> None:
+    def save(self, state: TrainState, data: DataState) -> None:
         """Saves the state, unless there is a checkpoint of its step.
 
         Args:
           state: The training state.
-          data_position: Number of training examples read so far.
+          data: The data read so far.
 
         Raises:
           UserError: here, in `wait` or in `close`, if the disk is full or read-only. Earlier
@@ -74,13 +86,13 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state._asdict()),
-                    data=ocp.args.JsonSave({"position": data_position}),
+                    data=ocp.args.JsonSave(data._asdict()),
                 ),
             )
 
     def restore(
         self, abstract: TrainState, report: Callable[[str], None]
-    ) -> tuple[TrainState, int] | None:
+    ) -> tuple[TrainState, DataState] | None:
         """Restores the newest readable checkpoint.
 
         Incomplete and unreadable checkpoints are reported. Unreadable ones are renamed to
@@ -91,8 +103,7 @@ class Checkpoints:
           report: Called with each line about checkpoints that are skipped.
 
         Returns:
-          The state and the number of training examples read before, or None if there is no
-          checkpoint.
+          The state and the data read before, or None if there is no checkpoint.
 
         Raises:
           UserError: there are checkpoints but none is readable, or their parameters have other
@@ -109,7 +120,7 @@ class Checkpoints:
             try:
                 with _quiet_failure():
                     self._check_fit(step, abstract)
-                    state, position = self._read(step, abstract)
+                    state, data = self._read(step, abstract)
             except UserError:
                 raise
             except Exception as error:  # storage layers raise errors of many types
@@ -125,7 +136,7 @@ class Checkpoints:
             # scratch instead of failing, too.
             for damaged_step in damaged:
                 self._set_aside(damaged_step)
-            return state, position
+            return state, data
         if damaged:
             raise UserError(
                 f"{self.folder}: no readable checkpoint among steps "
@@ -145,7 +156,7 @@ class Checkpoints:
         with writing(self.folder):
             self._manager.close()
 
-    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, DataState]:
         # By the handlers, because the manager synchronises processes after reading. A process
         # that failed to read would not arrive there but in another collective, which over Gloo
         # ends all processes.
@@ -153,7 +164,7 @@ class Checkpoints:
         args = ocp.args.StandardRestore(abstract._asdict())
         state = self._handlers["state"].restore(folder / "state", args=args)
         data = self._handlers["data"].restore(folder / "data", args=ocp.args.JsonRestore())
-        return TrainState(**state), data["position"]
+        return TrainState(**state), DataState(**data)
 
     def _check_fit(self, step: int, abstract: TrainState) -> None:
         try:

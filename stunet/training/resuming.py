@@ -132,10 +132,19 @@ def check_total_steps(config: TrainConfig, done: int, workdir: Path) -> None:
         )
 
 
-def check_run_data(fingerprint: str, workdir: Path, allow_changed: bool) -> list[str]:
+def recorded_data(workdir: Path) -> str | None:
+    """Returns the fingerprint of the data of the workdir's run, or None if none is stored."""
+    path = workdir / _RUN_FILE
+    return read_json(path).get("data") if path.exists() else None
+
+
+def check_run_data(
+    before: str | None, fingerprint: str, workdir: Path, allow_changed: bool
+) -> list[str]:
     """Compares the identity of clips and captions with that of the run in the workdir.
 
     Args:
+      before: Identity of the run's data (`recorded_data`, or of its checkpoint). None accepts any.
       fingerprint: Identity of this start's data.
       workdir: The run's workdir.
       allow_changed: Whether the run may continue with other data.
@@ -146,9 +155,7 @@ def check_run_data(fingerprint: str, workdir: Path, allow_changed: bool) -> list
     Raises:
       UserError: the run was started with other data, and `allow_changed` is False.
     """
-    path = workdir / _RUN_FILE
-    before = read_json(path).get("data", fingerprint) if path.exists() else fingerprint
-    if before == fingerprint:
+    if before in (None, fingerprint):
         return []
     if allow_changed:
         return [f"config.data: dataset {before} until now, {fingerprint} from now on"]

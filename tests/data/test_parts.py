@@ -180,6 +180,17 @@ def test_static_clips_are_dropped(tmp_path, capsys):
     assert "  1.mp4: static" in output and "1 segments" in output
 
 
+def test_a_damaged_record_is_named(source, tmp_path):
+    config = pipeline.prepare(config_for(source, tmp_path))
+    record = dict(pipeline.open_records(config)[0])
+    content = bytearray(record["video"])
+    content[len(content) // 2] ^= 1
+    record["video"] = bytes(content)
+    name = record["file"].decode()
+    with pytest.raises(UserError, match=f"{config.dataset}: damaged record of {name} "):
+        config.decode(record, np.random.default_rng(0))
+
+
 PROGRAM = """
 import json, sys
 from data import pipeline

@@ -198,5 +198,12 @@ def test_a_workdir_of_an_older_version_resumes(config, finished):
     assert (finished / "run.json").exists()
 
 
+def test_checkpoints_identify_the_data_without_the_stored_config(config, finished, monkeypatch):
+    (finished / "run.json").unlink()
+    monkeypatch.setattr(MovingShapesConfig, "fingerprint", lambda config: "other/1.0.0")
+    with pytest.raises(UserError, match="other/1.0.0, was moving_shapes/"):
+        train_here({**config, "total_steps": 21}, finished)
+
+
 def files_below(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

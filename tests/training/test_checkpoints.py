@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stunet.errors import UserError
-from stunet.training.checkpoints import Checkpoints
+from stunet.training.checkpoints import Checkpoints, DataState
 from stunet.training.settings import OptimizerConfig
 from stunet.training.step import init_state, make_optimizer
 
@@ -40,8 +40,8 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
     checkpoints = Checkpoints(workdir, keep=3)
     for step in (4, 8, 12, 16):
-        checkpoints.save(make_state(step), step * 2)
-    checkpoints.save(make_state(16), 99)  # exists: has no effect
+        checkpoints.save(make_state(step), DataState(step * 2, "dataset"))
+    checkpoints.save(make_state(16), DataState(99))  # exists: has no effect
     checkpoints.close()
     return workdir
 
@@ -52,8 +52,8 @@ def workdir(saved, tmp_path):
 
 
 def assert_is(restored, step):
-    state, position = restored
-    assert position == step * 2
+    state, data = restored
+    assert data == DataState(step * 2, "dataset")
     jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
     assert type(state) is type(make_state())
     assert jax.tree.structure(state) == jax.tree.structure(make_state())
@@ -76,7 +76,7 @@ def test_saving_copies_the_state_first(tmp_path):
     update = jax.jit(lambda state: jax.tree.map(lambda x: x * 2, state), donate_argnums=0)
     state = {"kernel": jnp.ones((1000, 500)), "step": jnp.int32(3)}
     checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(make_state(3)._replace(params=state), 6)
+    checkpoints.save(make_state(3)._replace(params=state), DataState(6))
     for _ in range(5):
         state = update(state)
     checkpoints.close()
@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(workdir, how):
     assert "damaged-16" in names(workdir)
     # The step can be saved again, and later starts report nothing.
     checkpoints = Checkpoints(workdir, keep=3)
-    checkpoints.save(make_state(16), 32)
+    checkpoints.save(make_state(16), DataState(32, "dataset"))
     checkpoints.close()
     restored, lines = restore(workdir)
     assert_is(restored, 16)
@@ -160,7 +160,7 @@ def test_a_run_killed_while_saving(workdir):
     assert_is(restored, 12)
     assert len(lines) == 2 and f"{folder / '16'}: " in lines[0] and "step 12" in lines[1]
     checkpoints = Checkpoints(workdir, keep=3)
-    checkpoints.save(make_state(16), 32)
+    checkpoints.save(make_state(16), DataState(32, "dataset"))
     checkpoints.close()
     assert_is(restore(workdir)[0], 16)
 
