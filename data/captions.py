@@ -15,16 +15,6 @@ COLUMNS = ("file", "caption")
 _DELIMITERS = ",;\t"
 
 
-def read_caption_table(path: Path) -> dict[str, tuple[str, ...]]:
-    """Returns the captions in a table by its file names; see `read_caption_rows`."""
-    captions: dict[str, dict[str, None]] = {}
-    for _, row in read_caption_rows(path):
-        texts = captions.setdefault(row["file"], {})
-        if row["caption"]:
-            texts[row["caption"]] = None
-    return {name: tuple(texts) for name, texts in captions.items()}
-
-
 def read_caption_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Reads a CSV file with the columns `file` and `caption`, in any order, and others.
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from data import pipeline
-from data.captions import read_caption_table
 from stunet.errors import UserError
 from stunet.text_states import write_text_states
 from stunet.video_io import write_video
+from tests.data.tiny_clips import read_caption_table
 
 FIELDS = {
     "name": "video_folder",

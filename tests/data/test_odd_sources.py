@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from data import pipeline, preparation
-from data.captions import read_caption_table
 from data.layouts import read_collection
 from data.ucf101.ucf101_builder import find_class_videos
 from stunet.errors import UserError
 from stunet.evaluation.clip_folders import open_clip_folder
 from stunet.video_io import write_video
 from stunet.video_io.folders import VIDEO_SUFFIXES, find_files, list_names
+from tests.data.tiny_clips import read_caption_table
 
 FIELDS = {
     "name": "video_folder",

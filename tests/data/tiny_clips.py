@@ -3,6 +3,7 @@
 import numpy as np
 
 from data import pipeline
+from data.captions import read_caption_rows
 from stunet.video_io import write_video
 
 FIELDS = {
@@ -50,3 +51,13 @@ def read_all(config):
         {name: np.asarray(value).tobytes() for name, value in records[index].items()}
         for index in range(len(records))
     ]
+
+
+def read_caption_table(path):
+    """Returns the captions in a table by its file names; see `read_caption_rows`."""
+    captions = {}
+    for _, row in read_caption_rows(path):
+        texts = captions.setdefault(row["file"], {})
+        if row["caption"]:
+            texts[row["caption"]] = None
+    return {name: tuple(texts) for name, texts in captions.items()}
