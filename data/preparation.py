@@ -21,7 +21,7 @@ import numpy as np
 
 from data.encoding import encode_segment
 from data.scenes import motion, split_scenes
-from data.sources import SourceClip
+from data.sources import MediaFile, SourceClip
 from stunet.errors import UserError
 from stunet.video_io import decode_frames, probe
 
@@ -86,7 +86,8 @@ def prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
 def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
     if clip.problem or not clip.captions:
         raise UserError(clip.problem or "no caption")
-    rate = probe(clip.file.open()).fps
+    path = clip.file.path
+    rate = _frame_rate(clip.file, path.stat().st_mtime_ns if path.exists() else 0)
     frames = decode_frames(clip.file.open(), settings.fps, settings.resolution, clip.span)
     count, static, longest = 0, 0, 0
     segments = []
@@ -119,6 +120,12 @@ def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
             f"{settings.num_frames}"
         )
     return PreparedClip(tuple(segments), rate, static)
+
+
+@functools.lru_cache(maxsize=16)  # a table may cut many clips from one video
+def _frame_rate(file: MediaFile, modified: int) -> float:
+    """Returns the frames per second; `modified` invalidates the cache."""
+    return probe(file.open()).fps
 
 
 def _scenes(frames: Iterable[np.ndarray], fps: float) -> Iterator[Iterator[np.ndarray]]:
