@@ -217,30 +217,31 @@ def identities(folder):
     return {path: (state.st_ino, state.st_mtime_ns) for path, state in states.items()}
 
 
-def test_ten_kills_keep_finished_parts(built, source, tmp_path):
-    config = config_for(source, tmp_path, part_size=2)
-    folder = tmp_path / "video_folder" / built.dataset
+def test_ten_kills_keep_finished_parts(tmp_path):
+    write_clips(tmp_path / "clips", 60, num_frames=12)
+    config = config_for(tmp_path / "clips", tmp_path, part_size=1)
+    folder = tmp_path / config.fingerprint()
     rng = random.Random(0)
     for kill in range(10):
         before = identities(folder)
         process = start(config, workers=1 + kill % 2)
         deadline = time.monotonic() + 60
-        while not list(folder.glob(".part-*")) and process.poll() is None:
+        while not list(folder.glob(f".part-*.{process.pid}")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.communicate()
         after = identities(folder)
         assert before.items() <= after.items()
-        if (folder / "manifest.json").exists():
-            break
         with pytest.raises(UserError, match=r"no such dataset"):
-            pipeline.open_records(replace(config, dataset=built.dataset))
+            pipeline.open_records(replace(config, dataset=folder.name))
+    assert after
     process = start(config)
     assert (process.communicate()[1], process.returncode)[1] == 0
     assert identities(folder).items() >= after.items()
-    assert read_all(replace(config, dataset=built.dataset)) == read_all(built)
+    uninterrupted = pipeline.prepare(replace(config, data_dir=str(tmp_path / "other")))
+    assert read_all(replace(config, dataset=folder.name)) == read_all(uninterrupted)
     assert not list(folder.glob(".part-*"))
 
 
