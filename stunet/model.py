@@ -111,7 +111,9 @@ def model_from_folder(contents: ModelFolder, folder: Path) -> Model:
         text = from_dict(TextEncoderConfig, config["text_encoder"], f"{where}: text_encoder")
         text_encoder = text.t5
         tokenizer_file = str(folder / "tokenizer.json")
-        tokenizer = parse_tokenizer(contents.tokenizer, text.max_tokens, tokenizer_file)
+        tokenizer = parse_tokenizer(
+            contents.tokenizer, text.max_tokens, tokenizer_file, text.lower_case
+        )
     threshold = config.get("threshold", {})  # folders older than the field use the defaults
     if threshold is not None:
         threshold = from_dict(Threshold, threshold, f"{where}: threshold")

@@ -28,10 +28,12 @@ class Tokenizer:
     Attributes:
       vocabulary: Tokenizer without truncation and padding.
       max_tokens: Length of every encoded caption, including `</s>`.
+      lower_case: Whether captions are lower-cased and stripped first.
     """
 
     vocabulary: tokenizers.Tokenizer
     max_tokens: int
+    lower_case: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -91,6 +93,8 @@ class Tokenizer:
         # Not in batches, which start threads that warn in forked workers. A prompt from a command
         # line can contain lone surrogates (bytes that are not UTF-8).
         text = text.encode("utf-8", "replace").decode("utf-8")
+        if self.lower_case:
+            text = text.lower().strip()
         return self.vocabulary.encode(text, add_special_tokens=False).ids
 
 
@@ -122,13 +126,16 @@ def load_tokenizer(path: str | Path, max_tokens: int = MAX_TOKENS) -> Tokenizer:
     return parse_tokenizer(read_bytes(Path(path)), max_tokens, str(path))
 
 
-def parse_tokenizer(content: bytes, max_tokens: int, where: str) -> Tokenizer:
+def parse_tokenizer(
+    content: bytes, max_tokens: int, where: str, lower_case: bool = False
+) -> Tokenizer:
     """Parses the contents of a `tokenizer.json`.
 
     Args:
       content: Contents of the file.
       max_tokens: Length of every encoded caption.
       where: Name of the file, for error messages.
+      lower_case: Whether captions are lower-cased and stripped first.
 
     Raises:
       UserError: The contents are not a tokenizer, its special tokens do not have T5's ids, or
@@ -146,7 +153,7 @@ def parse_tokenizer(content: bytes, max_tokens: int, where: str) -> Tokenizer:
     # Ignore the file's settings: `Tokenizer` truncates before it appends </s>.
     vocabulary.no_truncation()
     vocabulary.no_padding()
-    return Tokenizer(vocabulary, max_tokens)
+    return Tokenizer(vocabulary, max_tokens, lower_case)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, path: str | Path) -> None:

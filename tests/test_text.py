@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 
 from stunet.errors import UserError
-from stunet.text import Tokenizer, load_tokenizer, train_tokenizer
+from stunet.text import Tokenizer, load_tokenizer, parse_tokenizer, train_tokenizer
 
 CAPTIONS = [
     "A red circle moves left on a blue background.",
@@ -31,6 +31,19 @@ def test_captions_are_padded_and_end_with_eos(path):
     assert ids[0, length - 1] == 1 and (ids[0, : length - 1] > 2).all()
     assert (ids[~mask] == 0).all()
     assert ids[1].tolist() == [1] + [0] * 11 and mask[1].tolist() == [True] + [False] * 11
+
+
+def test_lower_case_captions_as_in_deepfloyd_if():
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "dog": 4, "Dog": 5}
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordPiece(words))
+    vocabulary.model.unk_token = "<unk>"
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    content = vocabulary.to_str().encode()
+    plain, lower = (parse_tokenizer(content, 4, "t", lower) for lower in (False, True))
+    assert plain(["a Dog"])[0].tolist() == [[3, 5, 1, 0]]
+    assert lower(["  A Dog \n", "a dog"])[0].tolist() == [[3, 4, 1, 0]] * 2
+    assert plain.unknown_words_warning(["A dog"], "prompts") is not None
+    assert lower.unknown_words_warning(["A dog"], "prompts") is None
 
 
 def test_truncation_keeps_eos(path):

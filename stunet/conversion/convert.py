@@ -183,12 +183,11 @@ def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) ->
     tensors = t5_v1_1.encoder_tensors(open_weight_files(find_weight_files(folder, variant)))
     table = t5_v1_1.hub_parameters(t5)
     _check_tensors(table, tensors, folder, t5_v1_1.ORIGIN_HINTS)
+    # IF was trained with lower-case captions.
+    text_encoder = TextEncoderConfig(t5, max_tokens=MAX_TOKENS, lower_case=True)
     return dataclasses.replace(
         model,
-        config={
-            **model.config,
-            "text_encoder": to_dict(TextEncoderConfig(t5, max_tokens=MAX_TOKENS)),
-        },
+        config={**model.config, "text_encoder": to_dict(text_encoder)},
         params={**model.params, "text_encoder": from_hub(table, tensors)},
         tokenizer=_read_tokenizer(folder),
     )

@@ -223,10 +223,12 @@ class TextEncoderConfig:
     Attributes:
       t5: Architecture.
       max_tokens: Length that prompts are padded or truncated to.
+      lower_case: Whether prompts are lower-cased and stripped, as by DeepFloyd IF's pipeline.
     """
 
     t5: T5Config
     max_tokens: int
+    lower_case: bool = False
 
 
 class T5Encoder(nn.Module):

@@ -14,8 +14,9 @@ from stunet.training.mesh import batch_sharding, make_mesh, put_parameters
 
 
 def encoder_identity(model: Model) -> str:
-    """Returns a name that changes with the text encoder's parameters and the number of tokens."""
-    return f"{model.text_encoder_digest}, {model.tokenizer.max_tokens} tokens"
+    """Returns a name that changes with the text encoder's parameters and the tokenizer's rules."""
+    rules = ", lower case" if model.tokenizer.lower_case else ""
+    return f"{model.text_encoder_digest}, {model.tokenizer.max_tokens} tokens{rules}"
 
 
 def make_local_encoder(model: Model) -> Callable[[list[str]], np.ndarray]:

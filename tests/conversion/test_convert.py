@@ -67,7 +67,7 @@ def test_an_imported_pipeline_is_a_model(model):
     assert (loaded.resolution, loaded.num_frames, loaded.fps) == (8, 1, None)
     assert (loaded.schedule, loaded.prediction) == (Schedule(), "eps")
     assert (loaded.variance, loaded.threshold) == ("learned_range", Threshold(0.95, 1.5, "clip"))
-    assert loaded.tokenizer.max_tokens == 77
+    assert loaded.tokenizer.max_tokens == 77 and loaded.tokenizer.lower_case
     with fast_compiles():
         image = generate(loaded, ["a red circle"], steps=2)
     assert image.shape == (1, 1, 8, 8, 3) and image.std() > 0.1
