@@ -1,6 +1,5 @@
 """Index of the videos, texts and tables in a folder and in the tar archives below it."""
 
-import json
 import posixpath
 import tarfile
 import unicodedata
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sources import MediaFile
-from data.tables import TABLE_SUFFIXES
+from data.tables import TABLE_SUFFIXES, has_surrogates, parse_json
 from stunet.errors import UserError
 from stunet.files import check_not_lfs_pointer, read_text
 from stunet.video_io.folders import (
@@ -21,6 +20,7 @@ from stunet.video_io.folders import (
     find_files,
     list_names,
     normalize_name,
+    printable_name,
 )
 
 _TEXT_SUFFIXES = (".txt", ".json")
@@ -65,7 +65,11 @@ class CollectionFiles:
         self._read: set[str] = set()
         self._members: dict[str, MediaFile] = {}
         for archive in self.archives:
-            self._members.update(_members(folder / archive, archive))
+            for name, file in _members(folder / archive, archive).items():
+                if not has_surrogates(name):
+                    self._members[name] = file
+                elif _suffix(name) in suffixes:
+                    self.skipped += (f"{printable_name(name)}: name is not UTF-8",)
         inside = list_names(self._members, suffixes)
         self._texts.update(dict.fromkeys(n for n in self._members if _suffix(n) in _TEXT_SUFFIXES))
         videos = (n for n in listing.files if _suffix(n) != ".tar")
@@ -131,7 +135,7 @@ class CollectionFiles:
           UserError: it cannot be read or contains another value.
         """
         try:
-            values = json.loads(self.read_text(name))
+            values = parse_json(self.read_text(name))
         except ValueError as error:
             raise UserError(f"{name}: invalid JSON ({error})") from error
         if not isinstance(values, dict):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from data.tables import parse_json, replace_surrogates
 from stunet.errors import UserError
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -71,15 +72,20 @@ def parse_filters(text: str | None) -> tuple[Condition, ...]:
 
 
 def parse_list(value: Any) -> list:
-    """Returns a list, which may be stored as its Python or JSON literal.
+    """Returns a list, which may be stored as its JSON or Python literal.
+
+    Strings of literals contain U+FFFD instead of lone surrogates.
 
     Raises:
       ValueError: the value is no list.
     """
     items = value
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            items = ast.literal_eval(value.strip())
+        try:
+            items = parse_json(value)
+        except ValueError:
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                items = replace_surrogates(ast.literal_eval(value.strip()))
     if not isinstance(items, list | tuple):
         raise ValueError(f"{str(value)[:60]!r}, expected a list")
     return list(items)
@@ -96,5 +102,5 @@ def _item(value: Any, index: int | None) -> Any:
 def _is_number(value: Any) -> bool:
     try:
         return math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _BATCH = 4096  # rows of a Parquet file in memory
 _MAX_CELL = 2**26  # characters; longer ones have a quote that is not closed
 _DELIMITERS = ",;\t"
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Row = Mapping[str, Any]
 
@@ -57,6 +60,38 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     else:
         with _open_text(path) as file:
             yield from (_json_lines if suffix == ".jsonl" else _csv_rows)(path, file)
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON, with U+FFFD for halves of surrogate pairs (an emoji that was cut in two).
+
+    Raises:
+      ValueError: the text is not JSON, or too deeply nested.
+    """
+    try:
+        value = json.loads(text)
+        return replace_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
+
+
+def replace_surrogates(value: Any) -> Any:
+    """Returns a value of strings, lists, tuples and dicts that can be encoded in UTF-8.
+
+    Pairs of surrogates become the character that they encode, others U+FFFD.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list | tuple):
+        return [replace_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def has_surrogates(text: str) -> bool:
+    """Returns whether a string cannot be encoded in UTF-8."""
+    return _SURROGATE.search(text) is not None
 
 
 @contextlib.contextmanager
@@ -113,7 +148,7 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                values = json.loads(line)
+                values = parse_json(line)
             except ValueError as error:
                 raise UserError(f"{path}: line {number}: invalid JSON ({error})") from error
             yield f"line {number}", _object(path, f"line {number}", values)
@@ -121,7 +156,7 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        rows = json.loads(read_text(path))
+        rows = parse_json(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: invalid JSON ({error})") from error
     if not isinstance(rows, list):

@@ -681,3 +681,67 @@ def test_clips_of_timestamps_have_the_frames_of_their_spans(videos, tmp_path):
             assert 8 * start <= indices[0].round() <= indices[-1].round() < 8 * end
             seen.add(length)
     assert seen == spans.keys()
+
+
+# "\ud83d" is one half of an emoji's surrogate pair, as in a JSON string that was cut.
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"a \ud83d", "a \ufffd"),
+        (r"\uDe00 b", "\ufffd b"),
+        (r"\ud83d\ude00", "\U0001f600"),
+        (r"\ud83d\ud83d\ude00 \u00fc", "\ufffd\U0001f600 ü"),
+    ],
+)
+def test_lone_surrogates_are_replaced(escaped, text, videos, tmp_path):
+    name = f"{IDS[0]}.mp4"
+    store(videos, tmp_path / "rows")
+    rows = f'{{"file_name": "{name}", "text": "{escaped}"}}\n{{"file_name": "{escaped}"}}\n'
+    (tmp_path / "rows" / "metadata.jsonl").write_text(rows)
+    store(videos, tmp_path / "list")
+    rows = [{"file_name": name, "text": "PLACEHOLDER", "PLACEHOLDER": 1}]
+    (tmp_path / "list" / "metadata.json").write_text(
+        json.dumps(rows).replace("PLACEHOLDER", escaped)
+    )
+    store(videos, tmp_path / "samples")
+    (tmp_path / "samples" / f"{IDS[0]}.json").write_text(f'{{"caption": "{escaped}"}}')
+    for source in (read_collection(tmp_path / name, 8) for name in ("rows", "list", "samples")):
+        (clip,) = source.clips
+        assert clip.captions == (text,)
+        assert any(IDS[0] in line for line in source.skipped) == ("\ufffd" in text)
+        "".join(source.skipped).encode()
+    # Names that are not files: paths, and ids of videos.
+    for columns in (("path", "text"), ("videoid", "page_dir", "name")):
+        write_jsonl(tmp_path / "rows" / "metadata.jsonl", [dict.fromkeys(columns, "PLACEHOLDER")])
+        table = tmp_path / "rows" / "metadata.jsonl"
+        table.write_text(table.read_text().replace("PLACEHOLDER", escaped))
+        with pytest.raises(UserError, match=r"1 rows, 0 files, 1 missing") as error:
+            read_collection(tmp_path / "rows", 8)
+        str(error.value).encode()
+
+
+@pytest.mark.parametrize("literal", [json.dumps, repr])
+@pytest.mark.parametrize("text", ["\U0001f600", 'it\'s "ü"', "a\\b", "\ud83d a"])
+def test_lists_are_json_or_python_literals(literal, text, videos, tmp_path):
+    store(videos, tmp_path)
+    row = (URLS[IDS[0]], "[[0, 1], [1, 2]]", literal([text, None]), "[0.5, 0.25]", "[]")
+    write_csv(tmp_path / "panda.csv", PANDA, [row])
+    first, second = read_collection(tmp_path, 8).clips
+    assert first.captions == (text.replace("\ud83d", "\ufffd"),)
+    assert (first.span, second.span, second.captions) == ((0, 1), (1, 2), ())
+    (clip,) = read_collection(tmp_path, 8, filters="matching_score>0.3").clips
+    assert clip == first
+
+
+def test_members_with_names_that_are_not_utf_8_are_skipped(videos, tmp_path):
+    members = samples(videos)
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as archive:
+        for name, data in {**members, "é.mp4": b"x", "é.json": b"x", "é.bin": b"x"}.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    source = read_collection(tmp_path, 8)
+    assert content(source) == expected(openvid_tars, videos)
+    assert source.skipped == (r"a.tar/\xe9.mp4: name is not UTF-8",)
