@@ -64,13 +64,16 @@ def read_caption_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _read_header(path: Path, line: str) -> tuple[str, list[str]]:
     """Returns the delimiter and the names of the columns, in lower case."""
     for delimiter in _DELIMITERS:
-        names = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+        try:
+            names = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+        except csv.Error as error:
+            raise UserError(f"{path}: line 1: {error}, expected {','.join(COLUMNS)}") from error
         names = [name.strip().lower() for name in names]
         while names and not names[-1]:  # spreadsheets append empty columns
             names.pop()
         if all(column in names for column in COLUMNS):
-            if double := next((name for name in COLUMNS if names.count(name) > 1), None):
-                raise UserError(f"{path}: column {double!r} occurs twice, expected it once")
+            if repetition := next((name for name in COLUMNS if names.count(name) > 1), None):
+                raise UserError(f"{path}: column {repetition!r} occurs twice, expected it once")
             return delimiter, names
     raise UserError(f"{path}: columns {line.strip()} in the first line, expected file,caption")
 

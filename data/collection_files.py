@@ -70,10 +70,10 @@ class CollectionFiles:
                     self._members[name] = file
                 elif _suffix(name) in suffixes:
                     self.skipped += (f"{printable_name(name)}: name is not UTF-8",)
-        inside = list_names(self._members, suffixes)
+        members = list_names(self._members, suffixes)
         self._texts.update(dict.fromkeys(n for n in self._members if _suffix(n) in _TEXT_SUFFIXES))
         videos = (n for n in listing.files if _suffix(n) != ".tar")
-        self.videos = tuple(sorted((*videos, *inside.files)))
+        self.videos = tuple(sorted((*videos, *members.files)))
         if not self.videos:
             self._check_not_compressed()
             reason = f" ({self.skipped[0]})" if self.skipped else ""
@@ -94,11 +94,11 @@ class CollectionFiles:
         """
         for pattern in patterns:
             if pattern.startswith("**/") or pattern.endswith(".*"):
-                found = self._by_pattern.get(normalize_name(pattern))
+                name = self._by_pattern.get(normalize_name(pattern))
             else:
-                found = self._find_path(pattern, base)
-            if found is not None:
-                return found
+                name = self._find_path(pattern, base)
+            if name is not None:
+                return name
         return None
 
     def text_for(self, stem: str, suffix: str = ".txt") -> str | None:
@@ -239,10 +239,10 @@ def _members(path: Path, name: str) -> dict[str, MediaFile]:
 
 def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Returns a dict in which the first of several equal keys wins."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for key, value in pairs:
-        found.setdefault(key, value)
-    return found
+        values.setdefault(key, value)
+    return values
 
 
 def _suffix(name: str) -> str:

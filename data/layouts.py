@@ -133,15 +133,15 @@ def read_collection(
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"config.data.layout: {layout!r}, expected {' or '.join(LAYOUTS)}")
     files = CollectionFiles(folder, num_frames)
-    key, tables, unread = _find_layout(files, layout)
-    found = _Found(files, LAYOUTS[key], conditions)
+    key, tables, remarks = _find_layout(files, layout)
+    collector = _Collector(files, LAYOUTS[key], conditions)
     for row in LAYOUTS[key].rows(files, tables, bool(conditions)):
-        found.add(row)
-    return found.source(unread)
+        collector.add(row)
+    return collector.source(remarks)
 
 
 @dataclass
-class _Found:
+class _Collector:
     """Collects the clips of the rows of a collection."""
 
     files: CollectionFiles
@@ -149,11 +149,11 @@ class _Found:
     conditions: tuple[Condition, ...]
     rows: int = 0
     clips: dict[tuple[str, Span | None], dict[str, None]] = field(default_factory=dict)
-    passed: set[tuple[str, Span | None]] = field(default_factory=set)
+    selected: set[tuple[str, Span | None]] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, dict[str, None]] = field(default_factory=dict)  # captions by name
-    lacking: list[str] = field(default_factory=list)  # rows without a file
-    invalid: list[str] = field(default_factory=list)
+    missing_captions: dict[str, dict[str, None]] = field(default_factory=dict)  # by name
+    missing_rows: list[str] = field(default_factory=list)  # rows without a file
+    invalid_rows: list[str] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
         """Adds the clips of a row."""
@@ -162,16 +162,16 @@ class _Found:
             names = self.layout.videos(row.values)
             name = self.files.find_video(names, row.base)
             if name is None:
-                self.lacking.append(f"{row.place}: no file {names[0].removeprefix('**/')}")
+                self.missing_rows.append(f"{row.place}: no file {names[0].removeprefix('**/')}")
                 if not self.layout.lists_all:
                     return  # without parsing time spans
             clips = list(self.layout.clips(row.values, self.files))
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            self.invalid.append(f"{row.place}: {reason}")
+            self.invalid_rows.append(f"{row.place}: {reason}")
             return
         if name is None:
-            texts = self.missing.setdefault(names[0], {})
+            texts = self.missing_captions.setdefault(names[0], {})
             texts.update((text, None) for clip in clips for text in clip.captions)
             return
         if row.problem is not None:
@@ -179,7 +179,7 @@ class _Found:
         for clip in clips:
             texts = self.clips.setdefault((name, clip.span), {})
             if all(c.holds(row.values, clip.index, row.place) for c in self.conditions):
-                self.passed.add((name, clip.span))
+                self.selected.add((name, clip.span))
                 texts.update(dict.fromkeys(clip.captions))
 
     def source(self, remarks: Sequence[str]) -> Source:
@@ -194,19 +194,19 @@ class _Found:
         clips = [
             SourceClip(name, files.media(name), tuple(texts), span, self.problems.get(name))
             for (name, span), texts in self.clips.items()
-            if (name, span) in self.passed
+            if (name, span) in self.selected
         ]
-        lines = [*files.skipped, *remarks, *_first(self.invalid)]
-        if unused := files.unread_texts({clip.name for clip in clips if clip.captions}):
+        lines = [*files.skipped, *remarks, *_first(self.invalid_rows)]
+        if texts := files.unread_texts({clip.name for clip in clips if clip.captions}):
             reason = f"not read, {self.layout.title} has captions of their videos"
-            lines.append(f"{len(unused)} .txt files: {reason} ({unused[0]}, ...)")
+            lines.append(f"{len(texts)} .txt files: {reason} ({texts[0]}, ...)")
         if self.layout.lists_all:
-            for name, texts in self.missing.items():
+            for name, texts in self.missing_captions.items():
                 problem = file_problem(folder / name)
                 clips.append(SourceClip(name, files.media(name), tuple(texts), None, problem))
             clips += [SourceClip(name, files.media(name), ()) for name in without_row]
         else:
-            lines += _first(self.lacking)
+            lines += _first(self.missing_rows)
             lines += _first([f"{name}: no row" for name in without_row])
         clips.sort(key=lambda clip: (clip.name, clip.span or ()))
         unit = "row" if self.layout.columns and not self.layout.lists_all else "caption"
@@ -214,18 +214,19 @@ class _Found:
             (self.rows, f"{unit}s"),
             (len(with_row), "files"),
             (len(self.clips) if any(span for _, span in self.clips) else 0, "clips"),
-            (len(self.lacking), "missing"),
+            (len(self.missing_rows), "missing"),
             (len(without_row), f"without a {unit}"),
-            (len(self.invalid), "invalid"),
+            (len(self.invalid_rows), "invalid"),
         ]
-        shown = [f"{n} {what}" for n, what in counts if n or what in (f"{unit}s", "files")]
+        counts_text = [f"{n} {what}" for n, what in counts if n or what in (f"{unit}s", "files")]
         if self.conditions:
             names = ",".join(map(str, self.conditions))
-            shown.append(f"{len(self.passed)} of {len(self.clips)} after {names}")
-        summary = f"{self.layout.title}: {', '.join(shown)}"
+            counts_text.append(f"{len(self.selected)} of {len(self.clips)} after {names}")
+        summary = f"{self.layout.title}: {', '.join(counts_text)}"
         if not any(clip.captions for clip in clips):
-            first = next((f" ({line})" for line in (*self.invalid, *self.lacking)), "")
-            if self.clips and not self.passed:
+            details = (*self.invalid_rows, *self.missing_rows, *remarks)
+            first = next((f" ({line})" for line in details), "")
+            if self.clips and not self.selected:
                 raise UserError(f"config.data.filter: {summary}, expected at least one clip")
             if not self.layout.lists_all:
                 raise UserError(
@@ -233,9 +234,9 @@ class _Found:
                     "this folder and captions of them"
                 )
             raise _no_captions(folder)
-        if damaged := [clip.name for clip in clips if "\ufffd" in "".join(clip.captions)]:
-            reason = f"captions contain characters that are not UTF-8 ({damaged[0]}, ...)"
-            lines.append(f"{len(damaged)} videos: {reason}")
+        if clip_names := [clip.name for clip in clips if "\ufffd" in "".join(clip.captions)]:
+            reason = f"captions contain characters that are not UTF-8 ({clip_names[0]}, ...)"
+            lines.append(f"{len(clip_names)} videos: {reason}")
         return Source(clips, tuple(lines), summary)
 
 
@@ -259,7 +260,7 @@ def _find_layout(files: CollectionFiles, override: str | None) -> tuple[str, lis
     Raises:
       UserError: no layout or several fit, or a table is damaged.
     """
-    columns = _read_headers(files)
+    columns, problems = _read_headers(files)
     layouts = {table: _layout_of(table, names, override) for table, names in columns.items()}
     keys = sorted({key for key in layouts.values() if key is not None})
     if len(keys) > 1:
@@ -272,36 +273,42 @@ def _find_layout(files: CollectionFiles, override: str | None) -> tuple[str, lis
     candidates = LAYOUTS if override is None else {override: LAYOUTS[override]}
     present = (key for key, layout in candidates.items() if layout.is_present(files))
     key = keys[0] if keys else next(present, None)
+    tables = [table for table, other in layouts.items() if other is not None and other == key]
+    # Without captions.csv and `override`, a damaged table may be a part of the collection.
+    if key is None or (tables and override is None and key != "captions"):
+        for error in problems.values():
+            raise error
     if key is None:
         if columns:
             raise _nearest_layout(files.folder, columns, candidates)
         raise _no_captions(files.folder)
-    tables = [table for table, other in layouts.items() if other == key]
-    others = [
-        f"{table}: not read (columns {', '.join(names)})"
-        for table, names in columns.items()
-        if table not in tables
-    ]
+    reasons = {table: f"columns {', '.join(names)}" for table, names in columns.items()}
+    for table, error in problems.items():
+        reasons[table] = str(error).removeprefix(f"{files.folder / table}: ")
+    others = [f"{table}: not read ({reasons[table]})" for table in columns if table not in tables]
     return key, tables, _first(others)
 
 
-def _read_headers(files: CollectionFiles) -> dict[str, tuple[str, ...]]:
-    """Returns the columns of all tables; none of an invalid `captions.csv`."""
+def _read_headers(
+    files: CollectionFiles,
+) -> tuple[dict[str, tuple[str, ...]], dict[str, UserError]]:
+    """Returns the columns of all tables, and the errors of those that have none."""
     tables = [path.name for path in files.folder.iterdir() if path.name.lower() == CAPTIONS]
     tables = sorted(name for name in tables if (files.folder / name).is_file())
     if len(tables) > 1:
         raise UserError(
             f"{files.folder}: contains {' and '.join(tables)}, expected one table of captions"
         )
-    columns = {}
+    columns: dict[str, tuple[str, ...]] = {}
+    problems = {}
     for table in dict.fromkeys((*tables, *files.tables)):
         try:
-            columns[table] = read_columns(files.folder / table)
-        except UserError:
-            if table not in tables:
-                raise
-            columns[table] = ()  # its reader explains what is wrong
-    return columns
+            names = read_columns(files.folder / table)
+        except UserError as error:
+            names, problems[table] = (), error
+        if names or table in problems:
+            columns[table] = names
+    return columns, problems
 
 
 def _layout_of(table: str, columns: tuple[str, ...], override: str | None) -> str | None:
@@ -323,13 +330,13 @@ def _nearest_layout(
         for missing in [layout.missing(names)]
     }
     table, key = max(distances, key=distances.__getitem__, default=(next(iter(columns)), ""))
-    found = f"{folder / table}: columns {', '.join(columns[table])}"
+    prefix = f"{folder / table}: columns {', '.join(columns[table])}"
     if key not in layouts or not layouts[key].columns:
-        return UserError(f"{found}, but no files of layout {' or '.join(layouts)}")
+        return UserError(f"{prefix}, but no files of layout {' or '.join(layouts)}")
     missing = ", ".join(layouts[key].missing(columns[table]))
     return UserError(
-        f"{found}, expected those of a layout; the nearest, {key} ({layouts[key].title}), also has "
-        f"{missing}"
+        f"{prefix}, expected those of a layout; the nearest, {key} ({layouts[key].title}), "
+        f"also has {missing}"
     )
 
 
@@ -338,14 +345,14 @@ def _nearest_layout(
 
 def _caption_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
     """Yields the rows of `captions.csv`, and text files of videos without captions in it."""
-    captioned = set()
+    names = set()
     for table in tables:
         for number, values in read_caption_rows(files.folder / table):
             yield Row(f"{table}: line {number}", values)
             if values["caption"]:
-                captioned.add(files.find_video((values["file"],)))
+                names.add(files.find_video((values["file"],)))
     if not filtered:  # text files have no columns
-        yield from _texts_beside(files, (name for name in files.videos if name not in captioned))
+        yield from _texts_beside(files, (name for name in files.videos if name not in names))
 
 
 def _text_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) -> Iterator[Row]:
@@ -363,20 +370,23 @@ def _sample_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) 
     """Yields a row for each KEY.mp4 with KEY.txt or KEY.json, and for keys without a video."""
     columns: dict[str, Values] = {}
     for row in _table_rows(files, tables, filtered):
-        columns[str(row.values["key"])] = row.values if filtered else {}
+        if row.values.get("key") in (None, ""):
+            yield row._replace(values={})
+        else:
+            columns[str(row.values["key"])] = row.values if filtered else {}
     for name in files.videos:
         key = stem(name)
         values = {**columns.pop(posixpath.basename(key), {}), "file": name}
-        text, described = files.text_for(key), files.text_for(key, ".json")
+        text, description = files.text_for(key), files.text_for(key, ".json")
         row = Row(name, values)
-        if described is not None and (filtered or text is None):
+        if description is not None and (filtered or text is None):
             try:
-                row = row._replace(values={**values, **files.read_json(described), "file": name})
+                row = row._replace(values={**values, **files.read_json(description), "file": name})
             except UserError as error:
                 row = row._replace(problem=f"caption: {error}")
         if text is not None:
             row = _with_text(files, row, text)
-        if text is not None or described is not None:
+        if text is not None or description is not None:
             yield row
     yield from (Row(f"key {key}", {"file": f"**/{key}.*"}) for key in columns)
 
@@ -479,8 +489,8 @@ def _hd_vila(row: Values, files: CollectionFiles) -> Iterator[Clip]:
     """Yields the clips, with captions in text files named after the clip or the video."""
     for clip in parse_list(row["clip"]):
         names = (clip["clip_id"], stem(clip["clip_id"]), row["video_id"])
-        found = (files.text_for(f"**/{name}") for name in names)
-        text = next((name for name in found if name), None)
+        texts = (files.text_for(f"**/{name}") for name in names)
+        text = next((name for name in texts if name), None)
         yield Clip(_texts(files.read_text(text) if text else None), _span(clip["span"]))
 
 
@@ -575,7 +585,7 @@ LAYOUTS: dict[str, Layout] = {
         columns=(("key",), ("status",)),
         is_present=lambda files: bool(files.archives) or _has_descriptions(files),
         rows=_sample_rows,
-        videos=_path("file"),
+        videos=_path("file", "key"),
         clips=_whole("caption", "text", "prompt"),
     ),
     "video_list": Layout(

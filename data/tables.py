@@ -26,6 +26,8 @@ Row = Mapping[str, Any]
 def read_columns(path: Path) -> tuple[str, ...]:
     """Returns the names of the columns that `read_rows` returns; those of the first row in JSON.
 
+    Empty for a JSON file that contains an object: it is no table.
+
     Raises:
       UserError: the file cannot be read, is damaged or empty, or has a column twice.
     """
@@ -35,12 +37,14 @@ def read_columns(path: Path) -> tuple[str, ...]:
     elif path.suffix.lower() in (".csv", ".tsv"):
         with _open_text(path) as file:
             names = _read_header(path, file)[1]
+    elif path.suffix.lower() == ".json" and isinstance(_read_json(path), dict):
+        return ()
     else:
         names = tuple(next(read_rows(path), ("", {}))[1])
     if not names:
         raise UserError(f"{path}: no rows, expected a table with the names of its columns")
-    if double := next((name for name in names if name and names.count(name) > 1), None):
-        raise UserError(f"{path}: column {double!r} occurs twice, expected it once")
+    if repetition := next((name for name in names if name and names.count(name) > 1), None):
+        raise UserError(f"{path}: column {repetition!r} occurs twice, expected it once")
     return names
 
 
@@ -112,7 +116,10 @@ def _open_text(path: Path) -> Iterator[TextIO]:
 def _read_header(path: Path, file: TextIO) -> tuple[str, tuple[str, ...]]:
     """Returns the delimiter, which gives the most columns, and the names of the columns."""
     line = file.readline()
-    rows = {d: next(csv.reader([line], delimiter=d), []) for d in _DELIMITERS}
+    try:
+        rows = {d: next(csv.reader([line], delimiter=d), []) for d in _DELIMITERS}
+    except csv.Error as error:
+        raise UserError(f"{path}: line 1: {error}, expected the names of the columns") from error
     delimiter = max(rows, key=lambda d: len(rows[d]))
     names = [_column_name(name) for name in rows[delimiter]]
     while names and not names[-1]:  # spreadsheets append empty columns
@@ -155,14 +162,18 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        rows = parse_json(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: invalid JSON ({error})") from error
+    rows = _read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: contains a JSON {type(rows).__name__}, expected a list of rows")
     for number, values in enumerate(rows, 1):
         yield f"row {number}", _object(path, f"row {number}", values)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: invalid JSON ({error})") from error
 
 
 def _object(path: Path, place: str, values: Any) -> Row:
@@ -191,7 +202,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason}), expected a Parquet file") from error
 

@@ -460,7 +460,7 @@ def test_tables_of_different_layouts(videos, tmp_path):
         ("a.csv", b"video,caption\na.mp4,\xff\n", r"a\.csv: .*UTF-8"),
         ("a.jsonl", '{"video": "a.mp4", "caption": "a"}\n{"vi\n', r"a\.jsonl: line 2: .*JSON"),
         ("a.jsonl", '{"video": "a.mp4", "caption": "a"}\n[1]\n', r"a\.jsonl: line 2 is \[1\]"),
-        ("metadata.json", '{"a": 1}', r"metadata\.json: .*dict.*list"),
+        ("metadata.json", "1", r"metadata\.json: .*int.*list"),
         ("a.parquet", "not parquet", r"a\.parquet: cannot be read .*Parquet"),
         ("a.tar", "not a tar" * 100, r"a\.tar: damaged.*uncompressed"),
         ("videos.txt", "a.mp4\nb.mp4\n", r"videos\.txt: 2 and prompts\.txt: 1"),
@@ -745,3 +745,113 @@ def test_members_with_names_that_are_not_utf_8_are_skipped(videos, tmp_path):
     source = read_collection(tmp_path, 8)
     assert content(source) == expected(openvid_tars, videos)
     assert source.skipped == (r"a.tar/\xe9.mp4: name is not UTF-8",)
+
+
+DAMAGED = {
+    "other.csv": "\n",
+    "other.parquet": "not parquet",
+    "sub/other.jsonl": "{",
+    "other.tsv": "version https://git-lfs.github.com/spec/v1\n",
+    "metadata.json": "[",
+}
+
+
+@pytest.mark.parametrize("override", [False, True])
+@pytest.mark.parametrize("writer", [captions_csv, text_files, openvid, panda])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_tables_beside_a_layout(name, writer, override, videos, tmp_path):
+    writer(tmp_path, videos)
+    (tmp_path / "sub").mkdir(exist_ok=True)
+    (tmp_path / name).write_text(DAMAGED[name])
+    key, summary = {**WHOLE, **CUT}[writer]
+    if not override and writer in (openvid, panda):  # may be a part of the collection
+        with pytest.raises(UserError, match=rf"{tmp_path}/{name}: "):
+            read_collection(tmp_path, 8)
+        return
+    source = read_collection(tmp_path, 8, key if override else None)
+    assert content(source) == expected(writer, videos)
+    assert source.summary == summary
+    (line,) = source.skipped
+    assert line.startswith(f"{name}: not read (") and str(tmp_path) not in line
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_metadata_json_with_an_object_is_no_table(writer, videos, tmp_path):
+    writer(tmp_path, videos)
+    if writer is not metadata_json:
+        (tmp_path / "metadata.json").write_text('{"license": "x", "caption": "y"}')
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "metadata.json").write_text("{}")
+    source = read_collection(tmp_path, 8)
+    assert content(source) == expected(writer, videos)
+    assert source.skipped == ()
+
+
+def test_metadata_json_describes_a_video_of_this_name(videos, tmp_path):
+    store({"metadata": videos[IDS[0]]}, tmp_path)
+    (tmp_path / "metadata.json").write_text('{"caption": "a dog"}')
+    source = read_collection(tmp_path, 8)
+    assert [(clip.name, clip.captions) for clip in source.clips] == [("metadata.mp4", ("a dog",))]
+    assert source.summary == "WebDataset: 1 rows, 1 files"
+
+
+def test_damaged_captions_csv_is_named(videos, tmp_path):
+    captions_csv(tmp_path, videos)
+    (tmp_path / "other.csv").write_text("\n")
+    (tmp_path / "captions.csv").write_text("name,caption\n")
+    for layout in (None, "captions"):
+        with pytest.raises(UserError, match=r"captions\.csv: columns name,caption"):
+            read_collection(tmp_path, 8, layout)
+    with pytest.raises(UserError, match=r"other\.csv: no rows"):
+        read_collection(tmp_path, 8, "openvid")
+
+
+def test_samples_without_a_key_are_invalid_rows(videos, tmp_path):
+    webdataset_folders(tmp_path, videos)
+    (tmp_path / "00000.parquet").unlink()
+    rows = [{"key": "00000000", "status": "success"}, {"status": "x"}, {"key": None, "status": "y"}]
+    write_jsonl(tmp_path / "00000.jsonl", rows)
+    source = read_collection(tmp_path, 8)
+    assert len(source.clips) == 2
+    assert source.summary == "WebDataset: 4 rows, 2 files, 2 invalid"
+    assert [line.split(": no ")[0] for line in source.skipped] == [
+        "00000.jsonl: line 2",
+        "00000.jsonl: line 3",
+    ]
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "1e999", "-" + "9" * 400])
+def test_filters_of_numbers_that_are_too_large(value, videos, tmp_path):
+    store(videos, tmp_path)
+    row = f'{{"file_name": "{IDS[0]}.mp4", "text": "a", "score": {value}}}\n'
+    (tmp_path / "metadata.jsonl").write_text(row)
+    with pytest.raises(UserError, match=r"data\.filter: column 'score' .*line 1"):
+        read_collection(tmp_path, 8, filters="score>0")
+    with pytest.raises(UserError, match=rf"data\.filter: 'score>{value}'"):
+        read_collection(tmp_path, 8, filters=f"score>{value}")
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000, "[" * 100_000 + "]" * 100_000])
+def test_deeply_nested_json(nested, videos, tmp_path):
+    store(videos, tmp_path)
+    (tmp_path / "metadata.json").write_text(nested)
+    with pytest.raises(UserError, match=r"metadata\.json: invalid JSON"):
+        read_collection(tmp_path, 8)
+    (tmp_path / "metadata.json").unlink()
+    rows = f'{{"file_name": "{IDS[0]}.mp4", "text": "a"}}\n{nested}\n'
+    (tmp_path / "metadata.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=r"metadata\.jsonl: line 2: invalid JSON"):
+        read_collection(tmp_path, 8)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / f"{IDS[0]}.json").write_text(nested)
+    (tmp_path / f"{IDS[1]}.txt").write_text("a")
+    clips = read_collection(tmp_path, 8).clips
+    assert f"{IDS[0]}.json: invalid JSON" in clips[0].problem and clips[1].problem is None
+    for path in (tmp_path / f"{IDS[0]}.json", tmp_path / f"{IDS[1]}.txt"):
+        path.unlink()
+    rows = [(URLS[IDS[0]], nested, "a", 1, ""), (URLS[IDS[0]], "[0, 1]", "a", 1, "")]
+    write_csv(tmp_path / "panda.csv", PANDA, rows)
+    assert (
+        read_collection(tmp_path, 8).summary
+        == "Panda-70M: 2 rows, 1 files, 1 clips, 1 without a row, 1 invalid"
+    )
