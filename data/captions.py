@@ -75,7 +75,9 @@ def _read_header(path: Path, line: str) -> tuple[str, list[str]]:
             if repetition := next((name for name in COLUMNS if names.count(name) > 1), None):
                 raise UserError(f"{path}: column {repetition!r} occurs twice, expected it once")
             return delimiter, names
-    raise UserError(f"{path}: columns {line.strip()} in the first line, expected file,caption")
+    raise UserError(
+        f"{path}: columns {line.strip()[:200]} in the first line, expected file,caption"
+    )
 
 
 def _check_swallowed_rows(path: Path, start: int, row: list[str], delimiter: str) -> None:

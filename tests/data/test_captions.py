@@ -1,3 +1,5 @@
+import csv
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,36 @@ def test_tables_that_are_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(UserError, match=rf"captions\.csv: .*{message}|{message}"):
         read_caption_table(path)
+
+
+def test_surrogates(tmp_path):
+    path = tmp_path / "captions.csv"
+    table = "file,caption\na.mp4,a dog \ud83d\n"
+    for encoding in ("utf-8", "utf-16"):
+        path.write_bytes(table.encode(encoding, "surrogatepass"))
+        with pytest.raises(UserError, match=r"captions\.csv: invalid text .*UTF-8"):
+            read_caption_table(path)
+    folder = tmp_path / "clips"
+    for name in ("a.mp4", "b.mp4"):
+        write_clip(folder / name)
+    (folder / "a.txt").write_bytes("a dog \ud83d".encode("utf-8", "surrogatepass"))
+    (folder / "b.json").write_text(r'{"caption": "a cat \ud83d"}')
+    found = captions_by_file(config_for(folder, tmp_path / "datasets", layout="webdataset"))
+    assert found == {"a.mp4": "a dog \ufffd\ufffd\ufffd", "b.mp4": "a cat \ufffd"}
+
+
+def test_a_first_line_that_is_too_long(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("file,caption" + "x" * 2**20)
+    limit = csv.field_size_limit()
+    try:
+        for characters in (2**17, 2**26):
+            csv.field_size_limit(characters)
+            with pytest.raises(UserError, match=r"captions\.csv: .*file,caption") as error:
+                read_caption_table(path)
+            assert len(str(error.value)) < 1000
+    finally:
+        csv.field_size_limit(limit)
 
 
 def test_names_are_found_as_tables_give_them(tmp_path):

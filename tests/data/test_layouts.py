@@ -855,3 +855,24 @@ def test_deeply_nested_json(nested, videos, tmp_path):
         read_collection(tmp_path, 8).summary
         == "Panda-70M: 2 rows, 1 files, 1 clips, 1 without a row, 1 invalid"
     )
+
+
+def test_invalid_text_in_parquet(videos, tmp_path):
+    store(videos, tmp_path)
+    names = pa.array([f"{key}.mp4" for key in IDS])
+    texts = pa.array([b"a", b"\xff"]).view(pa.string())
+    table = pa.table({"file_name": names, "text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "metadata.parquet")
+    with pytest.raises(UserError, match=r"metadata\.parquet: cannot be read .*utf-8"):
+        read_collection(tmp_path, 8)
+
+
+def test_a_first_line_that_is_too_long(videos, tmp_path):
+    store(videos, tmp_path)
+    (tmp_path / "a.csv").write_text("file_name,text" + "x" * 2**20)
+    limit = csv.field_size_limit(2**17)
+    try:
+        with pytest.raises(UserError, match=r"a\.csv: line 1: .*columns"):
+            read_collection(tmp_path, 8)
+    finally:
+        csv.field_size_limit(limit)
