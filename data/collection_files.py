@@ -60,16 +60,17 @@ class CollectionFiles:
             if _suffix(name) in TABLE_SUFFIXES or posixpath.basename(name).lower() == _METADATA
         )
         listing = find_files(folder, (*suffixes, ".tar") if self.archives else suffixes)
-        self.skipped = listing.skipped
         self._texts = {name: None for name in names if _suffix(name) in _TEXT_SUFFIXES}
         self._read: set[str] = set()
         self._members: dict[str, MediaFile] = {}
+        skipped = []
         for archive in self.archives:
             for name, file in _members(folder / archive, archive).items():
                 if not has_surrogates(name):
                     self._members[name] = file
                 elif _suffix(name) in suffixes:
-                    self.skipped += (f"{printable_name(name)}: name is not UTF-8",)
+                    skipped.append(f"{printable_name(name)}: name is not UTF-8")
+        self.skipped = (*listing.skipped, *skipped)
         members = list_names(self._members, suffixes)
         self._texts.update(dict.fromkeys(n for n in self._members if _suffix(n) in _TEXT_SUFFIXES))
         videos = (n for n in listing.files if _suffix(n) != ".tar")

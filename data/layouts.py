@@ -314,8 +314,8 @@ def _read_headers(
 def _layout_of(table: str, columns: tuple[str, ...], override: str | None) -> str | None:
     """Returns the key of a table's layout, or None."""
     keys = LAYOUTS if override is None else (override,)
-    named = "captions" if table.lower() == CAPTIONS and "captions" in keys else None
-    return next((key for key in keys if LAYOUTS[key].matches(table, columns)), named)
+    default = "captions" if table.lower() == CAPTIONS and "captions" in keys else None
+    return next((key for key in keys if LAYOUTS[key].matches(table, columns)), default)
 
 
 def _nearest_layout(
