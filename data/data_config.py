@@ -21,7 +21,7 @@ Record = Mapping[str, Any]
 class DataConfig(abc.ABC):
     """Base class of the datasets' configs; a subclass adds its own fields and the methods below.
 
-    Most datasets subclass `TfdsDataConfig`.
+    Datasets of video files subclass `data.stored_clips.StoredClipsConfig`, others `TfdsDataConfig`.
 
     Attributes:
       name: Key of `data.datasets.DATASETS`, or "package.module:name" of a subclass.
@@ -36,7 +36,7 @@ class DataConfig(abc.ABC):
         frames.
       text_states: Whether batches contain cached text encoder states instead of tokens.
       workers: Processes that decode examples. 0 uses threads of this process. None uses one
-        process per core, up to 16, for encoded clips, else threads.
+        process per core, up to 8, for encoded clips, else threads.
     """
 
     name: str

@@ -24,11 +24,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core.hashing import Hasher
 from tqdm import tqdm
 
-from data import records
 from data.preparation import ClipSettings, PreparedClip, map_clips, prepare_clip
+from data.scenes import check_installed
 from data.sources import SourceClip
 from stunet.errors import UserError, writing
 from stunet.files import read_json, read_text, split_lines
@@ -39,24 +40,23 @@ _MANIFEST = "manifest.json"
 _CLIPS = "clips.jsonl"
 _SEGMENTS = "segments"  # while a part is built
 _SHARD_BYTES = 2**30
-_OPEN_PARTS = 64  # each has a few open files
+_RECORDS = "clips-train.array_record"
+_OPEN_PARTS = 256  # each has an open file or two
 
 MapClips = Callable[[Callable[[SourceClip], PreparedClip], Iterable[SourceClip]], Iterator]
 
 
 class PartTask(NamedTuple):
-    """A part to build. It can be sent to another process or host that sees the same files.
+    """A part to build, by any process that has access to the same files.
 
     Attributes:
       folder: Folder of the part.
-      clips: Clips of the part.
-      digests: Digest of the file of each clip.
+      clips: Clips of the part, with their `content`.
       settings: How to store them.
     """
 
     folder: Path
     clips: Sequence[SourceClip]
-    digests: Sequence[str]
     settings: ClipSettings
 
 
@@ -99,7 +99,7 @@ class Records(Sequence):
     def __init__(self, folder: Path, counts: Sequence[int]):
         self._folder = folder
         self._ends = list(itertools.accumulate(counts))
-        self._open = functools.lru_cache(_OPEN_PARTS)(self._open_part)
+        self._open_part = functools.lru_cache(_OPEN_PARTS)(self._part)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -109,13 +109,23 @@ class Records(Sequence):
             raise IndexError(index)
         part = bisect.bisect_right(self._ends, index)
         first = self._ends[part - 1] if part else 0
-        return self._open(part)[index - first]
+        return self._features.deserialize_example_np(self._open_part(part)[index - first])
 
     def __reduce__(self):
         return Records, (self._folder, np.diff(self._ends, prepend=0).tolist())
 
-    def _open_part(self, part: int) -> Sequence[dict[str, Any]]:
-        return records.read_folder(self._folder / part_name(part), "train")
+    @functools.cached_property
+    def _features(self) -> tfds.features.FeatureConnector:
+        """The features, which all parts with records share."""
+        part = next(index for index, end in enumerate(self._ends) if end)
+        return tfds.features.FeatureConnector.from_config(self._folder / part_name(part))
+
+    def _part(self, part: int) -> ArrayRecordDataSource:
+        folder = self._folder / part_name(part)
+        paths = sorted(map(str, folder.glob(f"{_RECORDS}-*")))
+        if not paths:
+            raise UserError(f"{folder}: no records, expected {_RECORDS}-00000; delete the dataset")
+        return ArrayRecordDataSource(paths)
 
 
 def part_name(index: int) -> str:
@@ -131,9 +141,12 @@ def build_part(task: PartTask, map_clips: MapClips = map) -> None:
       map_clips: Function like `map` that prepares the clips, in order.
 
     Raises:
-      UserError: the disk is full or read-only, or a worker died. Nothing is left then.
+      UserError: the disk is full or read-only, a worker died, a package is missing, or a clip
+        failed for a reason that may pass. Leaves no partial part.
     """
     folder = task.folder
+    if task.settings.scene_cuts:
+        check_installed()
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}")
@@ -237,24 +250,58 @@ def read_results(folder: Path, part: int) -> Iterator[ClipResult]:
 
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Waits for other processes that build this dataset, and removes what killed ones left.
+    """Waits for other builds of this dataset, and deletes leftovers of killed ones.
+
+    On a file system without locks, builds do not wait for each other and leftovers stay.
 
     Raises:
       UserError: the folder cannot be created.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle, is_locked = _lock(folder)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            for path in folder.glob(".part-*"):
-                shutil.rmtree(path, ignore_errors=True)
+        if is_locked:
+            _delete_leftovers(folder)
         yield
+        if is_locked:  # of workers on other machines
+            _delete_leftovers(folder)
     finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):  # removes the folder only if it is empty
+        # Before the lock is released: another build must not lock a folder that is deleted.
+        with contextlib.suppress(OSError):  # deletes the folder only if it is empty
             folder.rmdir()
+        os.close(handle)
+
+
+def _lock(folder: Path) -> tuple[int, bool]:
+    """Creates and locks a folder; returns its handle, and whether the file system has locks."""
+    while True:
+        try:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # deleted by another build
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be created ({error.strerror})") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            return handle, False
+        # The build that held the lock may have deleted the folder.
+        if _is_open(folder, handle):
+            return handle, True
+        os.close(handle)
+
+
+def _is_open(folder: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _delete_leftovers(folder: Path) -> None:
+    for path in folder.glob(".part-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class _Segment(NamedTuple):
@@ -283,13 +330,13 @@ def _prepare(
     prepared = map_clips(functools.partial(prepare_clip, task.settings), task.clips)
     # The order of the records is that of TFDS's builders, which also hash the name of the split.
     hasher = Hasher("train")
-    for index, (clip, digest) in enumerate(zip(task.clips, task.digests, strict=True)):
+    for index, clip in enumerate(task.clips):
         found = next(prepared)
         results.append(
             ClipResult(
                 clip.name,
                 clip.span,
-                digest,
+                clip.content,
                 clip.captions,
                 len(found.segments),
                 found.fps,

@@ -21,7 +21,7 @@ from absl import flags
 from data.data_config import DataConfig, Record, split_captions
 from data.datasets import DATASETS, parse_config
 from data.parts import BuildParts, build_locally
-from data.preparation import end_with_parent, quiet_resource_tracker
+from data.preparation import quiet_resource_tracker, start_reader
 from stunet.errors import UserError
 from stunet.text import Tokenizer
 from stunet.text_states import open_text_states
@@ -187,7 +187,7 @@ def make_batches(
     quiet_resource_tracker()
     reading = grain.ReadOptions(1, prefetch_buffer_size=1)
     dataset = batches.to_iter_dataset(reading).mp_prefetch(
-        grain.MultiprocessingOptions(workers), worker_init_fn=end_with_parent
+        grain.MultiprocessingOptions(workers), worker_init_fn=start_reader
     )
     return _from_workers(dataset)
 

@@ -5,6 +5,7 @@
 
 import collections
 import contextlib
+import errno
 import functools
 import itertools
 import multiprocessing
@@ -17,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Literal, NamedTuple, TypeVar
 
+import av
 import numpy as np
 
 from data.encoding import encode_segment
@@ -28,6 +30,8 @@ from stunet.video_io import decode_frames, probe
 # Clips are stored in segments of this many frames up to twice as many: long enough for a random
 # start, short enough to read quickly.
 SEGMENT = 16
+
+_TEMPORARY = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,16 +75,42 @@ class PreparedClip(NamedTuple):
 
 
 def prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
-    """Decodes a clip and cuts it into segments. At most two segments are in memory uncompressed.
+    """Decodes a clip and cuts it into segments.
 
-    Never raises an error: one damaged file must not end a build.
+    Besides the result, at most two segments are in memory uncompressed. A damaged file gives a
+    result with a `problem`.
+
+    Raises:
+      UserError: the clip failed for a reason that may pass (no memory, an I/O error, a missing
+        package, a changed or vanished file). The dataset would otherwise lack it forever.
     """
     try:
         return _prepare_clip(settings, clip)
     except Exception as error:
         name = clip.file.member or clip.file.path.name
-        reason = str(error).rpartition(f"{name}: ")[2] or repr(error)
-        return PreparedClip(problem=" ".join(reason.split()))
+        reason = " ".join((str(error).rpartition(f"{name}: ")[2] or repr(error)).split())
+        if _is_temporary(error):
+            raise UserError(
+                f"{clip.name}: {reason}; the same command continues after the finished parts"
+            ) from error
+        if clip.content is not None and clip.file.digest() != clip.content:
+            raise UserError(
+                f"{clip.name}: changed while the dataset was prepared ({reason}), expected an "
+                "unchanged source"
+            ) from error
+        return PreparedClip(problem=reason)
+
+
+def _is_temporary(error: BaseException | None) -> bool:
+    """Returns whether an error says nothing about the clip."""
+    while error is not None:
+        is_temporary = isinstance(error, ImportError | MemoryError) or (
+            isinstance(error, OSError) and error.errno in _TEMPORARY
+        )
+        if is_temporary and not isinstance(error, av.FFmpegError):  # FFmpeg's are about the file
+            return True
+        error = error.__cause__
+    return False
 
 
 def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
@@ -201,7 +231,7 @@ def _ordered_map(
             if not pending:
                 return
             yield pending.popleft().result()
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, OSError) as error:  # OSError: submitted while the pool breaks
         raise UserError(
             "a worker process died (out of memory?), expected it to finish; the same command "
             "continues after the finished parts, --workers=1 needs the least memory"
@@ -222,7 +252,19 @@ def quiet_resource_tracker() -> None:
         sys.warnoptions.append(option)
 
 
-def end_with_parent(*unused: int) -> None:
+def start_reader(index: int, count: int) -> None:
+    """Initialises a process that reads batches until its parent closes it.
+
+    Ignores all signals that stop training, which a scheduler or a terminal may send to all
+    processes: training reads further batches until it has saved.
+    """
+    del index, count
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
     """Ends this process if its parent is killed; Ctrl-C is left to the parent.
 
     For worker processes, which would otherwise wait for work forever.

@@ -5,7 +5,6 @@ import io
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
@@ -64,18 +63,6 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, An
     if split not in known:
         raise UserError(f"{builder.data_path}: no split {split!r}, expected {' or '.join(known)}")
     return builder.as_data_source(split=split)
-
-
-def read_folder(folder: Path, split: str) -> Sequence[dict[str, Any]]:
-    """Returns the records in the folder of a TFDS dataset.
-
-    Raises:
-      UserError: there is no such dataset.
-    """
-    try:
-        return tfds.builder_from_directory(folder).as_data_source(split=split)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: no readable records ({error})") from error
 
 
 def progress(items: Iterable[T], label: str) -> Iterator[T]:

@@ -73,6 +73,7 @@ class SourceClip(NamedTuple):
       captions: Captions of the clip. Empty if the source has none for it; it is then skipped.
       span: Start and end within the file in seconds. None for the whole file.
       problem: Why the clip is skipped. None if nothing is known.
+      content: Digest of the file when the dataset was planned. None before.
     """
 
     name: str
@@ -80,6 +81,7 @@ class SourceClip(NamedTuple):
     captions: tuple[str, ...]
     span: tuple[float, float] | None = None
     problem: str | None = None
+    content: str | None = None
 
 
 class Source(NamedTuple):

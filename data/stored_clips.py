@@ -7,26 +7,27 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from data import parts
 from data.data_config import DataConfig, Record
 from data.encoding import decode_window
 from data.preparation import ClipSettings, available_cores
-from data.scenes import check_installed
-from data.sources import Source
+from data.sources import MediaFile, Source
 from stunet.errors import UserError
 from stunet.files import user_path
 from stunet.video_io.folders import printable_name
 
 _SLOWER = 0.95  # of `fps`; a video with fewer frames per second is reported
 _SHOWN = 100  # skipped clips that are listed
-_MAX_WORKERS = 16  # that decode by default; few are needed (docs/scaling.md)
+_MAX_WORKERS = 8  # that decode by default; few are needed (docs/scaling.md)
+_READ_BATCH = 1000  # files
 _READ_THREADS = 16  # for digests of files, which may be on a network file system
 
 
@@ -75,11 +76,11 @@ class StoredClipsConfig(DataConfig):
         self, build_parts: parts.BuildParts, check: Callable[[str], None]
     ) -> "StoredClipsConfig":
         """Builds the dataset from `source`, unless it exists; see `DataConfig.prepare`."""
-        if self.dataset is not None and parts.read_manifest(self.folder()) is not None:
+        if self.dataset and parts.read_manifest(self.folder()) is not None:
             check(self.fingerprint())
             return self._matching_manifest()
         plan = self._plan()
-        if self.dataset not in (None, plan.dataset):
+        if self.dataset and self.dataset != plan.dataset:
             raise UserError(
                 f"config.data.dataset: {self.dataset!r} is not in {self._datasets_folder()}, and "
                 f"config.data.source has the content of {plan.dataset!r}"
@@ -125,7 +126,7 @@ class StoredClipsConfig(DataConfig):
         return self._decode(record, rng, None)
 
     def read_workers(self) -> int:
-        """Returns `workers`; None means one per core, up to 16, for encoded clips, none for raw."""
+        """Returns `workers`; None means one per core, up to 8, for encoded clips, none for raw."""
         if self.workers is not None:
             return self.workers
         is_encoded = self._manifest()["settings"]["storage"] == "encoded"
@@ -160,8 +161,9 @@ class StoredClipsConfig(DataConfig):
         return manifest
 
     def _matching_manifest(self) -> "StoredClipsConfig":
-        """Returns this config; raises a `UserError` if the dataset has other settings."""
-        settings = self._manifest()["settings"]
+        """Returns this config; raises a `UserError` if the dataset was prepared otherwise."""
+        manifest = self._manifest()
+        settings = manifest["settings"]
         for field, fits in (
             ("resolution", self.resolution == settings["resolution"]),
             ("fps", self.fps == settings["fps"]),
@@ -173,7 +175,20 @@ class StoredClipsConfig(DataConfig):
                     f"config.data.{field}: {getattr(self, field)}, expected {at_most}"
                     f"{settings[field]}, as dataset {self.dataset!r} was prepared"
                 )
+        for field, value in self._preparation().items():
+            stored = manifest["preparation"].get(field)
+            if value != stored and value != type(self).__dataclass_fields__[field].default:
+                raise UserError(
+                    f"config.data.{field}: {value!r}, expected {stored!r}, as dataset "
+                    f"{self.dataset!r} was prepared (or none)"
+                )
         return self
+
+    def _preparation(self) -> dict[str, Any]:
+        """Returns the fields that select and prepare clips, besides `ClipSettings`' common ones."""
+        common = {field.name for field in fields(DataConfig)} | {"source", "dataset"}
+        own = [field.name for field in fields(self) if field.name not in common]
+        return {name: getattr(self, name) for name in own}
 
     def _plan(self) -> "_Plan":
         """Lists the source and derives the name of the dataset from it."""
@@ -183,11 +198,7 @@ class StoredClipsConfig(DataConfig):
             raise UserError(
                 f"config.data.source: empty, expected the videos of {self.name!r}{ready}"
             )
-        source = self.read_source()
-        files = list(dict.fromkeys(clip.file for clip in source.clips))
-        with ThreadPoolExecutor(_READ_THREADS) as pool:
-            digests = dict(zip(files, pool.map(lambda file: file.digest(), files), strict=True))
-        contents = [digests[clip.file] for clip in source.clips]
+        source = _with_content(self.read_source())
         settings = ClipSettings(
             self.num_frames,
             self.resolution,
@@ -198,16 +209,14 @@ class StoredClipsConfig(DataConfig):
         )
         digest = blake2b(digest_size=8)
         digest.update(json.dumps([*settings, self.part_size, parts.FORMAT_VERSION]).encode())
-        for clip, content in zip(source.clips, contents, strict=True):
-            line = json.dumps([clip.name, clip.span, clip.captions, content])
+        for clip in source.clips:
+            line = json.dumps([clip.name, clip.span, clip.captions, clip.content])
             digest.update(line.encode())
         size = f"{self.resolution}px-{self.fps:g}fps-{self.num_frames}f"
         dataset = f"{digest.hexdigest()}-{size}".replace(".", "_")
-        return _Plan(dataset, source, contents, settings)
+        return _Plan(dataset, source, settings)
 
     def _build(self, plan: "_Plan", build_parts: parts.BuildParts) -> None:
-        if self.scene_cuts:
-            check_installed()
         folder, clips = self._datasets_folder() / plan.dataset, plan.source.clips
         if plan.source.summary:
             print(plan.source.summary, file=sys.stderr)
@@ -216,7 +225,6 @@ class StoredClipsConfig(DataConfig):
             parts.PartTask(
                 folder / parts.part_name(number),
                 clips[start : start + self.part_size],
-                plan.contents[start : start + self.part_size],
                 plan.settings,
             )
             for number, start in enumerate(starts)
@@ -232,19 +240,37 @@ class StoredClipsConfig(DataConfig):
         if len(skipped) == len(clips):
             shutil.rmtree(folder)
             raise UserError(f"{self.source}: none of {len(clips)} videos is usable ({skipped[0]})")
-        content = {"dataset": plan.dataset, "settings": plan.settings._asdict()}
+        content = {
+            "dataset": plan.dataset,
+            "settings": plan.settings._asdict(),
+            "preparation": self._preparation(),
+        }
         parts.write_manifest(folder, content, len(tasks))
         lines.append(f"built {folder} in {time.monotonic() - start:.0f} s")
         print(*lines, sep="\n", file=sys.stderr)
 
 
 class _Plan(NamedTuple):
-    """A dataset to build: its name, clips, the digest of each clip's file, and settings."""
+    """A dataset to build: its name, clips with their `content`, and settings."""
 
     dataset: str
     source: Source
-    contents: list[str]
     settings: ClipSettings
+
+
+def _with_content(source: Source) -> Source:
+    """Returns the source with the digest of each clip's file."""
+    files = list(dict.fromkeys(clip.file for clip in source.clips))
+    digests: dict[MediaFile, str] = {}
+    bar = tqdm(total=len(files), desc="source files", unit=" files", delay=1.0, leave=False)
+    with bar, ThreadPoolExecutor(_READ_THREADS) as pool:
+        for start in range(0, len(files), _READ_BATCH):
+            batch = files[start : start + _READ_BATCH]
+            digests.update(zip(batch, pool.map(MediaFile.digest, batch), strict=True))
+            bar.update(len(batch))
+    return source._replace(
+        clips=[clip._replace(content=digests[clip.file]) for clip in source.clips]
+    )
 
 
 def _remarks(

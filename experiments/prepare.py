@@ -13,9 +13,12 @@ again. Records do not depend on the number of workers or on the runner.
 (docs/data.md). All workers must see the source and the data folder under the same paths.
 """
 
+import pickle
 import re
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -24,7 +27,7 @@ from data import pipeline as data
 from data.parts import BuildParts, PartTask, build_locally, build_part
 from data.preparation import available_cores
 from experiments.common.program_flags import read_flags
-from stunet.errors import UserError, run_command
+from stunet.errors import UserError, run_command, writing
 from stunet.training.config import parse_train_config
 
 FLAGS = flags.FlagValues()
@@ -52,7 +55,7 @@ def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildPar
       options: Options of Beam and its runner, such as "--region=us-east5".
 
     Raises:
-      UserError: Apache Beam is not installed or does not know an option.
+      UserError: Apache Beam is not installed or does not have an option.
     """
     try:
         import apache_beam as beam
@@ -66,13 +69,27 @@ def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildPar
     if runner == "DirectRunner":
         mode = "multi_processing" if workers > 1 else "in_memory"
         arguments += [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
+    parsed = PipelineOptions(arguments)
+    known = parsed.get_all_options()
+    if unknown := parsed.get_all_options(retain_unknown_options=True).keys() - known.keys():
+        raise UserError(f"--{min(unknown)}: not an option of Apache Beam, expected one of its own")
 
     def build(tasks: Sequence[PartTask]) -> None:
+        if not tasks:
+            return
+        # Parts are passed as files, because runners limit the size of a pipeline.
+        folder = tasks[0].folder.with_name(".tasks")
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            paths = [folder / task.folder.name for task in tasks]
+            for path, task in zip(paths, tasks, strict=True):
+                path.write_bytes(pickle.dumps(task))
         try:
             with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
                 # Reshuffled, because runners fuse Create with the step that follows it.
-                tasks = pipeline | "parts" >> beam.Create(tasks) | beam.Reshuffle()
-                _ = tasks | "build" >> beam.Map(build_part)
+                created = pipeline | "parts" >> beam.Create(map(str, paths)) | beam.Reshuffle()
+                _ = created | "build" >> beam.Map(_build_part_of_file)
         except UserError:
             raise
         except Exception as error:  # runners raise errors of many types
@@ -82,8 +99,14 @@ def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildPar
             raise UserError(
                 f"--runner={runner}: {reason}; the same command continues after the finished parts"
             ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     return build
+
+
+def _build_part_of_file(path: str) -> None:
+    build_part(pickle.loads(Path(path).read_bytes()))
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""TFDS builder of UCF-101, from the folder of its class folders or its zip archive."""
+"""The dataset UCF-101, from the folder of its class folders or its zip archive."""
 
 import re
 import zipfile

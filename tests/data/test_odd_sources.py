@@ -1,6 +1,8 @@
 """Folders, archives and tables that are not as they should be."""
 
+import itertools
 import os
+import re
 import socket
 import zipfile
 
@@ -9,6 +11,7 @@ import pytest
 
 from data import pipeline, preparation
 from data.layouts import read_collection
+from data.sources import MediaFile
 from data.ucf101.ucf101_builder import find_class_videos
 from stunet.errors import UserError
 from stunet.evaluation.clip_folders import open_clip_folder
@@ -211,24 +214,57 @@ def test_captions_that_are_not_utf_8_are_reported(folder, clip, capsys):
     )
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError("full")])
-def test_an_unexpected_error_of_one_file_does_not_end_the_build(
-    folder, clip, monkeypatch, capsys, error
-):
+@pytest.fixture
+def failing(folder, clip, monkeypatch):
+    """Makes decoding of `odd.mp4` fail with an error."""
     (folder / "odd.mp4").write_bytes(clip)
     (folder / "odd.txt").write_text("odd")
     decode = preparation.decode_frames
 
-    def fail(source, *rest):
-        if source.name == "odd.mp4":
-            raise error
-        return decode(source, *rest)
+    def fail_with(error):
+        def fail(source, *rest):
+            if source.name == "odd.mp4":
+                raise error
+            return decode(source, *rest)
 
-    monkeypatch.setattr(preparation, "decode_frames", fail)
+        monkeypatch.setattr(preparation, "decode_frames", fail)
+
+    return fail_with
+
+
+def test_an_unexpected_error_of_one_file_does_not_end_the_build(folder, failing, capsys):
+    error = PermissionError(13, "Permission denied")
+    failing(error)
     config = config_for(folder)
     pipeline.prepare(config)
     assert pipeline.captions(config) == ["ok"]
     assert f"skipped 1 of 2 videos:\n  odd.mp4: {error}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("full"), OSError(5, "Input/output error"), ImportError("no module"), "changed"],
+)
+def test_an_error_that_may_pass_ends_the_build(folder, failing, monkeypatch, error):
+    config = config_for(folder)
+    if error == "changed":
+        failing(ValueError("damaged"))
+        digests = itertools.count()
+        monkeypatch.setattr(MediaFile, "digest", lambda file: str(next(digests)))
+    else:
+        failing(error)
+    with pytest.raises(UserError, match=rf"odd\.mp4: .*({re.escape(str(error))}|changed while)"):
+        pipeline.prepare(config)
+    assert not list(folder.with_name("clips.datasets").rglob("manifest.json"))
+    monkeypatch.undo()
+    pipeline.prepare(config)
+    assert sorted(pipeline.captions(config)) == ["odd", "ok"]
+
+
+def test_a_data_folder_that_is_a_file(folder):
+    folder.with_name("clips.datasets").touch()
+    with pytest.raises(UserError, match=r"clips\.datasets/.*: cannot be created \(Not a directory"):
+        pipeline.prepare(config_for(folder))
 
 
 def test_a_file_that_vanishes_is_skipped(folder, clip, monkeypatch, capsys):

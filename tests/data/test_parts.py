@@ -103,6 +103,9 @@ def test_reading_needs_the_name_only(built, source):
         ("resolution", 32, "32.* 16"),
         ("fps", 4.0, "4.0.* 8"),
         ("num_frames", 9, "9.*at most 8"),
+        ("scene_cuts", True, "True.*False"),
+        ("filter", "score>1", "'score>1'.*None"),
+        ("storage", "raw", "'raw'.*'encoded'"),
     ):
         with pytest.raises(UserError, match=f"config.data.{field}: {expected}.*{built.dataset}"):
             pipeline.prepare(replace(by_name, **{field: value}))
