@@ -300,7 +300,7 @@ def _is_open(folder: Path, handle: int) -> bool:
 
 
 def _delete_leftovers(folder: Path) -> None:
-    for path in folder.glob(".part-*"):
+    for path in (*folder.glob(".part-*"), *folder.glob(".tasks")):
         shutil.rmtree(path, ignore_errors=True)
 
 
