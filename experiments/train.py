@@ -77,12 +77,6 @@ BAR = (
 )
 
 FLAGS = flags.FlagValues()
-_ALLOW_CHANGED = flags.DEFINE_list(
-    "allow_changed",
-    [],
-    "continue the run although these have changed; 'data' is supported",
-    flag_values=FLAGS,
-)
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "read this config file", flag_values=FLAGS
 )
@@ -93,6 +87,12 @@ _CLUSTER = flags.DEFINE_string(
     flag_values=FLAGS,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep the run in this folder", flag_values=FLAGS)
+_ALLOW_CHANGED = flags.DEFINE_list(
+    "allow_changed",
+    [],
+    "continue the run although this has changed: 'data' (clips, captions or their preparation)",
+    flag_values=FLAGS,
+)
 
 
 def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) -> int:

@@ -23,7 +23,13 @@ from stunet.errors import UserError
 from stunet.files import user_path
 
 _WIDTH = 100  # columns of the help text
-_VALUES = {"int": "N", "float": "X", "string": "TEXT", "config object": "FILE"}
+_VALUES = {
+    "int": "N",
+    "float": "X",
+    "string": "TEXT",
+    "config object": "FILE",
+    "comma separated list of strings": "TEXT",
+}
 
 
 def read_flags(
