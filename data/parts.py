@@ -175,17 +175,17 @@ def build_locally(workers: int) -> BuildParts:
     def build(tasks: Sequence[PartTask]) -> None:
         total = sum(len(task.clips) for task in tasks)
         bar = tqdm(total=total, desc="clips", unit=" clips", mininterval=1.0, leave=False)
-        with bar, map_clips(workers) as mapped:
+        with bar, map_clips(workers) as map_function:
 
-            def count(result: PreparedClip) -> PreparedClip:
+            def advance(result: PreparedClip) -> PreparedClip:
                 bar.update()
                 return result
 
-            def counted(function: Callable, clips: Iterable[SourceClip]) -> Iterator:
-                return map(count, mapped(function, clips))
+            def map_with_progress(function: Callable, clips: Iterable[SourceClip]) -> Iterator:
+                return map(advance, map_function(function, clips))
 
             for task in tasks:
-                build_part(task, counted)
+                build_part(task, map_with_progress)
 
     return build
 

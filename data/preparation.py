@@ -125,14 +125,14 @@ def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
     for scene in scenes:
         length = 0
 
-        def counted(scene: Iterator[np.ndarray] = scene) -> Iterator[np.ndarray]:
+        def count_frames(scene: Iterator[np.ndarray] = scene) -> Iterator[np.ndarray]:
             nonlocal length
             for frame in scene:
                 length += 1
                 yield frame
 
         minimum = settings.num_frames
-        for segment in cut(counted(), minimum, max(SEGMENT, minimum)):
+        for segment in cut(count_frames(), minimum, max(SEGMENT, minimum)):
             if settings.min_motion and motion(segment) < settings.min_motion:
                 static += 1
             else:
