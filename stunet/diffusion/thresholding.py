@@ -5,9 +5,12 @@ over windows -> threshold once -> step.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stunet.diffusion.prediction import Denoiser, PerExample, Prediction, Video, eps_from_x0
 from stunet.diffusion.schedule import Schedule
@@ -55,9 +58,47 @@ class Threshold:
         """Returns x0 with all values within [-1, 1]."""
         if self.max_value == 1:
             return jnp.clip(x0, -1.0, 1.0)
-        s = jnp.quantile(jnp.abs(x0), self.quantile, axis=SCOPES[self.over], keepdims=True)
+        s = magnitude_quantile(x0, self.quantile, SCOPES[self.over])
         s = jnp.clip(s, 1.0, self.max_value)
         return jnp.clip(x0, -s, s) / s
+
+
+def magnitude_quantile(x: jax.Array, quantile: float, axes: tuple[int, ...]) -> jax.Array:
+    """Returns a quantile of |x|; `jnp.quantile` with linear interpolation, without sorting.
+
+    Finds the order statistic by bisection on the bits of a float32, which are ordered like
+    non-negative numbers: 31 counts, each a reduction. A clip of 80x1024x1024 has 250 million
+    values.
+
+    Args:
+      x: Array of any shape.
+      quantile: Within 0 to 1.
+      axes: Axes to reduce, which are kept with size 1.
+    """
+    magnitude = jnp.abs(x).astype(jnp.float32)
+    count = math.prod(x.shape[axis] for axis in axes)
+    # In float32, as `jnp.quantile` computes it.
+    position = np.float32(quantile) * np.float32(count - 1)
+    low, high = int(np.floor(position)), int(np.ceil(position))
+
+    def number(selected: jax.Array) -> jax.Array:
+        return jnp.sum(selected, axes, dtype=jnp.int32, keepdims=True)
+
+    def as_float(bits: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    def refine(index: jax.Array, bits: jax.Array) -> jax.Array:
+        candidate = bits | (1 << (30 - index))
+        # Bits above those of infinity are NaN, which no magnitude reaches.
+        num_below = number(~(magnitude >= as_float(candidate)))
+        return jnp.where(num_below <= low, candidate, bits)
+
+    zeros = jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], jnp.int32)
+    first = as_float(jax.lax.fori_loop(0, 31, refine, zeros))
+    above = jnp.min(jnp.where(magnitude > first, magnitude, jnp.inf), axes, keepdims=True)
+    second = jnp.where(number(magnitude <= first) > high, first, above)
+    weight = position - np.floor(position)
+    return first * (1 - weight) + second * weight
 
 
 def thresholded_denoiser(

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from stunet.diffusion import Prediction, Schedule, Threshold, add_noise, thresholded_denoiser
+from stunet.diffusion.thresholding import SCOPES, magnitude_quantile
 from stunet.errors import UserError
 
 SCHEDULE = Schedule()
@@ -62,3 +63,22 @@ def test_eps_agrees_with_the_thresholded_x0(threshold):
 def test_bad_fields(field, message):
     with pytest.raises(UserError, match=message):
         Threshold(**field)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 8, 8, 3), (3, 5, 7, 9, 3), (1, 1, 2, 2, 1), (1, 1, 1, 1, 1)]
+)
+@pytest.mark.parametrize("axes", SCOPES.values())
+@pytest.mark.parametrize("decimals", [None, 0])  # 0: many equal values
+def test_the_quantile_is_that_of_sorted_values(shape, axes, decimals):
+    x = np.random.default_rng(0).normal(size=shape)
+    x = jnp.asarray(x if decimals is None else np.round(x, decimals), jnp.float32)
+    for quantile in (0.0, 0.1, 0.5, 0.95, 0.995, 1.0):
+        expected = jnp.quantile(jnp.abs(x), quantile, axis=axes, keepdims=True)
+        np.testing.assert_array_equal(magnitude_quantile(x, quantile, axes), expected)
+
+
+def test_the_quantile_of_infinite_values():
+    x = jnp.array([[[[[-jnp.inf, 1.0, 3.0, jnp.inf]]]]])
+    assert magnitude_quantile(x, 0.25, (2, 3, 4)).item() == 2.5
+    assert magnitude_quantile(x, 1.0, (2, 3, 4)).item() == jnp.inf
