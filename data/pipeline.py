@@ -208,7 +208,8 @@ def _from_workers(batches: grain.IterDataset) -> Generator[dict[str, np.ndarray]
                     raise
                 raise UserError(
                     f"config.data.workers: a process that reads clips died ({code[1]}); fewer "
-                    "workers need less memory"
+                    "workers need less memory, and a script that trains needs "
+                    'if __name__ == "__main__" (or workers=0)'
                 ) from error
             # Copied, because Grain's arrays in shared memory fail if they outlive its modules.
             yield {name: np.array(values) for name, values in batch.items()}
