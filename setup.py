@@ -16,7 +16,7 @@ TRAIN = [
     "absl-py>=2.1",
     "array-record>=0.8.1",
     "chex>=0.1.90",
-    "grain>=0.2.12",
+    "grain>=0.2.15",
     # tensorflow-datasets imports it without declaring it.
     "importlib-resources>=6.0",
     "matplotlib>=3.10.8",
