@@ -227,8 +227,8 @@ def stratified_uniform(position: jax.Array, seed: int) -> jax.Array:
 def video_to_float(video: jax.Array) -> jax.Array:
     """Converts uint8 pixels to float32 in [-1, 1]; returns other arrays unchanged.
 
-    (2 x - 255) / 255 is `stunet.video_io.to_float` up to rounding. Its single rounding gives the
-    same bits on every backend, while XLA replaces a division by a product.
+    (2 x - 255) / 255 is `stunet.video_io.to_float` up to rounding: XLA replaces its division by a
+    product in any case. This form is rounded once, so that its bits do not depend on fusions.
     """
     if video.dtype != jnp.uint8:
         return video

@@ -15,10 +15,16 @@ from stunet.diffusion import (
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import init_unet
 from stunet.training import losses, networks
-from stunet.training.losses import denoising_loss, stratified_uniform, text_denoising_loss
+from stunet.training.losses import (
+    denoising_loss,
+    stratified_uniform,
+    text_denoising_loss,
+    video_to_float,
+)
 from stunet.training.networks import Networks
 from stunet.training.settings import DiffusionConfig
 from stunet.training.stages import Conditional, SpatialSuperResolution, TextToVideo
+from stunet.video_io import to_float
 from tests.tiny import T5, UNET, fast_compiles, random_params
 
 SEED, B = 7, 6
@@ -275,3 +281,14 @@ def test_inputs_of_a_conditional_network(monkeypatch):
 def test_configs_are_values():
     config = DiffusionConfig()
     assert hash(config) == hash(dataclasses.replace(config)) and config.schedule == SCHEDULE
+
+
+def test_pixels_become_floats_as_those_of_decoded_videos():
+    levels = np.arange(256, dtype=np.uint8)
+    found = jax.jit(video_to_float)(levels)
+    assert found.dtype == jnp.float32
+    expected = (2 * levels.astype(np.float32) - 255) * np.float32(1 / 255)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, to_float(levels), atol=1.2e-7)
+    assert found[0] == -1 and found[255] == 1
+    assert video_to_float(found) is found
