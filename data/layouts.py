@@ -19,9 +19,9 @@ from data.sources import Source, SourceClip
 from data.tables import read_columns, read_rows
 from stunet.errors import UserError
 from stunet.files import split_lines
+from stunet.video_io.decoding import Span
 from stunet.video_io.folders import file_problem, printable_name
 
-Span = tuple[float, float]
 Values = Mapping[str, Any]
 
 CAPTIONS = "captions.csv"

@@ -7,29 +7,13 @@ from data import pipeline
 from stunet.errors import UserError
 from stunet.text_states import write_text_states
 from stunet.video_io import write_video
-from tests.data.tiny_clips import read_caption_table
-
-FIELDS = {
-    "name": "video_folder",
-    "split": "train",
-    "resolution": 16,
-    "fps": 8.0,
-    "num_frames": 8,
-    "seed": 0,
-    "caption_dropout": 0.0,
-    "workers": 0,
-}
+from tests.data.tiny_clips import config_for, read_caption_table
 
 
 def write_clip(path, num_frames=8, fps=8):
     path.parent.mkdir(parents=True, exist_ok=True)
     levels = (np.arange(num_frames) / 40)[:, None, None, None]
     write_video(path, np.broadcast_to(levels, (num_frames, 16, 16, 3)), fps)
-
-
-def config_for(folder, data_dir, **changes):
-    fields = {**FIELDS, "source": str(folder), "data_dir": str(data_dir), **changes}
-    return pipeline.parse_config(fields)
 
 
 def captions_by_file(config):

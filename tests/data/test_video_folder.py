@@ -10,23 +10,10 @@ from data import pipeline
 from data.preparation import cut
 from stunet.errors import UserError
 from stunet.video_io import to_float, write_video
+from tests.data import tiny_clips
+from tests.data.tiny_clips import tokenize
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
-FIELDS = {
-    "name": "video_folder",
-    "split": "train",
-    "resolution": 16,
-    "fps": 8.0,
-    "num_frames": 8,
-    "seed": 0,
-    "caption_dropout": 0.0,
-    "storage": "raw",
-}
-
-
-def tokenize(texts):
-    tokens = np.array([[len(text)] for text in texts], np.int32)
-    return tokens, tokens > 0
 
 
 def counting_clip(path, num_frames, fps=8, codec=None):
@@ -46,8 +33,7 @@ def counting_clip(path, num_frames, fps=8, codec=None):
 
 
 def config_for(folder, data_dir, **changes):
-    fields = {**FIELDS, "source": str(folder), "data_dir": str(data_dir), **changes}
-    return pipeline.parse_config(fields)
+    return tiny_clips.config_for(folder, data_dir, storage="raw", **changes)
 
 
 @pytest.fixture(scope="module")
