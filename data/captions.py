@@ -5,17 +5,17 @@ Its many variants are accepted, and its mistakes refused with the number of the 
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 
 from stunet.errors import UserError
 from stunet.files import read_text, split_lines
+from stunet.paths import AnyPath
 from stunet.video_io.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 COLUMNS = ("file", "caption")
 _DELIMITERS = ",;\t"
 
 
-def read_caption_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_caption_rows(path: AnyPath) -> Iterator[tuple[int, dict[str, str]]]:
     """Reads a CSV file with the columns `file` and `caption`, in any order, and others.
 
     Cells are separated by commas, semicolons or tabs. A file may have several rows. If `caption`
@@ -61,7 +61,7 @@ def read_caption_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield start, {**values, "file": file, "caption": caption}
 
 
-def _read_header(path: Path, line: str) -> tuple[str, list[str]]:
+def _read_header(path: AnyPath, line: str) -> tuple[str, list[str]]:
     """Returns the delimiter and the names of the columns, in lower case."""
     for delimiter in _DELIMITERS:
         try:
@@ -80,7 +80,7 @@ def _read_header(path: Path, line: str) -> tuple[str, list[str]]:
     )
 
 
-def _check_swallowed_rows(path: Path, start: int, row: list[str], delimiter: str) -> None:
+def _check_swallowed_rows(path: AnyPath, start: int, row: list[str], delimiter: str) -> None:
     """Raises if a quote that is opened in one line hides rows until it is closed in another."""
     for number, line in enumerate(row[1:], start + 1):
         name = line.split(delimiter)[0].strip().strip('"').lower()
@@ -92,7 +92,7 @@ def _check_swallowed_rows(path: Path, start: int, row: list[str], delimiter: str
 
 
 def _fit(
-    path: Path, start: int, row: list[str], cells: list[str], names: list[str], delimiter: str
+    path: AnyPath, start: int, row: list[str], cells: list[str], names: list[str], delimiter: str
 ) -> list[str]:
     """Returns one cell per column."""
     cells = [*cells]

@@ -1,17 +1,19 @@
 """Index of the videos, texts and tables in a folder and in the tar archives below it."""
 
+import bisect
 import posixpath
 import tarfile
 import unicodedata
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from data.sources import MediaFile
 from data.tables import TABLE_SUFFIXES, has_surrogates, parse_json
-from stunet.errors import UserError
+from stunet.errors import BucketError, UserError
 from stunet.files import check_not_lfs_pointer, read_text
+from stunet.paths import AnyPath, absolute, is_remote, list_objects, user_path
 from stunet.video_io.folders import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -27,6 +29,8 @@ _TEXT_SUFFIXES = (".txt", ".json")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".lz4")
 _METADATA = "metadata.json"  # other JSON files describe one video each
 _BLOCK = 512  # bytes of a block of a tar archive
+_READ_AHEAD = 1000  # texts in a bucket that are in memory
+_READ_THREADS = 32  # for texts in a bucket
 
 
 class CollectionFiles:
@@ -49,7 +53,7 @@ class CollectionFiles:
         damaged.
     """
 
-    def __init__(self, folder: Path, num_frames: int):
+    def __init__(self, folder: AnyPath, num_frames: int):
         suffixes = VIDEO_SUFFIXES + (IMAGE_SUFFIXES if num_frames == 1 else ())
         names = find_files(folder, (*_TEXT_SUFFIXES, *TABLE_SUFFIXES, ".tar")).files
         self.folder = folder
@@ -62,14 +66,16 @@ class CollectionFiles:
         listing = find_files(folder, (*suffixes, ".tar") if self.archives else suffixes)
         self._texts = {name: None for name in names if _suffix(name) in _TEXT_SUFFIXES}
         self._read: set[str] = set()
+        self._ahead: dict[str, str | UserError] = {}
         self._members: dict[str, MediaFile] = {}
         skipped = []
         for archive in self.archives:
             for name, file in _members(folder / archive, archive).items():
-                if not has_surrogates(name):
+                if problem := _name_problem(name):
+                    if _suffix(name) in suffixes:
+                        skipped.append(f"{printable_name(name)}: {problem}")
+                else:
                     self._members[name] = file
-                elif _suffix(name) in suffixes:
-                    skipped.append(f"{printable_name(name)}: name is not UTF-8")
         self.skipped = (*listing.skipped, *skipped)
         members = list_names(self._members, suffixes)
         self._texts.update(dict.fromkeys(n for n in self._members if _suffix(n) in _TEXT_SUFFIXES))
@@ -82,7 +88,16 @@ class CollectionFiles:
 
     def media(self, name: str) -> MediaFile:
         """Returns the file or the member of this name."""
-        return self._members.get(name) or MediaFile(self.folder / name)
+        if (member := self._members.get(name)) is not None:
+            return member
+        return MediaFile(user_path(name) if is_remote(name) else self.folder / name)
+
+    def problem(self, name: str) -> str | None:
+        """Returns why a file below or beside the folder cannot be read, else None."""
+        if not is_remote(self.folder) or is_remote(name):
+            return file_problem(name if is_remote(name) else f"{self.folder}/{name}")
+        size = self._sizes.get(posixpath.normpath(name))
+        return ("no such file" if size is None else "empty file") if not size else None
 
     def find_video(self, patterns: Sequence[str], base: str = "") -> str | None:
         """Returns the name of the video that a table means, or None.
@@ -126,8 +141,9 @@ class CollectionFiles:
         self._read.add(name)
         file = self.media(name)
         if not file.member:  # an invalid byte in a caption is no reason to skip the video
-            return read_text(file.path, errors="replace")
-        return file.open().read().decode("utf-8-sig", errors="replace")
+            return self._read_ahead(name) if is_remote(file.path) else _read_text(file.path)
+        with file.open() as content:
+            return content.read().decode("utf-8-sig", errors="replace")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads a JSON object; the names of its values are returned in lower case.
@@ -155,9 +171,9 @@ class CollectionFiles:
         return sorted(text for text in texts if text and text not in self._read)
 
     def _find_path(self, path: str, base: str) -> str | None:
-        if path.startswith("/"):
+        if path.startswith("/") or is_remote(path):
             try:
-                path, base = Path(path).relative_to(self.folder.absolute()).as_posix(), ""
+                path, base = user_path(path).relative_to(self._absolute_folder).as_posix(), ""
             except ValueError:  # outside the folder
                 return path if file_problem(path) is None else None
         for candidate in dict.fromkeys((posixpath.normpath(posixpath.join(base, path)), path)):
@@ -169,9 +185,34 @@ class CollectionFiles:
             if name in self._paths_in_archives:
                 return self._paths_in_archives[name]
             # Any ending is accepted, and files beside the folder.
-            if file_problem(f"{self.folder}/{candidate}") is None:
+            if self.problem(candidate) is None:
                 return posixpath.normpath(candidate)
         return None
+
+    def _read_ahead(self, name: str) -> str:
+        """Reads a text in a bucket, and the next ones with it: one request takes a long time."""
+        if name not in self._ahead:
+            start = bisect.bisect_left(self._text_list, name)
+            batch = [name, *self._text_list[start + 1 : start + _READ_AHEAD]]
+            with ThreadPoolExecutor(_READ_THREADS) as pool:
+                paths = [self.media(other).path for other in batch]
+                self._ahead = dict(zip(batch, pool.map(_read_text_or_error, paths), strict=True))
+        if isinstance(text := self._ahead[name], UserError):
+            raise text
+        return text
+
+    @cached_property
+    def _text_list(self) -> list[str]:
+        """Names of the texts outside of archives, sorted as videos are."""
+        return sorted(name for name in self._texts if name not in self._members)
+
+    @cached_property
+    def _absolute_folder(self) -> AnyPath:
+        return absolute(self.folder)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return list_objects(self.folder)
 
     @cached_property
     def _videos(self) -> frozenset[str]:
@@ -210,12 +251,25 @@ class CollectionFiles:
             raise UserError(f"{self.folder / name}: compressed archive, expected an unpacked one")
 
 
+def _read_text(path: AnyPath) -> str:
+    return read_text(path, errors="replace")
+
+
+def _read_text_or_error(path: AnyPath) -> str | UserError:
+    try:
+        return _read_text(path)
+    except BucketError:
+        raise
+    except UserError as error:
+        return error
+
+
 def stem(name: str) -> str:
     """Returns a path without its ending, in Unicode's composed form (NFC)."""
     return posixpath.splitext(unicodedata.normalize("NFC", name))[0]
 
 
-def _members(path: Path, name: str) -> dict[str, MediaFile]:
+def _members(path: AnyPath, name: str) -> dict[str, MediaFile]:
     """Returns the regular files of a tar archive by "ARCHIVE/MEMBER"."""
     check_not_lfs_pointer(path)
     members = {}
@@ -225,7 +279,9 @@ def _members(path: Path, name: str) -> dict[str, MediaFile]:
                 archive.members.clear()  # would keep all headers in memory
                 if member.isreg() and member.sparse is None and member.size:
                     media = MediaFile(path, member.name, member.offset_data, member.size)
-                    members[posixpath.join(name, posixpath.normpath(member.name))] = media
+                    # Absolute names are relative to the archive, as for `tar`.
+                    inner = posixpath.normpath(member.name.lstrip("/"))
+                    members[posixpath.join(name, inner)] = media
             file.seek(archive.offset)
             if len(file.read(_BLOCK)) < _BLOCK:
                 raise tarfile.ReadError("no block of zeros at the end")
@@ -236,6 +292,13 @@ def _members(path: Path, name: str) -> dict[str, MediaFile]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return members
+
+
+def _name_problem(name: str) -> str | None:
+    """Returns why the member of an archive with this name is skipped, or None."""
+    if has_surrogates(name):
+        return "name is not UTF-8"
+    return "outside the folder of its archive" if ".." in name.split("/") else None
 
 
 def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

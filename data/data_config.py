@@ -2,9 +2,8 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,6 +12,8 @@ from data import records
 from data.parts import BuildParts
 from stunet.errors import UserError
 from stunet.files import split_lines
+from stunet.paths import AnyPath, user_path
+from stunet.schema import FrameRate, Range, Seed, check_fields
 
 Record = Mapping[str, Any]
 
@@ -25,7 +26,7 @@ class DataConfig(abc.ABC):
 
     Attributes:
       name: Key of `data.datasets.DATASETS`, or "package.module:name" of a subclass.
-      data_dir: Folder in which the datasets' records are stored.
+      data_dir: Folder in which the datasets' records are stored, on disk or in a bucket (gs://).
       split: Split of the dataset, such as "train".
       num_frames: Frames of an example. 1 draws a single random frame of each clip.
       resolution: Height and width of a frame in pixels.
@@ -42,34 +43,21 @@ class DataConfig(abc.ABC):
     name: str
     data_dir: str
     split: str
-    num_frames: int
-    resolution: int
-    fps: float
-    seed: int
-    caption_dropout: float
+    num_frames: Annotated[int, Range(1, 100_000)]
+    resolution: Annotated[int, Range(1, 2**14)]
+    fps: FrameRate
+    seed: Seed
+    caption_dropout: Annotated[float, Range(0, 1)]
     crop: int | None = None
     text_states: bool = False
-    workers: int | None = None
+    workers: Annotated[int, Range(0, 1024)] | None = None
 
     video_dtype: ClassVar[str] = "float32"  # of `decode`
 
     def __post_init__(self):
-        self.check_positive("num_frames", "resolution", "fps", "crop")
+        check_fields(self)
         if self.crop is not None and self.crop > self.resolution:
             raise UserError(f"crop: {self.crop}, expected at most the resolution {self.resolution}")
-        if self.seed < 0:
-            raise UserError(f"seed: {self.seed}, expected 0 or more")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers: {self.workers}, expected 0 or more")
-        if not 0 <= self.caption_dropout <= 1:
-            raise UserError(f"caption_dropout: {self.caption_dropout}, expected 0 to 1")
-
-    def check_positive(self, *names: str) -> None:
-        """Raises `UserError` if one of these fields is set and not positive."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name}: {value}, expected a positive number")
 
     @abc.abstractmethod
     def prepare(self, build_parts: BuildParts, check: Callable[[str], None]) -> "DataConfig":
@@ -87,7 +75,7 @@ class DataConfig(abc.ABC):
         """
 
     @abc.abstractmethod
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """Returns the folder of the built dataset."""
 
     @abc.abstractmethod
@@ -143,7 +131,7 @@ class TfdsDataConfig(DataConfig):
 
     @abc.abstractmethod
     def make_builder(self) -> tfds.core.DatasetBuilder:
-        """Returns the TFDS builder. Its records need the feature `caption` (text).
+        """Returns the TFDS builder in `data_dir`. Its records need the feature `caption` (text).
 
         Raises:
           UserError: the source of the dataset is missing or invalid.
@@ -157,12 +145,14 @@ class TfdsDataConfig(DataConfig):
         """Builds the dataset in this process; see `DataConfig.prepare`."""
         del build_parts
         check(self.fingerprint())
-        records.build(self.make_builder())
+        records.build(
+            lambda folder: replace(self, data_dir=folder).make_builder(), user_path(self.data_dir)
+        )
         return self
 
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """Returns the folder of the built dataset."""
-        return Path(self.make_builder().data_path)
+        return user_path(self.make_builder().data_path)
 
     def fingerprint(self) -> str:
         """Returns the builder's name, config and version."""

@@ -34,10 +34,13 @@ def parse_config(mapping: Mapping[str, Any], where: str = "config.data") -> Data
       where: Name of the mapping in errors.
 
     Raises:
-      UserError: the dataset or a field is unknown, missing or invalid, or a field of another
-        dataset has a value.
+      UserError: `mapping` is no mapping, the dataset or a field is unknown, missing or invalid, or
+        a field of another dataset has a value.
     """
-    values = dict(mapping)
+    try:
+        values = dict(mapping)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {mapping!r}, expected the fields of a dataset") from error
     name = values.get("name")
     if not isinstance(name, str):
         raise UserError(

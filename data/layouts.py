@@ -8,7 +8,6 @@ import math
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,10 +16,11 @@ from data.collection_files import CollectionFiles, stem
 from data.filters import Condition, parse_filters, parse_list
 from data.sources import Source, SourceClip
 from data.tables import read_columns, read_rows
-from stunet.errors import UserError
+from stunet.errors import BucketError, UserError
 from stunet.files import split_lines
+from stunet.paths import AnyPath
 from stunet.video_io.decoding import Span
-from stunet.video_io.folders import file_problem, printable_name
+from stunet.video_io.folders import printable_name
 
 Values = Mapping[str, Any]
 
@@ -112,7 +112,7 @@ class Layout:
 
 
 def read_collection(
-    folder: Path, num_frames: int, layout: str | None = None, filters: str | None = None
+    folder: AnyPath, num_frames: int, layout: str | None = None, filters: str | None = None
 ) -> Source:
     """Lists the clips of a collection of captioned videos.
 
@@ -202,8 +202,8 @@ class _Collector:
             lines.append(f"{len(texts)} .txt files: {reason} ({texts[0]}, ...)")
         if self.layout.lists_all:
             for name, texts in self.missing_captions.items():
-                problem = file_problem(folder / name)
-                clips.append(SourceClip(name, files.media(name), tuple(texts), None, problem))
+                media, problem = files.media(name), files.problem(name)
+                clips.append(SourceClip(name, media, tuple(texts), None, problem))
             clips += [SourceClip(name, files.media(name), ()) for name in without_row]
         else:
             lines += _first(self.missing_rows)
@@ -240,7 +240,7 @@ class _Collector:
         return Source(clips, tuple(lines), summary)
 
 
-def _no_captions(folder: Path) -> UserError:
+def _no_captions(folder: AnyPath) -> UserError:
     return UserError(
         f"{folder}: no captions, expected {CAPTIONS} with columns "
         f"{','.join(COLUMNS)}, a .txt file beside each video, or another layout "
@@ -304,6 +304,8 @@ def _read_headers(
     for table in dict.fromkeys((*tables, *files.tables)):
         try:
             names = read_columns(files.folder / table)
+        except BucketError:
+            raise
         except UserError as error:
             names, problems[table] = (), error
         if names or table in problems:
@@ -319,7 +321,7 @@ def _layout_of(table: str, columns: tuple[str, ...], override: str | None) -> st
 
 
 def _nearest_layout(
-    folder: Path, columns: Mapping[str, tuple[str, ...]], layouts: Mapping[str, Layout]
+    folder: AnyPath, columns: Mapping[str, tuple[str, ...]], layouts: Mapping[str, Layout]
 ) -> UserError:
     """Returns the error of a collection whose tables have no layout."""
     distances = {
@@ -382,6 +384,8 @@ def _sample_rows(files: CollectionFiles, tables: Sequence[str], filtered: bool) 
         if description is not None and (filtered or text is None):
             try:
                 row = row._replace(values={**values, **files.read_json(description), "file": name})
+            except BucketError:
+                raise
             except UserError as error:
                 row = row._replace(problem=f"caption: {error}")
         if text is not None:
@@ -395,6 +399,8 @@ def _with_text(files: CollectionFiles, row: Row, text: str) -> Row:
     """Adds the caption in a text file, on one line, or the reason why it cannot be read."""
     try:
         return row._replace(values={**row.values, "caption": files.read_text(text)})
+    except BucketError:
+        raise
     except UserError as error:
         return row._replace(problem=f"caption: {error}")
 

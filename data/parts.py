@@ -2,12 +2,15 @@
 
     DATA_DIR/NAME/DATASET/
       manifest.json             settings and number of records of each part; written last
-      part-00000/               a TFDS dataset (ArrayRecord), complete or absent
+      checksums.json            checksum of the manifest
+      part-00000/               a TFDS dataset (ArrayRecord)
         clips.jsonl             source, captions and result of each clip of the part
+        checksums.json          checksums of the part's files
       part-00001/ ...
 
-A part is written under a temporary name and renamed, so that a killed build keeps its finished
-parts. The same clips and settings give the same records, whatever builds them.
+On disk, a part is written under a temporary name and renamed. In a bucket, it is built in a local
+temporary folder and uploaded, `clips.jsonl` last. A killed build thus keeps its finished parts. The
+same clips and settings give the same records, whatever builds them.
 """
 
 import bisect
@@ -18,6 +21,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -29,10 +33,19 @@ from tensorflow_datasets.core.hashing import Hasher
 from tqdm import tqdm
 
 from data.preparation import ClipSettings, PreparedClip, map_clips, prepare_clip
+from data.records import (
+    CheckedRecords,
+    check_dataset,
+    check_features,
+    reporting_damage,
+    upload_files,
+)
 from data.scenes import check_installed
 from data.sources import SourceClip
+from stunet.checksums import check_files, report_unchecked, write_checksums
 from stunet.errors import UserError, writing
 from stunet.files import read_json, read_text, split_lines
+from stunet.paths import AnyPath, is_complete, is_remote, remove_folder, user_path, write_text
 
 FORMAT_VERSION = 1
 VERSION = "2.0.0"  # of the records
@@ -55,7 +68,7 @@ class PartTask(NamedTuple):
       settings: How to store them.
     """
 
-    folder: Path
+    folder: AnyPath
     clips: Sequence[SourceClip]
     settings: ClipSettings
 
@@ -96,8 +109,8 @@ class Records(Sequence):
       counts: Number of records of each part.
     """
 
-    def __init__(self, folder: Path, counts: Sequence[int]):
-        self._folder = folder
+    def __init__(self, folder: AnyPath, counts: Sequence[int]):
+        self._folder = user_path(folder)  # prepares a worker process for the use of buckets
         self._ends = list(itertools.accumulate(counts))
         self._open_part = functools.lru_cache(_OPEN_PARTS)(self._part)
 
@@ -118,14 +131,18 @@ class Records(Sequence):
     def _features(self) -> tfds.features.FeatureConnector:
         """The features, which all parts with records share."""
         part = next(index for index, end in enumerate(self._ends) if end)
+        check_dataset(self._folder / part_name(part))
+        check_features(self._folder / part_name(part))
         return tfds.features.FeatureConnector.from_config(self._folder / part_name(part))
 
-    def _part(self, part: int) -> ArrayRecordDataSource:
+    def _part(self, part: int) -> CheckedRecords:
         folder = self._folder / part_name(part)
+        check_dataset(folder)
         paths = sorted(map(str, folder.glob(f"{_RECORDS}-*")))
         if not paths:
             raise UserError(f"{folder}: no records, expected {_RECORDS}-00000; delete the dataset")
-        return ArrayRecordDataSource(paths)
+        with reporting_damage(folder):
+            return CheckedRecords(ArrayRecordDataSource(paths), folder)
 
 
 def part_name(index: int) -> str:
@@ -141,28 +158,54 @@ def build_part(task: PartTask, map_clips: MapClips = map) -> None:
       map_clips: Function like `map` that prepares the clips, in order.
 
     Raises:
-      UserError: the disk is full or read-only, a worker died, a package is missing, or a clip
-        failed for a reason that may pass. Leaves no partial part.
+      UserError: the disk is full or read-only, the bucket cannot be written, a worker died, a
+        package is missing, or a clip failed for a reason that may pass. Leaves no partial part on
+        disk.
     """
     folder = task.folder
     if task.settings.scene_cuts:
         check_installed()
-    if folder.exists():
+    if is_finished(folder):
+        return
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="stunet-") as name:
+            with writing(name):
+                _write_part(Path(name), task, map_clips)
+            upload_files(Path(name), folder, last=_CLIPS)
         return
     temporary = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}")
     try:
         with writing(folder):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            with (temporary / _SEGMENTS).open("w+b") as file:
-                results, segments = _prepare(task, map_clips, file)
-                _write_records(temporary, task, segments, file)
-            (temporary / _SEGMENTS).unlink()
-            lines = [json.dumps(result._asdict()) + "\n" for result in results]
-            (temporary / _CLIPS).write_text("".join(lines), encoding="utf-8")
+            _write_part(temporary, task, map_clips)
             _rename_new(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_part(folder: Path, task: PartTask, map_clips: MapClips) -> None:
+    """Writes the files of a part to an empty folder on disk."""
+    with (folder / _SEGMENTS).open("w+b") as file:
+        results, segments = _prepare(task, map_clips, file)
+        _write_records(folder, task, segments, file)
+    (folder / _SEGMENTS).unlink()
+    lines = [json.dumps(result._asdict()) + "\n" for result in results]
+    (folder / _CLIPS).write_text("".join(lines), encoding="utf-8")
+    write_checksums(folder)
+
+
+def is_finished(folder: AnyPath) -> bool:
+    """Returns whether a part exists and is complete."""
+    return is_complete(folder, last=_CLIPS)
+
+
+def delete_folder(folder: AnyPath) -> None:
+    """Deletes a folder on disk or in a bucket, if there is one."""
+    if is_remote(folder):
+        remove_folder(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_locally(workers: int) -> BuildParts:
@@ -190,7 +233,7 @@ def build_locally(workers: int) -> BuildParts:
     return build
 
 
-def write_manifest(folder: Path, content: dict[str, Any], num_parts: int) -> None:
+def write_manifest(folder: AnyPath, content: dict[str, Any], num_parts: int) -> None:
     """Completes a dataset whose parts are finished.
 
     Args:
@@ -205,13 +248,11 @@ def write_manifest(folder: Path, content: dict[str, Any], num_parts: int) -> Non
         sum(result.segments for result in read_results(folder, part)) for part in range(num_parts)
     ]
     values = {"format_version": FORMAT_VERSION, **content, "records": counts}
-    with writing(folder):
-        new = folder / f".{_MANIFEST}.{os.getpid()}"
-        new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        new.replace(folder / _MANIFEST)
+    write_text(folder / _MANIFEST, json.dumps(values, indent=2) + "\n")
+    write_checksums(folder, lambda name: name == _MANIFEST)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: AnyPath) -> dict[str, Any] | None:
     """Returns the manifest of a dataset, or None if the dataset is absent or incomplete.
 
     Raises:
@@ -220,6 +261,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / _MANIFEST
     if not path.exists():
         return None
+    if not check_files(folder, [_MANIFEST]):
+        report_unchecked(folder)
     values = read_json(path)
     if values.get("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -229,13 +272,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def read_results(folder: Path, part: int) -> Iterator[ClipResult]:
+def read_results(folder: AnyPath, part: int) -> Iterator[ClipResult]:
     """Yields source, captions and result of each clip of a finished part. Reads no frames.
 
     Raises:
       UserError: the part is missing or damaged.
     """
     path = folder / part_name(part) / _CLIPS
+    check_files(path.parent, [_CLIPS])
     for number, line in enumerate(split_lines(read_text(path)), 1):
         try:
             result = ClipResult(**json.loads(line))
@@ -249,14 +293,18 @@ def read_results(folder: Path, part: int) -> Iterator[ClipResult]:
 
 
 @contextlib.contextmanager
-def building(folder: Path) -> Iterator[None]:
+def building(folder: AnyPath) -> Iterator[None]:
     """Waits for other builds of this dataset, and deletes leftovers of killed ones.
 
-    On a file system without locks, builds do not wait for each other and leftovers stay.
+    On a file system without locks and in a bucket, builds do not wait for each other, and leftovers
+    stay until the same dataset is built: both write the same records.
 
     Raises:
       UserError: the folder cannot be created.
     """
+    if is_remote(folder):
+        yield
+        return
     handle, is_locked = _lock(folder)
     try:
         if is_locked:

@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-import sys
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -23,6 +21,8 @@ from data.datasets import DATASETS, parse_config
 from data.parts import BuildParts, build_locally
 from data.preparation import quiet_resource_tracker, start_reader
 from stunet.errors import UserError
+from stunet.memory import check_memory
+from stunet.paths import AnyPath
 from stunet.text import Tokenizer
 from stunet.text_states import open_text_states
 from stunet.video_io import to_float
@@ -45,6 +45,10 @@ Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
 READ_THREADS = 2
 PREFETCHED_BATCHES = 2
+
+# Number of examples. Grain computes the number of batches in floating point, so that `sys.maxsize`
+# examples are one batch of one too many for an index.
+_ENDLESS = 2**62
 
 
 def prepare(
@@ -91,12 +95,7 @@ def caption_warnings(config: DataConfig, tokenizer: Tokenizer | None) -> list[st
     """
     if tokenizer is None:
         return []
-    texts, what = captions(config), f"config.data: captions of {config.name!r}"
-    warnings = (
-        tokenizer.truncation_warning(texts, what),
-        tokenizer.unknown_words_warning(texts, what),
-    )
-    return [warning for warning in warnings if warning is not None]
+    return tokenizer.warnings(captions(config), f"config.data: captions of {config.name!r}")
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -117,7 +116,7 @@ def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str
     return np.stack(videos), [example["caption"] for example in examples]
 
 
-def text_states_path(config: DataConfig) -> Path:
+def text_states_path(config: DataConfig) -> AnyPath:
     """Returns the folder of the cached text states of the split (`stunet.text_states`)."""
     return config.folder() / f"text_states_{config.split}"
 
@@ -151,13 +150,17 @@ def make_batches(
       of each example. B is `batch_size / process_count`.
 
     Raises:
-      UserError: the dataset or its text states are missing, or `batch_size` is not a multiple of
-        `process_count`.
+      UserError: the dataset or its text states are missing, a batch could not fit in memory, or
+        `batch_size` is not a multiple of `process_count`.
     """
     if batch_size % process_count:
         raise UserError(f"batch_size: {batch_size}, expected a multiple of {process_count}")
     local = batch_size // process_count
-    first = start_step * batch_size + process_index * local
+    first, side = start_step * batch_size + process_index * local, config.crop or config.resolution
+    check_memory(
+        f"batch_size: {local} clips of {config.num_frames} frames of {side}x{side} pixels",
+        3 * local * config.num_frames * side * side * np.dtype(config.video_dtype).itemsize,
+    )
     source = open_records(config)
     states = open_text_states(text_states_path(config)) if config.text_states else None
 
@@ -177,7 +180,7 @@ def make_batches(
         return {**batch, "tokens": tokens, "token_mask": mask}
 
     # Batched before Grain divides the elements among processes: a process makes whole batches.
-    batches = grain.MapDataset.range(sys.maxsize).map(example).batch(local, batch_fn=collate)
+    batches = grain.MapDataset.range(_ENDLESS).map(example).batch(local, batch_fn=collate)
     workers = config.read_workers()
     if not workers:
         reading = grain.ReadOptions(READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)

@@ -23,8 +23,8 @@ import numpy as np
 
 from data.encoding import encode_segment
 from data.scenes import motion, split_scenes
-from data.sources import MediaFile, SourceClip
-from stunet.errors import UserError
+from data.sources import MediaFile, SourceClip, file_version
+from stunet.errors import BucketError, UserError
 from stunet.video_io import decode_frames, probe
 
 # Clips are stored in segments of this many frames up to twice as many: long enough for a random
@@ -81,8 +81,9 @@ def prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
     result with a `problem`.
 
     Raises:
-      UserError: the clip failed for a reason that may pass (no memory, an I/O error, a missing
-        package, a changed or vanished file). The dataset would otherwise lack it forever.
+      UserError: the clip failed for a reason that may pass (no memory, an I/O error, an error of
+        the bucket, a missing package, a changed or vanished file). The dataset would otherwise lack
+        it forever.
     """
     try:
         return _prepare_clip(settings, clip)
@@ -104,7 +105,7 @@ def prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
 def _is_temporary(error: BaseException | None) -> bool:
     """Returns whether an error says nothing about the clip."""
     while error is not None:
-        is_temporary = isinstance(error, ImportError | MemoryError) or (
+        is_temporary = isinstance(error, BucketError | ImportError | MemoryError) or (
             isinstance(error, OSError) and error.errno in _TEMPORARY
         )
         if is_temporary and not isinstance(error, av.FFmpegError):  # FFmpeg's are about the file
@@ -116,9 +117,16 @@ def _is_temporary(error: BaseException | None) -> bool:
 def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
     if clip.problem or not clip.captions:
         raise UserError(clip.problem or "no caption")
-    path = clip.file.path
-    rate = _frame_rate(clip.file, path.stat().st_mtime_ns if path.exists() else 0)
-    frames = decode_frames(clip.file.open(), settings.fps, settings.resolution, clip.span)
+    rate = _frame_rate(clip.file, file_version(clip.file.path))
+    with clip.file.open() as file:
+        frames = decode_frames(file, settings.fps, settings.resolution, clip.span)
+        return _cut_segments(settings, frames, rate)
+
+
+def _cut_segments(
+    settings: ClipSettings, frames: Iterator[np.ndarray], rate: float
+) -> PreparedClip:
+    """Cuts the frames of a clip, whose file has `rate` frames per second, into segments."""
     count, static, longest = 0, 0, 0
     segments = []
     scenes = _scenes(frames, settings.fps) if settings.scene_cuts else [frames]
@@ -153,9 +161,11 @@ def _prepare_clip(settings: ClipSettings, clip: SourceClip) -> PreparedClip:
 
 
 @functools.lru_cache(maxsize=16)  # a table may cut many clips from one video
-def _frame_rate(file: MediaFile, modified: int) -> float:
-    """Returns the frames per second; `modified` invalidates the cache."""
-    return probe(file.open()).fps
+def _frame_rate(file: MediaFile, version: str) -> float:
+    """Returns the frames per second; `version` invalidates the cache."""
+    del version
+    with file.open() as content:
+        return probe(content).fps
 
 
 def _scenes(frames: Iterable[np.ndarray], fps: float) -> Iterator[Iterator[np.ndarray]]:

@@ -2,15 +2,13 @@
 
 import abc
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +19,8 @@ from data.encoding import decode_window
 from data.preparation import ClipSettings, available_cores
 from data.sources import MediaFile, Source
 from stunet.errors import UserError
-from stunet.files import user_path
+from stunet.paths import AnyPath, user_path
+from stunet.schema import Range
 from stunet.video_io.folders import printable_name
 
 _SLOWER = 0.95  # of `fps`; a video with fewer frames per second is reported
@@ -40,7 +39,8 @@ class StoredClipsConfig(DataConfig):
     are too short or have no caption are skipped, and listed with the reason.
 
     Attributes:
-      source: Folder or archive of the videos. Not needed once `dataset` is built.
+      source: Folder or archive of the videos, on disk or in a bucket (gs://). Not needed once
+        `dataset` is built.
       dataset: Name of a built dataset in `data_dir`, as `experiments.prepare` prints it. None
         derives it from the content of `source` and the settings below.
       storage: "encoded" stores H.264 (`data.encoding`), "raw" uncompressed uint8 frames.
@@ -53,16 +53,10 @@ class StoredClipsConfig(DataConfig):
     dataset: str | None = None
     storage: Literal["encoded", "raw"] = "encoded"
     scene_cuts: bool = False
-    min_motion: float = 0.0
+    min_motion: Annotated[float, Range(0)] = 0.0
     part_size: int = 1000
 
     video_dtype: ClassVar[str] = "uint8"
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check_positive("part_size")
-        if self.min_motion < 0:
-            raise UserError(f"min_motion: {self.min_motion}, expected 0 or more")
 
     @abc.abstractmethod
     def read_source(self) -> Source:
@@ -93,7 +87,7 @@ class StoredClipsConfig(DataConfig):
                     self._build(plan, build_parts)
         return ready
 
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """Returns the folder of the dataset. Lists the source if `dataset` is None."""
         return self._datasets_folder() / (self.dataset or self._plan().dataset)
 
@@ -151,7 +145,7 @@ class StoredClipsConfig(DataConfig):
         window = record["frames"][start : start + self.num_frames]
         return window[:, top : top + height, left : left + width]
 
-    def _datasets_folder(self) -> Path:
+    def _datasets_folder(self) -> AnyPath:
         return user_path(self.data_dir) / self.name.rpartition(":")[2]
 
     def _manifest(self) -> dict[str, Any]:
@@ -229,7 +223,7 @@ class StoredClipsConfig(DataConfig):
             )
             for number, start in enumerate(starts)
         ]
-        missing = [task for task in tasks if not task.folder.exists()]
+        missing = [task for task in tasks if not parts.is_finished(task.folder)]
         finished = len(tasks) - len(missing)
         resumed = f", {finished} of {len(tasks)} parts are finished" if finished else ""
         print(f"building {folder} from {len(clips)} clips{resumed}", file=sys.stderr)
@@ -238,7 +232,7 @@ class StoredClipsConfig(DataConfig):
         results = (r for part in range(len(tasks)) for r in parts.read_results(folder, part))
         lines, skipped = _remarks(results, plan.source.skipped, self.fps)
         if len(skipped) == len(clips):
-            shutil.rmtree(folder)
+            parts.delete_folder(folder)
             raise UserError(f"{self.source}: none of {len(clips)} videos is usable ({skipped[0]})")
         content = {
             "dataset": plan.dataset,

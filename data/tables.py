@@ -1,4 +1,7 @@
-"""Streams the rows of tables in CSV, TSV, JSON Lines, JSON and Parquet files."""
+"""Streams the rows of tables in CSV, TSV, JSON Lines, JSON and Parquet files.
+
+A table in a bucket is downloaded to a temporary file while its rows are read.
+"""
 
 import contextlib
 import csv
@@ -6,11 +9,11 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from stunet.errors import UserError
 from stunet.files import check_not_lfs_pointer, read_text
+from stunet.paths import AnyPath, local_input
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -23,7 +26,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Row = Mapping[str, Any]
 
 
-def read_columns(path: Path) -> tuple[str, ...]:
+def read_columns(path: AnyPath) -> tuple[str, ...]:
     """Returns the names of the columns that `read_rows` returns; those of the first row in JSON.
 
     Empty for a JSON file that contains an object: it is no table.
@@ -48,7 +51,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
     return names
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: AnyPath) -> Iterator[tuple[str, Row]]:
     """Yields each row's place ("line 3") and its values by the names of the columns in lower case.
 
     Values of CSV files are strings. Binary and nested columns of Parquet files are left out.
@@ -99,21 +102,22 @@ def has_surrogates(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
+def _open_text(path: AnyPath) -> Iterator[TextIO]:
     check_not_lfs_pointer(path)
     try:
-        with path.open("rb") as file:
-            is_utf_16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        encoding = "utf-16" if is_utf_16 else "utf-8-sig"
-        with path.open(encoding=encoding) as file:
-            yield file
+        with local_input(path) as local:
+            with local.open("rb") as file:
+                is_utf_16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+            encoding = "utf-16" if is_utf_16 else "utf-8-sig"
+            with local.open(encoding=encoding) as file:
+                yield file
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: invalid text ({error}), expected UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _read_header(path: Path, file: TextIO) -> tuple[str, tuple[str, ...]]:
+def _read_header(path: AnyPath, file: TextIO) -> tuple[str, tuple[str, ...]]:
     """Returns the delimiter, which gives the most columns, and the names of the columns."""
     line = file.readline()
     try:
@@ -127,7 +131,7 @@ def _read_header(path: Path, file: TextIO) -> tuple[str, tuple[str, ...]]:
     return delimiter, tuple(names)
 
 
-def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
+def _csv_rows(path: AnyPath, file: TextIO) -> Iterator[tuple[str, Row]]:
     delimiter, names = _read_header(path, file)
     csv.field_size_limit(_MAX_CELL)  # lists of captions exceed the default of 131,072
     reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -151,7 +155,7 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
         yield place, dict(zip(names, cells, strict=True))
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
+def _json_lines(path: AnyPath, file: TextIO) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -161,7 +165,7 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
             yield f"line {number}", _object(path, f"line {number}", values)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _json_rows(path: AnyPath) -> Iterator[tuple[str, Row]]:
     rows = _read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: contains a JSON {type(rows).__name__}, expected a list of rows")
@@ -169,20 +173,20 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield f"row {number}", _object(path, f"row {number}", values)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: AnyPath) -> Any:
     try:
         return parse_json(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: invalid JSON ({error})") from error
 
 
-def _object(path: Path, place: str, values: Any) -> Row:
+def _object(path: AnyPath, place: str, values: Any) -> Row:
     if not isinstance(values, dict):
         raise UserError(f"{path}: {place} is {json.dumps(values)[:40]}, expected an object {{...}}")
     return {_column_name(name): value for name, value in values.items()}
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: AnyPath) -> Iterator[tuple[str, Row]]:
     with _parquet_file(path) as file:
         names = _plain_columns(file)
         numbers = itertools.count(1)
@@ -194,13 +198,13 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 @contextlib.contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
+def _parquet_file(path: AnyPath) -> Iterator[Any]:
     import pyarrow  # takes 0.3 s to import
     import pyarrow.parquet
 
     check_not_lfs_pointer(path)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with local_input(path) as local, pyarrow.parquet.ParquetFile(local) as file:
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())

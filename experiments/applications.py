@@ -22,14 +22,15 @@ from data.moving_shapes.clips import Clips, draw_clips
 from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import agreement, judge
 from data.moving_shapes.vocabulary import MOTIONS
-from experiments.common.program_flags import read_flags
-from experiments.common.reports import write_text
+from experiments.common.program_flags import MAX_CLIPS, read_flags
 from stunet.compiling import prepare_compiler
 from stunet.engine.generation import paste
 from stunet.engine.inputs import KnownPixels
 from stunet.engine.request import FEATHER
 from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import frame_differences, psnr
+from stunet.paths import output_file, write_text
+from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 STYLE_STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # the range of the paper
@@ -73,18 +74,29 @@ _CLIPS = flags.DEFINE_integer(
     64,
     "generate this many clips per application",
     lower_bound=8,
+    upper_bound=MAX_CLIPS,
     flag_values=FLAGS,
 )
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
-    "take this many sampling steps; default: the sampler's default",
+    "take this many sampling steps; default: the model's",
     flag_values=FLAGS,
 )
 _SCALE = flags.DEFINE_float(
-    "guidance_scale", 4.0, "set the scale of classifier-free guidance", flag_values=FLAGS
+    "guidance_scale",
+    None,
+    "set the scale of classifier-free guidance; default: the model's",
+    flag_values=FLAGS,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "set the seed of clips and noise", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "set the seed of clips and noise",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -93,7 +105,7 @@ def main(argv: list[str]) -> None:
     missing = [f"--{flag.name}" for flag in _required_flags() if not flag.value]
     if missing:
         raise UserError(f"{', '.join(missing)}: not set, required for {', '.join(_selected())}")
-    check_writable(Path(f"{_OUT.value}.png"))
+    check_writable(Path(f"{output_file(_OUT.value)}.png"))
     prepare_compiler()
     model = stunet.load(_MODEL.value or _BASE.value)
     base = stunet.load(_BASE.value) if _BASE.value else model

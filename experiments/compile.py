@@ -24,6 +24,7 @@ from experiments.common.reports import write_json
 from experiments.tpu.programs import ARCHITECTURES, PROGRAMS, compile_for, read_networks
 from experiments.tpu.topologies import GIB
 from stunet.errors import UserError, run_command
+from stunet.paths import output_file
 from stunet.training.config import parse_train_config
 
 FLAGS = flags.FlagValues()
@@ -32,6 +33,13 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "v5p:4x4x4", "compile for this TPU slice, CHIP:AxB or CHIP:AxBxC", flag_values=FLAGS
+)
+_NUM_SLICES = flags.DEFINE_integer(
+    "num_slices",
+    1,
+    "compile for this number of such slices, which share the batch",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 _WHAT = flags.DEFINE_enum(
     "what", "train", tuple(PROGRAMS), "compile this program", flag_values=FLAGS
@@ -52,9 +60,13 @@ def main(argv: list[str]) -> None:
     if values is None:
         raise UserError("--config=FILE: missing")
     config = parse_train_config(values, parse_config)
+    if _OUT.value:
+        output_file(_OUT.value)
     networks = read_networks(config, _BACKBONE.value)
     print(f"compiling for {_TOPOLOGY.value} ...", flush=True)
-    report = compile_for(_TOPOLOGY.value, _WHAT.value, config, *networks)
+    report = compile_for(
+        _TOPOLOGY.value, _WHAT.value, config, *networks, num_slices=_NUM_SLICES.value
+    )
     print("\n".join(table_lines(report)))
     if _OUT.value:
         write_json(_OUT.value, report)
@@ -64,9 +76,6 @@ def table_lines(report: dict[str, Any]) -> list[str]:
     """Returns the report as text, one line per figure."""
     memory = report["argument_bytes"] + report["temporary_bytes"]
     total = sum(time["seconds"] for time in report["time_by_kind"].values())
-    collectives = ", ".join(
-        f"{kind} {count / GIB:.2f}" for kind, count in sorted(report["collective_bytes"].items())
-    )
     rows = {
         "program": f"{report['what']}, mesh {report['mesh']}",
         "parameters": f"{report['parameters']:,}",
@@ -79,13 +88,15 @@ def table_lines(report: dict[str, Any]) -> list[str]:
             f"model {report['model_flops'] / 1e12:.3g} T, "
             f"hardware {report['hardware_flops'] / 1e12:.3g} T"
         ),
-        "collectives per chip": f"{collectives or 'none'} GiB",
+        "collectives per chip": _gibibytes(report["collective_bytes"]),
         "estimated by the compiler": (
             f"{report['estimated_s']:.3f} s, {report['estimated_share_of_peak']:.2f} of peak by "
             f"model FLOPs, {report['estimated_hardware_share']:.2f} with recomputation"
         ),
         "compiled in": f"{report['compile_s']:.0f} s",
     }
+    if report["slices"] > 1:
+        rows["to other slices per chip"] = _gibibytes(report["between_slices_bytes"])
     if report["loops"]:
         rows["loops"] = f"{report['loops']}: seconds and FLOPs above count their bodies once"
     rows["time by kind of operation"] = "share of the total; of which at the chip's peak FLOP/s"
@@ -93,6 +104,11 @@ def table_lines(report: dict[str, Any]) -> list[str]:
         seconds, at_peak = time["seconds"], time["peak_seconds"]
         rows[f"  {kind}"] = f"{seconds / total:.2f}" + f"; {at_peak / seconds:.2f}" * (at_peak > 0)
     return [f"{name:36} {value}" for name, value in rows.items()]
+
+
+def _gibibytes(count_by_kind: dict[str, int]) -> str:
+    counts = sorted(count_by_kind.items())
+    return ", ".join(f"{kind} {count / GIB:.2f} GiB" for kind, count in counts) or "none"
 
 
 if __name__ == "__main__":

@@ -29,12 +29,13 @@ from data.moving_shapes.vocabulary import (
     caption,
     draw_attributes,
 )
-from experiments.common.program_flags import read_flags
-from experiments.common.reports import write_text
+from experiments.common.program_flags import MAX_CLIPS, read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import add_noise, to_prediction
 from stunet.engine.sampling import encode_text, network
 from stunet.errors import UserError, run_command, writing
+from stunet.paths import output_file, write_text
+from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable
 
 CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
@@ -42,7 +43,14 @@ CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOT
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "model folder or training workdir", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
-_CLIPS = flags.DEFINE_integer("num_clips", 384, "number of clips", lower_bound=1, flag_values=FLAGS)
+_CLIPS = flags.DEFINE_integer(
+    "num_clips",
+    384,
+    "number of clips",
+    lower_bound=1,
+    upper_bound=MAX_CLIPS,
+    flag_values=FLAGS,
+)
 _LEVELS = flags.DEFINE_multi_integer(
     "log_snr", list(range(-4, 5)), "noise levels (log-SNR)", flag_values=FLAGS
 )
@@ -50,7 +58,14 @@ _SPLIT = flags.DEFINE_enum(
     "split", "train", ["train", "heldout"], "split of the clips' attributes", flag_values=FLAGS
 )
 _BATCH = flags.DEFINE_integer("batch_size", 64, "clips per batch", lower_bound=1, flag_values=FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "seed of clips and noise", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "seed of clips and noise",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +73,8 @@ def main(argv: list[str]) -> None:
     read_flags(FLAGS, argv, __doc__)
     if not _MODEL.value or not _OUT.value:
         raise UserError("--model, --out: missing, expected both")
-    report, picture = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
+    out = output_file(_OUT.value)
+    report, picture = (Path(f"{out}.{ending}") for ending in ("json", "png"))
     check_writable(picture)
     prepare_compiler()
     model = stunet.load(_MODEL.value)

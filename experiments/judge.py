@@ -8,7 +8,6 @@ motion, settings) and OUT.png (one row per clip for the first clips, every secon
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
@@ -16,11 +15,12 @@ from tqdm import tqdm
 import stunet
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.vocabulary import draw_prompts
-from experiments.common.program_flags import read_flags
-from experiments.common.reports import write_text
+from experiments.common.program_flags import MAX_CLIPS, read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import SAMPLERS
 from stunet.errors import UserError, run_command
+from stunet.paths import output_file, user_path, write_text
+from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 SHEET_ROWS = 12
@@ -28,21 +28,37 @@ SHEET_ROWS = 12
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "model folder or training workdir", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
-_CLIPS = flags.DEFINE_integer("num_clips", 128, "number of clips", lower_bound=1, flag_values=FLAGS)
+_CLIPS = flags.DEFINE_integer(
+    "num_clips",
+    128,
+    "number of clips",
+    lower_bound=1,
+    upper_bound=MAX_CLIPS,
+    flag_values=FLAGS,
+)
 _SPLIT = flags.DEFINE_enum(
     "split", "train", ["train", "heldout"], "split of the prompts", flag_values=FLAGS
 )
 _SAMPLER = flags.DEFINE_string(
     "sampler",
-    next(iter(SAMPLERS)),
-    f"{', '.join(SAMPLERS)} or package.module:name",
+    None,
+    f"{', '.join(SAMPLERS)} or package.module:name; default: the model's",
     flag_values=FLAGS,
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "sampling steps; default: that of the sampler", flag_values=FLAGS
+    "steps", None, "sampling steps; default: the model's", flag_values=FLAGS
 )
-_SCALE = flags.DEFINE_float("guidance_scale", 4.0, "guidance scale", flag_values=FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "seed of prompts and noise", flag_values=FLAGS)
+_SCALE = flags.DEFINE_float(
+    "guidance_scale", None, "guidance scale; default: the model's", flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "seed of prompts and noise",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +66,8 @@ def main(argv: list[str]) -> None:
     read_flags(FLAGS, argv, __doc__)
     if not _MODEL.value or not _OUT.value:
         raise UserError("--model, --out: missing, expected both")
-    report, sheet = (Path(f"{_OUT.value}.{ending}") for ending in ("json", "png"))
+    out = output_file(_OUT.value)
+    report, sheet = (user_path(f"{out}.{ending}") for ending in ("json", "png"))
     check_writable(sheet)
     report.parent.mkdir(parents=True, exist_ok=True)
     prepare_compiler()
@@ -70,14 +87,16 @@ def main(argv: list[str]) -> None:
             seed=_SEED.value,
         )
         texts = [prompt.text for prompt in prompts]
-        videos = stunet.generate(model, texts, sampling=sampling, progress=on_progress).videos
+        generated = stunet.generate(model, texts, sampling=sampling, progress=on_progress)
+    videos = generated.videos
     verdicts = [judge(video) for video in videos]
     result = {
         **agreement(verdicts, prompts),
         **{f"{name}_seen": confusion(verdicts, prompts, name) for name in ("shape", "motion")},
         "shape_by_motion": shapes_by_motion(verdicts, prompts),
         "num_clips": len(videos),
-        **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SAMPLER, _STEPS, _SCALE, _SEED)},
+        **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SEED)},
+        **{flag.name: generated.settings[flag.name] for flag in (_SAMPLER, _STEPS, _SCALE)},
     }
     for name, value in result.items():
         if isinstance(value, dict):  # prompted value -> counts

@@ -7,27 +7,29 @@
 
 Training does the same if the dataset does not exist. The dataset consists of parts of
 `config.data.part_size` clips. An interrupted preparation keeps its finished parts: run the command
-again. Records do not depend on the number of workers or on the runner.
+again. Records do not depend on the number of workers or on the runner. `config.data.source` and
+`config.data.data_dir` may be in a bucket (gs://): each video is downloaded when it is prepared, and
+each finished part uploaded.
 
 --runner distributes parts by Apache Beam (extra `beam`), whose own options follow as flags
 (docs/data.md). All workers must see the source and the data folder under the same paths.
 """
 
-import pickle
+import json
 import re
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from data import pipeline as data
-from data.parts import BuildParts, PartTask, build_locally, build_part
-from data.preparation import available_cores
+from data.parts import BuildParts, PartTask, build_locally, build_part, delete_folder
+from data.preparation import ClipSettings, available_cores
+from data.sources import MediaFile, SourceClip
 from experiments.common.program_flags import read_flags
 from stunet.errors import UserError, run_command, writing
+from stunet.paths import user_path
 from stunet.training.config import parse_train_config
 
 FLAGS = flags.FlagValues()
@@ -80,11 +82,11 @@ def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildPar
         # Parts are passed as files, because runners limit the size of a pipeline.
         folder = tasks[0].folder.with_name(".tasks")
         with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_folder(folder)
             folder.mkdir()
             paths = [folder / task.folder.name for task in tasks]
             for path, task in zip(paths, tasks, strict=True):
-                path.write_bytes(pickle.dumps(task))
+                path.write_text(_task_to_json(task))
         try:
             with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
                 # Reshuffled, because runners fuse Create with the step that follows it.
@@ -100,13 +102,27 @@ def build_by_beam(runner: str, workers: int, options: Sequence[str]) -> BuildPar
                 f"--runner={runner}: {reason}; the same command continues after the finished parts"
             ) from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_folder(folder)
 
     return build
 
 
 def _build_part_of_file(path: str) -> None:
-    build_part(pickle.loads(Path(path).read_bytes()))
+    build_part(_task_from_json(user_path(path).read_text()))
+
+
+def _task_to_json(task: PartTask) -> str:
+    return json.dumps(task, default=str)  # named tuples become lists, and paths texts
+
+
+def _task_from_json(text: str) -> PartTask:
+    def clip(name, file, captions, span, *others) -> SourceClip:
+        path, *member = file
+        media = MediaFile(user_path(path), *member)
+        return SourceClip(name, media, tuple(captions), span and tuple(span), *others)
+
+    folder, clips, settings = json.loads(text)
+    return PartTask(user_path(folder), [clip(*c) for c in clips], ClipSettings(*settings))
 
 
 def main(argv: list[str]) -> None:

@@ -11,7 +11,6 @@ The same command again resumes. `--minutes` stops it as Ctrl-C and SIGTERM do: a
 exit code 75.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -27,10 +26,16 @@ from data.moving_shapes.duotone import NUM_IMAGES, write_duotone_images
 from experiments.common.parallel_runs import run_in_parallel
 from experiments.common.program_flags import read_flags
 from experiments.configs import shapes
+from stunet.compiling import shared_cache_environment
 from stunet.errors import UserError, run_command
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters, nearest_adapters
-from stunet.weights.model_folder import ModelFolder, read_model_folder, write_model_folder
+from stunet.weights.model_folder import (
+    ModelFolder,
+    read_model_folder,
+    without_base,
+    write_model_folder,
+)
 from stunet.weights.trees import Tree, flatten, is_added, partition, unflatten
 
 FROM_STAGE = {
@@ -73,12 +78,15 @@ def main(argv: list[str]) -> int:
         return code
     out = Path(_OUT.value)
     for name, stage in FROM_STAGE.items():
-        folder, adapters = out / name, None
+        folder, base, adapters = out / name, None, None
         model = read_model_folder(workdir / stage / "model")
         if name == shipped.STYLE_MODEL:
             model, adapters = to_adapters(model, read_model_folder(out / BASE[name]))
         model = cast_kernels_to_bfloat16(model)
-        write_model_folder(folder, model, base=BASE.get(name), adapters=adapters)
+        if name in BASE:
+            base = out / BASE[name]
+            model = without_base(model, base, adapters)
+        write_model_folder(folder, model, base=base, adapters=adapters)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 1e6:.1f} MB")
     return 0
@@ -95,9 +103,9 @@ def _start(stage: str, workdir: Path) -> subprocess.Popen:
             write_duotone_images(pictures, NUM_IMAGES)
         flags.append(f"--config.data.source={pictures}")
     # Puts two progress bars on two lines.
-    environment = {**os.environ, "TQDM_POSITION": "1" if stage in LEAVES else "0"}
+    position = {"TQDM_POSITION": "1" if stage in LEAVES else "0"}
     command = [sys.executable, "-m", "experiments.train", *flags, *_SET.value]
-    return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command, env=shared_cache_environment() | position)
 
 
 def to_adapters(style: ModelFolder, base: ModelFolder) -> tuple[ModelFolder, Tree]:

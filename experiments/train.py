@@ -8,15 +8,21 @@ Exit codes: 0 finished; 2 invalid input, a diverged loss or a full disk, explain
 stopped by Ctrl-C, SIGTERM, SIGHUP or SIGQUIT after saving, run the command again; 128 + N ended by
 signal N with nothing to save (130 for Ctrl-C). A second Ctrl-C ends without saving.
 
-A larger `total_steps` continues a finished run. Other fields must not change, except those in
-`stunet.training.resuming`.
+A larger `total_steps` continues a finished run. Other fields must not change, except those that do
+not affect the result (`stunet.training.workdir.config_changes`) and those that --allow_changed
+names.
 
 On a TPU pod, start it on every host with `--cluster=auto`. All hosts must see the workdir.
 
-Contents of the workdir: `initial/` (the model before training, frozen parameters included),
-`checkpoints/`, `model/` (a model folder, updated with every checkpoint), `metrics.csv`,
-`tensorboard/`, `samples/`, `run.json` (the config and a fingerprint of the data), and at the end
-`loss.png` and the marker `DONE`.
+Contents of the workdir: `run.json` (the config, a fingerprint of the data, versions, and what has
+changed), `initial/` (a description of the model before training), `checkpoints/`, `metrics.csv`,
+`telemetry.jsonl`, `tensorboard/`, `samples/`, `compiled/` (compiled programs), and at the end
+`model/` (a model folder), `loss.png` and the marker `DONE`.
+
+`initial/` and `model/` do not contain parameters that the run does not change: they refer to the
+folder of `init_from` or of the text encoder (`base` in their `config.json`), which the run needs as
+long as it exists. `python -m experiments.export` writes a model folder before the end of training,
+and one that needs no other folder.
 """
 
 import contextlib
@@ -24,9 +30,11 @@ import dataclasses
 import functools
 import signal
 import sys
+import time
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Collection
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -36,39 +44,54 @@ from data import pipeline as data
 from experiments.common.cluster_data import prepare_in_cluster
 from experiments.common.exit_codes import PREEMPTED
 from experiments.common.program_flags import read_flags
+from experiments.common.workload import describe_workload
 from stunet import signals
 from stunet.api import generate, upscale
-from stunet.compiling import on_cpu, prepare_compiler
-from stunet.engine.request import Sampling
-from stunet.errors import UserError, run_command, writing
-from stunet.model import load, model_from_folder
-from stunet.training.checkpoints import Checkpoints, DataState
-from stunet.training.claim import claim_folder
-from stunet.training.cluster import (
+from stunet.cluster import (
+    agree,
     gather_to_first_process,
     is_first_process,
     join_cluster,
     run_on_first_process,
+    share_text,
     signal_arrived,
 )
+from stunet.compiling import prepare_compiler
+from stunet.engine.request import Sampling
+from stunet.errors import UserError, run_command, writing
+from stunet.model import Model, on_devices
+from stunet.paths import AnyPath, is_remote, user_path, write_text
+from stunet.text import MAX_TOKENS, Tokenizer
 from stunet.training.config import TrainConfig, parse_train_config
-from stunet.training.mesh import batch_slice, check_batch, make_mesh, put_batch, put_parameters
-from stunet.training.metrics import MetricsLog, plot_loss
+from stunet.training.logs.metrics import MetricsLog, join_parts, plot_loss, read_metrics
+from stunet.training.logs.profiling import Profiler, parse_profile_steps
+from stunet.training.logs.telemetry import SAMPLE_METRICS, Telemetry, read_records
+from stunet.training.mesh import batch_slice, check_batch, make_mesh, put_batch
+from stunet.training.parameters import put_or_init
 from stunet.training.program import build_program
-from stunet.training.resuming import (
+from stunet.training.stages import SampleTools
+from stunet.training.step import TrainState
+from stunet.training.text_cache import check_text_states
+from stunet.training.workdir.checkpoint_tensors import open_averages
+from stunet.training.workdir.checkpoints import Checkpoints, DataState
+from stunet.training.workdir.claim import claim_folder
+from stunet.training.workdir.contents import check_contents, finished_steps
+from stunet.training.workdir.resuming import (
     check_initial_model,
     check_run_config,
     check_run_data,
     check_total_steps,
-    finished_steps,
     record_run,
     recorded_data,
 )
-from stunet.training.stages import SampleTools
-from stunet.training.step import TrainState
-from stunet.training.text_cache import check_text_states
+from stunet.training.workdir.run_model import (
+    export_model,
+    open_initial_model,
+    write_initial_model,
+)
 from stunet.video_io import contact_sheet, to_uint8, write_image
-from stunet.weights.model_folder import ModelFolder, open_model_folder, write_model_folder
+from stunet.weights.bases import check_base
+from stunet.weights.folder_writing import check_replaceable
 from stunet.weights.trees import Tree
 
 BAR = (
@@ -90,18 +113,32 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "keep the run in this folder", f
 _ALLOW_CHANGED = flags.DEFINE_list(
     "allow_changed",
     [],
-    "continue the run although this has changed: 'data' (clips, captions or their preparation)",
+    "continue the run although these have changed: fields of the config, such as "
+    "optimizer.learning_rate, or 'data' (clips, captions or their preparation)",
+    flag_values=FLAGS,
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "trace steps A to B, given as A:B, to WORKDIR/profile for xprof",
     flag_values=FLAGS,
 )
 
 
-def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) -> int:
+def train(
+    config: TrainConfig,
+    workdir: AnyPath,
+    allow_changed: Collection[str] = (),
+    profile_steps: range = range(0),
+) -> int:
     """Trains a stage to its end, or until a signal.
 
     Args:
       config: The run.
       workdir: An existing folder, empty or of the same run.
-      allow_changed_data: Whether the run may continue with other clips and captions.
+      allow_changed: Fields of the config that may have changed, such as "optimizer.learning_rate",
+        and "data" for clips and captions.
+      profile_steps: Consecutive steps to trace.
 
     Returns:
       0, or `PREEMPTED` after a signal.
@@ -111,38 +148,59 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
         diverged, or the disk is full or read-only.
       Interrupted: a signal arrived before the first step, or after the last one was saved.
     """
-    for remark in check_run_config(config, workdir):
-        print_once(remark, file=sys.stderr)
+    start_time = time.time()
+    run_on_first_process(lambda: check_contents(workdir))
+    run_on_first_process(lambda: check_replaceable(workdir / "model"))
+    remarks = check_run_config(config, workdir, allow_changed)
     if finished_steps(workdir) == config.total_steps:
+        if is_first_process():
+            join_parts(workdir)  # of a run that was killed while it drew its last samples
         print_once(f"{workdir} is finished: {(workdir / 'DONE').read_text().strip()}")
         return 0
+    for remark in remarks:
+        print_once(remark, file=sys.stderr)
+    history = []
+
+    def read_logs() -> None:  # before hours of preparation and compilation
+        read_metrics(workdir / "metrics.csv")
+        history.extend(read_records(workdir / "telemetry.jsonl"))
+
+    run_on_first_process(read_logs)
     stage, mesh = config.stage, make_mesh(config.mesh.fsdp, config.mesh.frames)
     check_batch(mesh, config.batch_size, config.data.num_frames)
     slice_index, num_slices = batch_slice(mesh)
     recorded = recorded_data(workdir)
 
     def check_data(before: str | None, fingerprint: str) -> None:
-        for remark in check_run_data(before, fingerprint, workdir, allow_changed_data):
+        for remark in check_run_data(before, fingerprint, workdir, "data" in allow_changed):
             print_once(remark, file=sys.stderr)
 
     ready = prepare_in_cluster(config.data, functools.partial(check_data, recorded))
     config = dataclasses.replace(config, data=ready)
 
-    # The initial model is stored in the workdir, so that resuming needs no other file.
-    run_on_first_process(lambda: write_initial_model(config, workdir))
-    initial = open_model_folder(workdir / "initial")
-    model = model_from_folder(initial, workdir / "initial")
+    # From here on, parameters are lazy tensors in files, and shapes of those to be initialised.
+    captions = functools.partial(data.captions, config.data)
+    run_on_first_process(lambda: write_initial_model(config, workdir / "initial", captions))
+    stage_name, model = agree(lambda: open_initial_model(workdir / "initial"))
+    run_on_first_process(lambda: check_base(workdir / "initial"))
     if config.data.text_states:
         check_text_states(data.text_states_path(config.data), model)
-    check_initial_model(config, initial.config["stage"], model, workdir / "initial")
-    trained, frozen = stage.split(initial.params, config.seed)
-    program = build_program(config, model.unet, model.text_encoder, trained, frozen, mesh)
+    check_initial_model(config, stage_name, model, workdir / "initial")
+    params, text_encoder = model.params, model.text_encoder
+    if config.data.text_states:  # the text encoder stays on disk
+        params, text_encoder = {"unet": params["unet"]}, None
+    trained, frozen = stage.split(params, config.seed)
+    program = build_program(config, model.unet, text_encoder, trained, frozen, mesh)
 
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     restored = checkpoints.restore(program.state, functools.partial(print_once, file=sys.stderr))
     fingerprint = data.fingerprint(config.data)
-    state, read = restored or (program.initial_state(trained), DataState(0))
-    frozen_on_mesh = put_parameters(mesh, frozen)
+    put = functools.partial(put_or_init, stage, model, mesh=mesh, seed=config.seed)
+    if restored is None:
+        state, read = program.init(agree(lambda: put(trained))), DataState(0)
+    else:
+        state, read = restored
+    frozen_on_mesh = agree(lambda: put(frozen))
     start, last = int(state.step), config.total_steps
     check_total_steps(config, start, workdir)
     if read.position != start * config.batch_size:
@@ -152,8 +210,13 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
         )
     if recorded is None:  # run.json was deleted or is older than the field
         check_data(read.fingerprint, fingerprint)
-    run_on_first_process(lambda: record_run(config, fingerprint, workdir))
-    log = MetricsLog(workdir, start, writes=is_first_process())
+    run_on_first_process(lambda: record_run(config, fingerprint, workdir, start, read.fingerprint))
+    num_tokens = model.tokenizer.max_tokens if model.tokenizer else MAX_TOKENS
+    workload = describe_workload(config, model.unet, text_encoder, num_tokens, program)
+    telemetry = Telemetry(workload, start, start_time, history)
+    log = MetricsLog(workdir, start, is_first_process(), telemetry)
+    traced = profile_steps if is_first_process() else range(0)
+    profiler = Profiler(traced, workdir / "profile")
     batches = data.make_batches(
         config.data,
         model.tokenizer,
@@ -162,48 +225,63 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
         process_index=slice_index,
         process_count=num_slices,
     )
-    if not config.data.text_states:  # otherwise reported by experiments.cache_text
-        for warning in data.caption_warnings(config.data, model.tokenizer):
-            print_once(warning, file=sys.stderr)
+    for warning in text_warnings(config, model.tokenizer):
+        print_once(warning, file=sys.stderr)
+
+    def sample(step: int, averages: Tree) -> None:
+        if not stage.num_samples:
+            return
+        averaged = averaged_model(config, model, averages, frozen, frozen_on_mesh)
+        run_on_first_process(lambda: write_samples(config, workdir, log, step, averaged))
+
     progress = progress_bar(config, start)
     if is_first_process():
         (workdir / "DONE").unlink(missing_ok=True)  # of fewer steps
-    stopping = False
+    stopping, saved_at, previous = False, time.monotonic(), ()
     # Closed after an error too, because a checkpoint may still be on its way to the disk.
     closing = contextlib.closing
-    with closing(checkpoints), closing(log), closing(batches), progress:
-        if start == last:  # killed between the last checkpoint and what follows it
-            save(config, workdir, checkpoints, state, frozen, initial)
-            write_samples(config, workdir, log, start)
+    with closing(checkpoints), closing(log), closing(batches), closing(profiler), progress:
         for step in range(start + 1, last + 1):
-            batch = next(batches)
+            with telemetry.data_wait():
+                batch = next(batches)
             batch["position"] = batch["position"].astype(np.uint32)  # JAX disables int64
-            state, metrics = program.step(state, frozen_on_mesh, put_batch(mesh, batch))
+            with profiler.step(step):
+                state, metrics = program.step(state, frozen_on_mesh, put_batch(mesh, batch))
+            profiler.end(step, metrics)
             if step == start + 1:  # it is compiled: from now on, a signal waits for a save
                 signals.defer()
             log.add(step, metrics)
+            # JAX would dispatch steps until the next row of the log; a signal has to wait for them.
+            jax.block_until_ready(previous)
+            previous = metrics
             stopping = signal_arrived(step)
-            sampling = step == last or (config.sample_every and step % config.sample_every == 0)
-            saving = stopping or sampling or step % config.checkpoint_every == 0
-            if saving or step % config.log_every == 0:
+            logging = step % config.log_every == 0
+            sampling = config.sample_every and step % config.sample_every == 0 and step < last
+            saving = stopping or sampling or step == last or step % config.checkpoint_every == 0
+            # Last, because a cluster decides about it together.
+            saving = saving or (logging and is_due(saved_at, config.checkpoint_minutes))
+            if saving or logging:
                 loss = log.write()
                 progress.update(step - progress.n)
                 videos_per_s = (progress.format_dict["rate"] or 0) * config.batch_size
                 progress.set_postfix_str(f"{videos_per_s:.1f} videos/s, loss {loss:.4f}")
             if saving:
-                save(config, workdir, checkpoints, state, frozen, initial)
+                log.flush()  # a resumed run needs the rows up to its checkpoint
+                save(config, checkpoints, state)
+                saved_at = time.monotonic()
             if sampling and not stopping:
                 checkpoints.wait()  # a signal may end the process while it compiles the sampler
-                try:
-                    with signals.interruptible(PREEMPTED):
-                        write_samples(config, workdir, log, step)
-                except signals.Interrupted:
-                    stopping = True
+                stopping = was_interrupted(lambda step=step, ema=state.ema: sample(step, ema))
             if stopping:
                 break
+        if not stopping:
+            checkpoints.wait()
+            stopping = was_interrupted(lambda: finish(config, workdir))
+        if not stopping:
+            was_interrupted(lambda: sample(last, state.ema), exit_code=0)
 
-    if is_first_process():
-        plot_loss(workdir)
+    if is_first_process() and not stopping:
+        join_parts(workdir)
     if stopping:
         name = signal.Signals(signals.received() or signal.SIGTERM).name
         print_once(
@@ -212,9 +290,6 @@ def train(config: TrainConfig, workdir: Path, allow_changed_data: bool = False) 
             file=sys.stderr,
         )
         return PREEMPTED
-    if is_first_process():
-        with writing(workdir / "DONE"):
-            (workdir / "DONE").write_text(f"{last} steps of stage {stage.name}\n")
     print_once(f"finished: model in {workdir / 'model'}")
     return 0
 
@@ -223,6 +298,17 @@ def print_once(text: str, file=None) -> None:
     """Prints a line in one process of a cluster."""
     if is_first_process():
         print(text, file=file)
+
+
+def text_warnings(config: TrainConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """Returns warnings about captions and sample prompts that the text encoder reads incompletely.
+
+    Those about captions with cached states are reported by `experiments.cache_text`.
+    """
+    captions = [] if config.data.text_states else data.caption_warnings(config.data, tokenizer)
+    if tokenizer is None:
+        return captions
+    return captions + tokenizer.warnings(config.stage.sample_prompts, "config.sample_prompts")
 
 
 def progress_bar(config: TrainConfig, start: int) -> tqdm:
@@ -238,47 +324,77 @@ def progress_bar(config: TrainConfig, start: int) -> tqdm:
     )
 
 
-def write_initial_model(config: TrainConfig, workdir: Path) -> None:
-    """Writes the model before training to the workdir, unless it exists."""
-    if (workdir / "initial").exists():
-        return
-    with on_cpu():
-        content = config.stage.initial_model(
-            config, config.data, lambda: data.captions(config.data)
-        )
-    write_model_folder(workdir / "initial", content)
+def is_due(saved_at: float, minutes: float) -> bool:
+    """Whether that many minutes have passed; all processes of a cluster follow the first one."""
+    return bool(share_text("due" if time.monotonic() - saved_at > 60 * minutes else ""))
 
 
-def save(
-    config: TrainConfig,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    frozen: Tree,
-    initial: ModelFolder,
-) -> None:
-    """Saves a checkpoint, and the model of averaged parameters as `model/`."""
-    step = int(state.step)
-    read = DataState(step * config.batch_size, data.fingerprint(config.data))
+def save(config: TrainConfig, checkpoints: Checkpoints, state: TrainState) -> None:
+    """Saves a checkpoint."""
+    read = DataState(int(state.step) * config.batch_size, data.fingerprint(config.data))
     checkpoints.save(state, read)
-    ema = gather_to_first_process(state.ema)
-    if is_first_process():
-        content = dataclasses.replace(initial, params=config.stage.join(ema, frozen))
-        write_model_folder(workdir / "model", content)
 
 
-def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int) -> None:
-    """Draws samples from the exported model, to `samples/` (one row per video) and TensorBoard."""
-    if not (is_first_process() and config.stage.num_samples):
-        return
-    model, sampling = load(workdir / "model"), Sampling(seed=config.seed)
+def was_interrupted(action: Callable[[], None], exit_code: int = PREEMPTED) -> bool:
+    """Runs an action that a signal may interrupt, because all that it needs is saved.
+
+    Args:
+      action: The action.
+      exit_code: Exit code if the process has to be ended because the main thread is busy.
+    """
+    try:
+        with signals.interruptible(exit_code):
+            action()
+    except signals.Interrupted:
+        return True
+    return False
+
+
+def finish(config: TrainConfig, workdir: AnyPath) -> None:
+    """Writes `model/` from the last checkpoint, `loss.png` and the marker `DONE`."""
+
+    def write() -> None:
+        averages = open_averages(workdir / "checkpoints" / str(config.total_steps))
+        export_model(config, workdir / "initial", averages, workdir / "model")
+        plot_loss(workdir)
+        text = f"{config.total_steps} steps of stage {config.stage.name}\n"
+        write_text(workdir / "DONE", text)
+
+    run_on_first_process(write)
+
+
+def averaged_model(
+    config: TrainConfig, model: Model, averages: Tree, frozen: Tree, frozen_on_mesh: Tree
+) -> Model | None:
+    """Returns the model of averaged parameters on the devices of process 0, None in others.
+
+    Args:
+      config: The run.
+      model: The model before training.
+      averages: Averages of the trained parameters on the mesh.
+      frozen: Frozen parameters as they are stored.
+      frozen_on_mesh: Frozen parameters on the mesh.
+    """
+    if jax.process_count() > 1:  # the mesh has devices that process 0 cannot compute on
+        averages, frozen_on_mesh = gather_to_first_process(averages), frozen
+        if not is_first_process():
+            return None
+    params = {**model.params, **config.stage.join(averages, frozen_on_mesh)}
+    return on_devices(dataclasses.replace(model, params=params), jax.local_devices())
+
+
+def write_samples(
+    config: TrainConfig, workdir: AnyPath, log: MetricsLog, step: int, model: Model
+) -> None:
+    """Draws samples from a model, to `samples/` (one row per video) and TensorBoard."""
+    sampling = Sampling(seed=config.seed)
     tools = SampleTools(
         generate=lambda prompts: generate(model, prompts, sampling=sampling).videos,
         upscale=lambda low, prompts: upscale(model, low, prompts, sampling=sampling).videos,
         examples=lambda count: data.whole_examples(config.data, count),
     )
     with warnings.catch_warnings():
-        # Truncated captions were reported at the start.
+        # Truncated texts were reported at the start.
         warnings.simplefilter("ignore", UserWarning)
         captions, videos = config.stage.draw_samples(tools)
     frames = videos.reshape(-1, *videos.shape[2:])
@@ -288,6 +404,10 @@ def write_samples(config: TrainConfig, workdir: Path, log: MetricsLog, step: int
         write_image(workdir / "samples" / f"step_{step:06d}.png", sheet)
     for caption, video in zip(captions, videos, strict=True):
         log.add_video(caption, to_uint8(video), config.data.fps, step)
+    if videos.shape[1] > 1 and config.stage.super_resolution is None:
+        clips, _ = data.whole_examples(config.data, len(videos))
+        values = {name: metric(videos, clips) for name, metric in SAMPLE_METRICS.items()}
+        log.add_sample_metrics(values, step)
 
 
 def main(argv: list[str]) -> int:
@@ -297,22 +417,26 @@ def main(argv: list[str]) -> int:
         raise UserError("--config=FILE and --workdir=DIR: one is missing, expected both")
     if _CLUSTER.value:
         join_cluster(_CLUSTER.value)
-    if unknown := set(_ALLOW_CHANGED.value) - {"data"}:
-        raise UserError(f"--allow_changed: {min(unknown)!r}, expected 'data'")
-    config, workdir = parse_train_config(values, data.parse_config), Path(_WORKDIR.value)
+    config, workdir = parse_train_config(values, data.parse_config), user_path(_WORKDIR.value)
+    profile_steps = range(0)
+    if _PROFILE_STEPS.value is not None:
+        profile_steps = parse_profile_steps(_PROFILE_STEPS.value, config.total_steps)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be created ({error.strerror})") from error
-    prepare_compiler()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"--workdir={workdir}: cannot be created ({reason})") from error
+    prepare_compiler(workdir / "compiled")
     with contextlib.ExitStack() as stack:
         # Refuses to start while a run that was told to stop is still saving.
         run_on_first_process(lambda: stack.enter_context(claim_folder(workdir)))
         try:
-            return train(config, workdir, "data" in _ALLOW_CHANGED.value)
+            return train(config, workdir, _ALLOW_CHANGED.value, profile_steps)
         finally:
-            with contextlib.suppress(OSError):  # removes the folder only if it is empty
-                workdir.rmdir()
+            if not is_remote(workdir):
+                for folder in (workdir / "compiled", workdir):
+                    with contextlib.suppress(OSError):  # removes a folder only if it is empty
+                        folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 import stunet
 from data import pipeline as data
-from experiments.common.program_flags import read_flags
-from experiments.common.reports import write_text
+from experiments.common.program_flags import MAX_CLIPS, read_flags
 from experiments.configs import tiny_ssr
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import downsample, upsample
@@ -30,6 +29,8 @@ from stunet.diffusion.multidiffusion import OVERLAP
 from stunet.engine.sampling import windows_for
 from stunet.errors import UserError, run_command, writing
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_mask, seam_ratio
+from stunet.paths import output_file, write_text
+from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 LABELS = {
@@ -49,7 +50,12 @@ _OUT = flags.DEFINE_string(
     "out", None, "write OUT.json, OUT.png and OUT_sheet.png; required", flag_values=FLAGS
 )
 _CLIPS = flags.DEFINE_integer(
-    "num_clips", 16, "upscale this many clips", lower_bound=2, flag_values=FLAGS
+    "num_clips",
+    16,
+    "upscale this many clips",
+    lower_bound=2,
+    upper_bound=MAX_CLIPS,
+    flag_values=FLAGS,
 )
 _SPLIT = flags.DEFINE_enum(
     "split", "heldout", ["train", "heldout"], "upscale clips of this split", flag_values=FLAGS
@@ -60,13 +66,20 @@ _DATA_DIR = flags.DEFINE_string(
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
-    "take this many sampling steps; default: the sampler's default",
+    "take this many sampling steps; default: the model's",
     flag_values=FLAGS,
 )
 _SCALE = flags.DEFINE_float(
     "guidance_scale", 1.0, "set the scale of classifier-free guidance", flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer("seed", 0, "set the seed of the noise", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "set the seed of the noise",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -75,7 +88,8 @@ def main(argv: list[str]) -> None:
     missing = [f"--{flag.name}" for flag in (_MODEL, _OUT) if not flag.value]
     if missing:
         raise UserError(f"{', '.join(missing)}: not set, required")
-    paths = [Path(f"{_OUT.value}{ending}") for ending in (".json", ".png", "_sheet.png")]
+    out = output_file(_OUT.value)
+    paths = [Path(f"{out}{ending}") for ending in (".json", ".png", "_sheet.png")]
     check_writable(paths[1])
     prepare_compiler()
     model = stunet.load(_MODEL.value)

@@ -46,7 +46,7 @@ def generate(
         sampled in windows.
       fps: Frame rate of the result. None uses the model's.
       upscalers: Super-resolution models that enlarge the result, one after the other.
-      sampling: Sampler settings.
+      sampling: Sampler settings; those of upscalers begin with `upscale_`.
       progress: Receives reports; an exception that it raises ends the sampling.
     """
     request = Request(
@@ -280,7 +280,7 @@ def upscale(
       noise_level: Noise-conditioning augmentation, 0 to 999. None uses the model's. More invents
         more detail and follows the video less.
       upscalers: Further super-resolution models.
-      sampling: Sampler settings. `steps` None uses the model's own.
+      sampling: Sampler settings.
       progress: See `generate`.
     """
     request = Request(

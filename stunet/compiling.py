@@ -8,6 +8,8 @@ import jax
 import jaxlib
 from jax._src import xla_bridge  # no public function reports whether JAX has started
 
+from stunet.paths import AnyPath, is_remote
+
 # Since 0.10 jaxlib's CPU compiler passes convolutions to the YNN library by default, which runs
 # some of them on one thread: the gradient of a temporal kernel takes up to 55 times as long
 # (docs/benchmarks.md). Matrix products and sums are faster in YNN and stay there.
@@ -17,10 +19,14 @@ _YNN_KINDS = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 _YNN_VERSIONS = ((0, 10), (0, 12))
 
 
-def prepare_compiler() -> None:
-    """Sets the CPU compiler's flags and the compilation cache; for programs, at their start."""
+def prepare_compiler(cache: AnyPath | None = None) -> None:
+    """Sets the CPU compiler's flags and the compilation cache; for programs, at their start.
+
+    Args:
+      cache: Folder of the cache, on disk or in a bucket; see `use_compilation_cache`.
+    """
     set_cpu_flags()
-    use_compilation_cache()
+    use_compilation_cache(cache)
 
 
 def set_cpu_flags() -> None:
@@ -38,21 +44,48 @@ def set_cpu_flags() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_YNN}={_YNN_KINDS}".strip()
 
 
-def use_compilation_cache() -> None:
-    """Stores programs that took over a second to compile in the user's cache directory.
+def use_compilation_cache(folder: AnyPath | None = None) -> None:
+    """Stores programs that took over a second to compile.
 
     Keeps a directory that was configured before (JAX_COMPILATION_CACHE_DIR).
+
+    Args:
+      folder: Folder of the cache, on disk or in a bucket. JAX creates it when it first compiles.
+        None uses the user's cache directory.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
+    folder = user_cache_folder() if folder is None else folder
+    if folder is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if is_remote(folder):  # XLA's own caches, which are for GPUs, are written to disks only
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+def user_cache_folder() -> Path | None:
+    """Returns the folder of compiled programs in the user's cache directory, and creates it.
+
+    None if there is no home directory or it is not writable.
+    """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "stunet" / "jax"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home directory, or not writable: compile without a cache
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    except (OSError, RuntimeError):
+        return None
+    return folder
+
+
+def shared_cache_environment() -> dict[str, str]:
+    """Returns the environment for training runs that share the user's cache of compiled programs.
+
+    Without it each run has a cache in its workdir.
+    """
+    folder = jax.config.jax_compilation_cache_dir or user_cache_folder()
+    cache = {} if folder is None else {"JAX_COMPILATION_CACHE_DIR": str(folder)}
+    return {**os.environ, **cache}
 
 
 def on_cpu() -> contextlib.AbstractContextManager:

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from stunet import signals
@@ -29,12 +29,34 @@ _FOLLOWS = "Event loop is closed"  # once per array after Orbax failed to write 
 _DISK_REASONS = re.compile("|".join(re.escape(os.strerror(number)) for number in _DISK_ERRORS))
 
 
+_MAX_MESSAGE = 500  # characters
+_TAIL = 180  # of a shortened message, with what is expected
+
+
 class UserError(Exception):
     """An error in the user's input, explained by one line.
 
     The message has the form `file or field: what is wrong (value), what is expected`. Programs
-    print it without a traceback and exit with code 2.
+    print it without a traceback and exit with code 2. Long messages, such as of a long value, are
+    shortened in the middle to 500 characters, and control characters are escaped.
     """
+
+    def __init__(self, message: str):
+        super().__init__(_printable_line(message))
+
+
+def _printable_line(text: str) -> str:
+    """Returns a text on one line of limited length that no terminal interprets."""
+    if len(text) > _MAX_MESSAGE:  # twice: escaping makes it longer
+        text = f"{text[:_MAX_MESSAGE]} ... {text[-_MAX_MESSAGE:]}"
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(line) > _MAX_MESSAGE:
+        line = f"{line[: _MAX_MESSAGE - _TAIL - 5]} ... {line[-_TAIL:]}"
+    return line
+
+
+class BucketError(UserError):
+    """A failed request to a bucket: missing, no credentials, no permission or no connection."""
 
 
 def run_command(command: Callable[[], int | None], name: str) -> int:
@@ -111,7 +133,7 @@ def _collect_disk_errors() -> Iterator[list[BaseException]]:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
+def writing(path: str | PurePath) -> Iterator[None]:
     """Names `path` in errors of the disk.
 
     Raises:

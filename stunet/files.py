@@ -2,27 +2,15 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from stunet.errors import UserError
+from stunet.paths import AnyPath
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def user_path(path: str | Path) -> Path:
-    """Returns a path with `~` or `~NAME` replaced by that user's home directory.
-
-    Raises:
-      UserError: There is no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: unknown home directory, expected a path") from error
-
-
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: AnyPath) -> bytes:
     """Reads a file.
 
     Raises:
@@ -31,12 +19,12 @@ def read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    _check_content(path, content)
+        raise UserError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from error
+    check_not_lfs_content(path, content)
     return content
 
 
-def check_not_lfs_pointer(path: Path) -> None:
+def check_not_lfs_pointer(path: AnyPath) -> None:
     """Checks that a file, if it can be read, is not a Git LFS pointer to the real file.
 
     Raises:
@@ -47,17 +35,22 @@ def check_not_lfs_pointer(path: Path) -> None:
             start = file.read(len(_LFS_POINTER))
     except OSError:  # whoever reads the file reports it
         return
-    _check_content(path, start)
+    check_not_lfs_content(path, start)
 
 
-def _check_content(path: Path, content: bytes) -> None:
+def check_not_lfs_content(path: AnyPath, content: bytes) -> None:
+    """Checks that the first bytes of a file are not those of a Git LFS pointer.
+
+    Raises:
+      UserError: They are.
+    """
     if content.startswith(_LFS_POINTER):
         raise UserError(
             f"{path}: is a Git LFS pointer, expected the file itself; fetch it with `git lfs pull`"
         )
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
+def read_text(path: AnyPath, errors: str = "strict") -> str:
     """Reads a text in UTF-8, or in UTF-16 with a byte order mark.
 
     Args:
@@ -84,7 +77,7 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def read_tsv_pairs(path: Path, row_format: str) -> list[tuple[str, str]]:
+def read_tsv_pairs(path: AnyPath, row_format: str) -> list[tuple[str, str]]:
     """Reads a table of two tab-separated columns (TSV), stripping white space around cells.
 
     Args:
@@ -105,7 +98,7 @@ def read_tsv_pairs(path: Path, row_format: str) -> list[tuple[str, str]]:
     return rows
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Raises:
@@ -114,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
     content = read_bytes(path)
     try:
         value = json.loads(content)
-    except ValueError as error:  # invalid JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # also invalid UTF-8
         raise UserError(f"{path}: invalid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: contains a JSON {type(value).__name__}, expected an object")

@@ -2,25 +2,30 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 
 from stunet.compiling import set_cpu_flags
-from stunet.diffusion import Schedule, SuperResolution, Threshold
+from stunet.diffusion import SamplingDefaults, Schedule, SuperResolution, Threshold
 from stunet.diffusion.prediction import PREDICTION_KINDS
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
-from stunet.models.unet import init_unet
 from stunet.models.unet_config import UNetConfig, check_video_shape
 from stunet.schema import from_dict
+from stunet.sharding import flat_mesh, parameter_shardings, put_array
 from stunet.text import Tokenizer, parse_tokenizer
+from stunet.weights.find_model import find_model_folder
 from stunet.weights.model_folder import (
     ModelFolder,
-    find_model_folder,
-    read_model_folder,
+    open_model_folder,
     text_encoder_digest,
+    unet_shapes,
 )
 from stunet.weights.trees import Tree, compare_shapes
 
@@ -38,6 +43,7 @@ class Model:
       prediction: Output of the U-Net: "eps", "x0" or "v".
       variance: Variance of the ancestral sampler: "fixed_small", "fixed_large" or "learned_range".
       threshold: Bound on x0 while sampling. None samples without a bound.
+      sampling: Sampler, steps and guidance scale of a job that does not state them.
       super_resolution: Settings of a super-resolution model. None for a base model.
       resolution: Height and width of the output in pixels.
       num_frames: Frames of a training clip, 1 for images.
@@ -52,6 +58,7 @@ class Model:
     prediction: str
     variance: str
     threshold: Threshold | None
+    sampling: SamplingDefaults
     super_resolution: SuperResolution | None
     resolution: int
     num_frames: int
@@ -70,15 +77,17 @@ class Model:
         return text_encoder_digest(self.params["text_encoder"])
 
 
-def load(path: str | Path) -> Model:
-    """Loads a model, with its parameters on the default device.
+def load(path: str | Path, devices: Sequence[jax.Device] | None = None) -> Model:
+    """Loads a model, with its parameters sharded over devices.
 
     Also sets XLA's CPU flags for fast convolutions (`stunet.compiling.set_cpu_flags`). They take
     effect if JAX has not computed anything before.
 
     Args:
-      path: Model folder, training workdir (its `model/` is loaded), or the name of a model that
-        comes with the package ("shapes").
+      path: Model folder, training workdir (its `model/` is loaded), hub id ("hf://OWNER/NAME") or
+        the name of a model that comes with the package ("shapes").
+      devices: Devices to sample on. None for those of this process. If they include devices of
+        other processes of a cluster, all of these have to load and sample together.
 
     Raises:
       UserError: There is no model (for example, the workdir has no complete checkpoint yet), its
@@ -87,8 +96,34 @@ def load(path: str | Path) -> Model:
     """
     set_cpu_flags()
     folder = find_model_folder(path)
-    model = model_from_folder(read_model_folder(folder), folder)
-    return dataclasses.replace(model, params=jax.device_put(model.params))
+    # Lazy, so that neither this machine nor a device holds the whole model.
+    model = model_from_folder(open_model_folder(folder), folder)
+    return on_devices(model, jax.local_devices() if devices is None else devices)
+
+
+def on_devices(model: Model, devices: Sequence[jax.Device]) -> Model:
+    """Returns a model with its parameters sharded over devices; see `load`.
+
+    Args:
+      model: Leaves of its parameters are arrays on these devices or on the host, or lazy tensors,
+        which are read one at a time.
+      devices: Devices to sample on.
+    """
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, sharding)
+        return put_array(leaf, sharding)
+
+    if len(devices) > 1:
+        shardings = parameter_shardings(flat_mesh(devices), model.params)
+        params = jax.tree.map(put, model.params, shardings)
+    else:
+        params = jax.tree.map(
+            lambda leaf: jax.device_put(leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)),
+            model.params,
+        )
+    return dataclasses.replace(model, params=params)
 
 
 def model_from_folder(contents: ModelFolder, folder: Path) -> Model:
@@ -108,15 +143,14 @@ def model_from_folder(contents: ModelFolder, folder: Path) -> Model:
     unet = from_dict(UNetConfig, config["architecture"], f"{where}: architecture")
     text_encoder = tokenizer = None
     if config["text_encoder"] is not None:
-        text = from_dict(TextEncoderConfig, config["text_encoder"], f"{where}: text_encoder")
-        text_encoder = text.t5
-        tokenizer_file = str(folder / "tokenizer.json")
-        tokenizer = parse_tokenizer(
-            contents.tokenizer, text.max_tokens, tokenizer_file, text.lower_case
+        text_encoder, tokenizer = parse_text_encoder(
+            config["text_encoder"], contents.tokenizer, folder
         )
-    threshold = config.get("threshold", {})  # folders older than the field use the defaults
+    # Folders older than a field use its defaults.
+    threshold = config.get("threshold", {})
     if threshold is not None:
         threshold = from_dict(Threshold, threshold, f"{where}: threshold")
+    sampling = config.get("sampling") or {}
     super_resolution = config.get("super_resolution")
     if super_resolution is not None:
         super_resolution = from_dict(
@@ -130,6 +164,7 @@ def model_from_folder(contents: ModelFolder, folder: Path) -> Model:
         prediction=config["prediction"],
         variance=config["variance"],
         threshold=threshold,
+        sampling=from_dict(SamplingDefaults, sampling, f"{where}: sampling"),
         super_resolution=super_resolution,
         resolution=config["resolution"],
         num_frames=config["num_frames"],
@@ -141,13 +176,44 @@ def model_from_folder(contents: ModelFolder, folder: Path) -> Model:
     return model
 
 
+def parse_text_encoder(
+    config: dict[str, Any], tokenizer: bytes, folder: Path
+) -> tuple[T5Config, Tokenizer]:
+    """Parses the text encoder of a folder.
+
+    Args:
+      config: Fields of `TextEncoderConfig`.
+      tokenizer: Contents of `tokenizer.json`.
+      folder: Path of the folder, for error messages.
+
+    Raises:
+      UserError: A field or the tokenizer is invalid, or the tokenizer has more tokens than the text
+        encoder.
+    """
+    where = folder / "config.json"
+    text = from_dict(TextEncoderConfig, config, f"{where}: text_encoder")
+    parsed = parse_tokenizer(
+        tokenizer, text.max_tokens, str(folder / "tokenizer.json"), text.lower_case
+    )
+    if parsed.vocab_size > text.t5.vocab_size:
+        raise UserError(
+            f"{where}: the text encoder's vocab_size is {text.t5.vocab_size}, "
+            f"expected at least the {parsed.vocab_size} tokens of tokenizer.json"
+        )
+    return text.t5, parsed
+
+
 def parameter_shapes(unet: UNetConfig, text_encoder: T5Config | None) -> dict[str, Tree]:
     """Returns the shapes and dtypes of a model's `params` without computing any."""
-    key = jax.random.key(0)
-    shapes = {"unet": jax.eval_shape(lambda: init_unet(unet, key))}
+    shapes = {"unet": unet_shapes(unet)}
     if text_encoder is not None:
-        shapes["text_encoder"] = jax.eval_shape(lambda: init_text_encoder(text_encoder, key))
+        shapes["text_encoder"] = text_encoder_shapes(text_encoder)
     return shapes
+
+
+def text_encoder_shapes(config: T5Config) -> Tree:
+    """Returns the shapes and dtypes of a text encoder's parameters without computing any."""
+    return jax.eval_shape(lambda: init_text_encoder(config, jax.random.key(0)))
 
 
 def check_networks(
@@ -188,12 +254,6 @@ def _check_model(model: Model, where: str) -> None:
         if (value := getattr(model, field)) not in choices:
             raise UserError(f"{where}: {field} is {value!r}, expected one of {', '.join(choices)}")
     check_networks(model.unet, model.text_encoder, model.super_resolution, model.variance, where)
-    text_encoder, tokenizer = model.text_encoder, model.tokenizer
-    if text_encoder is not None and tokenizer.vocab_size > text_encoder.vocab_size:
-        raise UserError(
-            f"{where}: the text encoder's vocab_size is {text_encoder.vocab_size}, "
-            f"expected at least the {tokenizer.vocab_size} tokens of tokenizer.json"
-        )
     try:
         check_video_shape(model.unet, model.num_frames, model.resolution, model.resolution)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -10,6 +9,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from stunet.errors import UserError
 from stunet.files import read_bytes
+from stunet.paths import AnyPath, user_path
 
 # The first ids of T5's vocabulary.
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -54,6 +54,16 @@ class Tokenizer:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
         return ids, mask
+
+    def warnings(self, texts: Sequence[str], what: str) -> list[str]:
+        """Returns warnings about texts that are truncated or contain unknown words.
+
+        Args:
+          texts: Texts to check.
+          what: Name of the texts, such as "prompts" or "config.data: captions".
+        """
+        found = (self.truncation_warning(texts, what), self.unknown_words_warning(texts, what))
+        return [warning for warning in found if warning is not None]
 
     def truncation_warning(self, texts: Sequence[str], what: str) -> str | None:
         """Returns a warning if texts are truncated, else None.
@@ -113,7 +123,7 @@ def check_prompt(prompt: str) -> None:
         raise UserError("the prompt is empty, expected a description of the video")
 
 
-def load_tokenizer(path: str | Path, max_tokens: int = MAX_TOKENS) -> Tokenizer:
+def load_tokenizer(path: str | AnyPath, max_tokens: int = MAX_TOKENS) -> Tokenizer:
     """Reads a `tokenizer.json`, of a model of this package or a published T5.
 
     Args:
@@ -123,7 +133,7 @@ def load_tokenizer(path: str | Path, max_tokens: int = MAX_TOKENS) -> Tokenizer:
     Raises:
       UserError: The file is missing, unreadable or invalid; see `parse_tokenizer`.
     """
-    return parse_tokenizer(read_bytes(Path(path)), max_tokens, str(path))
+    return parse_tokenizer(read_bytes(user_path(path)), max_tokens, str(path))
 
 
 def parse_tokenizer(
@@ -156,7 +166,7 @@ def parse_tokenizer(
     return Tokenizer(vocabulary, max_tokens, lower_case)
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int, path: str | Path) -> None:
+def train_tokenizer(captions: Iterable[str], vocab_size: int, path: str | AnyPath) -> None:
     """Trains a byte-level BPE vocabulary on captions and writes it as `tokenizer.json`.
 
     Every byte is a token, so that unseen words can be encoded. Folds case and Unicode variants of a
@@ -190,6 +200,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, path: str | Path) 
     )
     vocabulary.train_from_iterator(captions, trainer)
     try:
-        Path(path).write_text(vocabulary.to_str(pretty=True), encoding="utf-8")
+        user_path(path).write_text(vocabulary.to_str(pretty=True), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error})") from error

@@ -3,6 +3,8 @@
     text_states.json      encoder, shape and `captions_per_shard`; written last
     index.npy             `[N]` uint64, sorted digests of the captions
     states_00000.npy ...  `[captions_per_shard, L, D]` float16, in the order of the index
+    crc32c_00000.npy ...  `[captions_per_shard]` uint32, checksums of these rows, compared when
+                          they are read
 
 An unfinished folder contains `.unfinished.json` instead of `text_states.json`. Finished shards are
 kept if the same captions and encoder are written again.
@@ -13,24 +15,29 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from stunet.array_files import Rows, load_array, open_rows, write_array
+from stunet.checksums import checksum, report_unchecked
 from stunet.errors import UserError, writing
 from stunet.files import check_not_lfs_pointer, read_json
+from stunet.paths import AnyPath, is_remote, user_path, write_text
 from stunet.schema import from_dict, to_dict
 
 FORMAT_VERSION = 1
 # 161 MB of T5-XXL's states (77 x 4096). Also the number of captions per call of the encoder.
 CAPTIONS_PER_SHARD = 256
 
-_DONE, _UNFINISHED, _INDEX = "text_states.json", ".unfinished.json", "index.npy"
+DESCRIPTION = "text_states.json"  # written last
+_UNFINISHED, _INDEX = ".unfinished.json", "index.npy"
 _HINT = "compute the states with `python -m experiments.cache_text --config=...`"
 _MAX_SHOWN = 60  # characters of a caption in an error message
+
+Array = TypeVar("Array", Rows, np.ndarray)
 
 # Maps texts to states `[len(texts), L, D]`.
 Encode = Callable[[list[str]], np.ndarray]
@@ -55,9 +62,15 @@ class _Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Description(_Plan):
-    """The fields of `text_states.json`. `shape` is (N, L, D)."""
+    """The fields of `text_states.json`.
+
+    Attributes:
+      shape: (N, L, D), see `TextStates`.
+      has_checksums: Whether there are checksums; older versions wrote none.
+    """
 
     shape: tuple[int, int, int]
+    has_checksums: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +82,14 @@ class TextStates:
       encoder: Identity of the text encoder that computed the states.
       shape: (N, L, D): distinct captions, tokens per caption, and width.
       captions_per_shard: Rows of every shard except the last.
+      has_checksums: Whether the folder has checksums of the rows.
     """
 
-    folder: Path
+    folder: AnyPath
     encoder: str
     shape: tuple[int, int, int]
     captions_per_shard: int
+    has_checksums: bool
 
     def __reduce__(self):
         return open_text_states, (self.folder,)
@@ -83,8 +98,8 @@ class TextStates:
         """Returns the states of captions, `[len(captions), L, D]` float16.
 
         Raises:
-          UserError: A caption has no states, or a shard is missing, incomplete or a Git LFS
-            pointer.
+          UserError: A caption has no states, or a shard is missing, incomplete, damaged or a Git
+            LFS pointer.
         """
         keys = np.array([_digest(caption) for caption in captions], np.uint64)
         rows = np.searchsorted(self._index, keys)
@@ -95,36 +110,84 @@ class TextStates:
         result = np.empty((len(rows), *self.shape[1:]), np.float16)
         shards, places = np.divmod(rows, self.captions_per_shard)
         for shard in np.unique(shards):
-            # Shards are closed after use: thousands of open maps would exceed the system's limits.
+            # Maps are closed after use: thousands of open ones would exceed the system's limits.
             selected = shards == shard
-            result[selected] = self._open_shard(int(shard))[places[selected]]
+            result[selected] = self._read_rows(int(shard), places[selected])
         return result
+
+    def check(self) -> list[str]:
+        """Compares all states with their checksums.
+
+        Returns:
+          Names of the files in the folder.
+
+        Raises:
+          UserError: A shard is missing, incomplete or damaged.
+        """
+        names = [DESCRIPTION, _INDEX]
+        for shard in range(-(-self.shape[0] // self.captions_per_shard)):
+            self._read_rows(shard, np.arange(self._num_rows(shard)))
+            names += [find(self.folder, shard).name for find in (_shard_path, _checksum_path)]
+        return names
+
+    def _read_rows(self, shard: int, places: np.ndarray) -> np.ndarray:
+        rows = self._open_shard(shard)[places]
+        if self.has_checksums:
+            found = _row_checksums(rows)
+            if (found != self._open_checksums(shard)[places]).any():
+                raise UserError(
+                    f"{_shard_path(self.folder, shard)}: damaged (other checksums than in "
+                    f"{_checksum_path(self.folder, shard).name}); delete both files and {_HINT}"
+                )
+        return rows
 
     @functools.cached_property
     def _index(self) -> np.ndarray:
-        return _open_array(self.folder / _INDEX, np.uint64, self.shape[:1])
+        return _open_array(self.folder / _INDEX, np.uint64, self.shape[:1], load_array)
 
-    def _open_shard(self, shard: int) -> np.ndarray:
-        rows = min(self.captions_per_shard, self.shape[0] - shard * self.captions_per_shard)
-        shape = (rows, *self.shape[1:])
-        return _open_array(_shard_path(self.folder, shard), np.float16, shape)
+    @functools.cached_property
+    def _remote_shards(self) -> dict[int, Rows]:
+        return {}
+
+    @functools.cached_property
+    def _checksums(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _open_checksums(self, shard: int) -> np.ndarray:
+        if shard not in self._checksums:
+            path = _checksum_path(self.folder, shard)
+            opened = _open_array(path, np.uint32, (self._num_rows(shard),), load_array)
+            self._checksums[shard] = np.array(opened)  # does not keep the file open
+        return self._checksums[shard]
+
+    def _num_rows(self, shard: int) -> int:
+        return min(self.captions_per_shard, self.shape[0] - shard * self.captions_per_shard)
+
+    def _open_shard(self, shard: int) -> Rows:
+        if shard in self._remote_shards:
+            return self._remote_shards[shard]
+        shape = (self._num_rows(shard), *self.shape[1:])
+        opened = _open_array(_shard_path(self.folder, shard), np.float16, shape, open_rows)
+        if is_remote(self.folder):
+            self._remote_shards[shard] = opened
+        return opened
 
 
-def open_text_states(folder: str | Path) -> TextStates:
+def open_text_states(folder: str | AnyPath) -> TextStates:
     """Opens the states in a folder.
 
     Raises:
       UserError: The folder is missing, incomplete, invalid or of an older format, or a file is a
         Git LFS pointer.
     """
-    folder = Path(folder)
-    path = folder / _DONE
+    folder = user_path(folder)  # also prepares a worker process for the use of buckets
+    path = folder / DESCRIPTION
     if not path.is_file():
         old = folder.with_name(f"{folder.name}.npy")
         if old.exists():
             raise UserError(f"{old}: text states of an older format, expected {path}; {_HINT}")
         reason = "unfinished" if (folder / _UNFINISHED).exists() else "no such"
-        raise UserError(f"{folder}: {reason} text states, expected {_DONE} in it; {_HINT}")
+        raise UserError(f"{folder}: {reason} text states, expected {DESCRIPTION} in it; {_HINT}")
     content = read_json(path)
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -132,23 +195,25 @@ def open_text_states(folder: str | Path) -> TextStates:
             f"expected {FORMAT_VERSION}; {_HINT}"
         )
     found = from_dict(_Description, content, str(path))
-    if min(found.shape) < 1 or found.captions_per_shard < 1:
-        raise UserError(
-            f"{path}: shape {list(found.shape)} and captions_per_shard {found.captions_per_shard}, "
-            "expected positive numbers"
-        )
-    states = TextStates(folder, found.encoder, found.shape, found.captions_per_shard)
+    states = TextStates(
+        folder, found.encoder, found.shape, found.captions_per_shard, found.has_checksums
+    )
     present = {path.name for path in folder.glob("states_*.npy")}
     for shard in range(-(-found.shape[0] // found.captions_per_shard)):
         if (shard_path := _shard_path(folder, shard)).name not in present:
             raise UserError(f"{shard_path}: missing; {_HINT}")
-    _ = states._index  # reports a damaged index here rather than in the first lookup
+    if _digest_of_index(states._index) != found.index:
+        raise UserError(
+            f"{folder / _INDEX}: damaged (other SHA-256 than in {DESCRIPTION}); {_HINT}"
+        )
+    if not found.has_checksums:
+        report_unchecked(folder)
     states._open_shard(0)
     return states
 
 
 def write_text_states(
-    folder: str | Path,
+    folder: str | AnyPath,
     captions: Sequence[str],
     encode: Encode,
     encoder: str,
@@ -164,7 +229,8 @@ def write_text_states(
     same encoder. States of other captions or another encoder are deleted.
 
     Args:
-      folder: Output folder. Missing parents are created. All processes need access to it.
+      folder: Output folder, on disk or in a bucket. Missing parents are created. All processes need
+        access to it.
       captions: Captions of the dataset.
       encode: Maps `captions_per_shard` texts to their states; the last shard is padded with "", so
         that the encoder compiles once.
@@ -179,12 +245,12 @@ def write_text_states(
         are kept.
       ValueError: Two captions have the same digest, or shards differ in shape.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     texts, index = _sort_captions(captions)
     plan = _Plan(
         format_version=FORMAT_VERSION,
         encoder=encoder,
-        index=hashlib.sha256(index.tobytes()).hexdigest(),
+        index=_digest_of_index(index),
         captions_per_shard=captions_per_shard,
     )
     starts = range(0, len(texts), captions_per_shard)
@@ -196,7 +262,7 @@ def write_text_states(
                 _prepare_folder(folder, plan, index)
         with _in_all(all_agree):
             own = range(process_index, len(shards), process_count)
-            missing = [k for k in own if not _is_complete(_shard_path(folder, k), len(shards[k]))]
+            missing = [k for k in own if not _ensure_complete(folder, k, len(shards[k]))]
             total, left = (sum(len(shards[k]) for k in numbers) for numbers in (own, missing))
             with tqdm(
                 total=total,
@@ -208,7 +274,10 @@ def write_text_states(
                 for k in missing:
                     padding = [""] * (captions_per_shard - len(shards[k]))
                     rows = np.asarray(encode([*shards[k], *padding]))[: len(shards[k])]
-                    _write_array(_shard_path(folder, k), _to_float16(rows, shards[k]))
+                    states = _to_float16(rows, shards[k])
+                    _checksum_path(folder, k).unlink(missing_ok=True)
+                    write_array(_shard_path(folder, k), states)
+                    write_array(_checksum_path(folder, k), _row_checksums(states))
                     progress.update(len(rows))
         with _in_all(all_agree):
             if first:
@@ -244,38 +313,41 @@ def _in_all(all_agree: Callable[[bool], bool]) -> Iterator[None]:
         raise UserError("another process of the cluster failed; see its error")
 
 
-def _prepare_folder(folder: Path, plan: _Plan, index: np.ndarray) -> None:
+def _prepare_folder(folder: AnyPath, plan: _Plan, index: np.ndarray) -> None:
     """Deletes what does not belong to the plan. A kill leaves no shards under another plan."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".*.new"):  # from a killed process
-        path.unlink()
-    done, unfinished = folder / _DONE, folder / _UNFINISHED
+    for pattern in (".*.new", ".*.part.*"):  # from a killed process, of this or an older version
+        for path in folder.glob(pattern):
+            path.unlink()
+    done, unfinished = folder / DESCRIPTION, folder / _UNFINISHED
     fields = to_dict(plan)
     if not any(_read_plan(path) == fields for path in (done, unfinished)):
-        for path in (done, unfinished, *folder.glob("states_*.npy")):
+        for path in (done, unfinished, *folder.glob("states_*.npy"), *folder.glob("crc32c_*.npy")):
             path.unlink(missing_ok=True)
-    _write_array(folder / _INDEX, index)
+    write_array(folder / _INDEX, index)
     if not done.exists():
         _write_json(unfinished, fields)
 
 
-def _finish_folder(folder: Path, plan: _Plan, rows: Sequence[int]) -> None:
+def _finish_folder(folder: AnyPath, plan: _Plan, rows: Sequence[int]) -> None:
     shapes = set()
     for shard, count in enumerate(rows):
         path = _shard_path(folder, shard)
-        if not _is_complete(path, count):
+        if not _is_complete(folder, shard, count):
             raise UserError(
                 f"{path}: missing or incomplete, expected a folder that all processes share"
             )
-        shapes.add(_load(path).shape[1:])
+        shapes.add(open_rows(path).shape[1:])
     if len(shapes) > 1:
         raise ValueError(f"{folder}: shards of shapes {sorted(shapes)}, expected one shape")
     shape = (sum(rows), *shapes.pop())
-    _write_json(folder / _DONE, to_dict(_Description(**vars(plan), shape=shape)))
+    _write_json(
+        folder / DESCRIPTION, to_dict(_Description(**vars(plan), shape=shape, has_checksums=True))
+    )
     (folder / _UNFINISHED).unlink(missing_ok=True)
 
 
-def _read_plan(path: Path) -> dict | None:
+def _read_plan(path: AnyPath) -> dict | None:
     """Returns the fields of `_Plan` in a file, or None if it is missing or invalid."""
     try:
         content = read_json(path)
@@ -284,31 +356,69 @@ def _read_plan(path: Path) -> dict | None:
     return {field.name: content.get(field.name) for field in dataclasses.fields(_Plan)}
 
 
-def _shard_path(folder: Path, shard: int) -> Path:
+def _shard_path(folder: AnyPath, shard: int) -> AnyPath:
     return folder / f"states_{shard:05d}.npy"
 
 
-def _load(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")
+def _checksum_path(folder: AnyPath, shard: int) -> AnyPath:
+    return folder / f"crc32c_{shard:05d}.npy"
 
 
-def _is_complete(path: Path, rows: int) -> bool:
+def _row_checksums(states: np.ndarray) -> np.ndarray:
+    """Returns the CRC-32C of each row, `[N]` uint32."""
+    return np.array([checksum(row.tobytes()) for row in states], np.uint32)
+
+
+def _ensure_complete(folder: AnyPath, shard: int, rows: int) -> bool:
+    """Writes the checksums of a shard if only they are missing; returns whether it is complete.
+
+    They are missing after a kill, and in folders of older versions.
+    """
+    if _is_complete(folder, shard, rows):
+        return True
+    if not _has_states(folder, shard, rows) or _checksum_path(folder, shard).exists():
+        return False
+    states = open_rows(_shard_path(folder, shard))
+    write_array(_checksum_path(folder, shard), _row_checksums(states[np.arange(rows)]))
+    return True
+
+
+def _has_states(folder: AnyPath, shard: int, rows: int) -> bool:
     try:
-        array = _load(path)
+        states = open_rows(_shard_path(folder, shard))
     except (OSError, ValueError):
         return False
-    return array.dtype == np.float16 and array.ndim == 3 and len(array) == rows
+    return states.dtype == np.float16 and len(states.shape) == 3 and states.shape[0] == rows
 
 
-def _open_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """Maps an array of a known shape.
+def _is_complete(folder: AnyPath, shard: int, rows: int) -> bool:
+    """Whether states and checksums of a shard exist."""
+    try:
+        checksums = open_rows(_checksum_path(folder, shard))
+    except (OSError, ValueError):
+        return False
+    is_valid = checksums.dtype == np.uint32 and checksums.shape == (rows,)
+    return is_valid and _has_states(folder, shard, rows)
+
+
+def _digest_of_index(index: np.ndarray) -> str:
+    return hashlib.sha256(index.tobytes()).hexdigest()
+
+
+def _open_array(
+    path: AnyPath,
+    dtype: type,
+    shape: tuple[int, ...],
+    open_file: Callable[[AnyPath], Array],
+) -> Array:
+    """Opens an array of a known shape by `open_rows` or `load_array`.
 
     Raises:
       UserError: The file is missing, incomplete, another array or a Git LFS pointer.
     """
     check_not_lfs_pointer(path)
     try:
-        array = _load(path)
+        array = open_file(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_HINT}") from error
     if array.shape != shape or array.dtype != dtype:
@@ -332,30 +442,8 @@ def _to_float16(rows: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     return rows
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
-    new = path.with_name(f".{path.name}.new")
-    with _replacing(path, new), new.open("wb") as file:
-        header = np.lib.format.header_data_from_array_1_0(array)
-        np.lib.format.write_array_header_1_0(file, header)
-        # `np.save` would report a full disk without its reason, a memory map by a crash (SIGBUS).
-        file.write(np.ascontiguousarray(array).data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_json(path: Path, content: dict) -> None:
-    new = path.with_name(f".{path.name}.new")
-    with _replacing(path, new):
-        new.write_text(json.dumps(content, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path, new: Path) -> Iterator[None]:
-    try:
-        yield
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+def _write_json(path: AnyPath, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _shorten(caption: str) -> str:

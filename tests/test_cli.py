@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from stunet import cli
 from stunet.diffusion.samplers import SAMPLERS
 from stunet.video_io import read_comment, read_video
 from tests.calls import generate
-from tests.tiny import FPS, NUM_FRAMES, RESOLUTION, UNET, fast_compiles, save_tiny_model
+from tests.tiny import (
+    FPS,
+    NUM_FRAMES,
+    RESOLUTION,
+    UNET,
+    fast_compiles,
+    remove_checksums,
+    save_tiny_model,
+)
 
 PROMPT = "a red circle moves left"
 QUICK = ["--steps", "4"]
@@ -103,6 +112,7 @@ def places(folder, tmp_path_factory):
     save_tiny_model(root / "images", UNET.text_to_image(), num_frames=1)
     config = (root / "images" / "config.json").read_text()
     misfit = save_tiny_model(root / "misfit")
+    remove_checksums(misfit)
     (misfit / "config.json").write_text(
         config.replace('"unet_temporal": []', '"unet_temporal": ["unet_temporal.safetensors"]')
     )
@@ -132,6 +142,8 @@ def places(folder, tmp_path_factory):
         ({"--sampler": "nowhere:Euler"}, "sampler.*'nowhere:Euler'"),
         ({"--fps": "0"}, "fps.* 0.0, .*0.01 to 1000"),
         ({"--guidance-scale": "nan"}, "--guidance-scale: .*'nan'"),
+        ({"--upscale-steps": "3"}, "upscale_steps: 3 .*upscaler"),
+        ({"--upscale-guidance-scale": "x"}, "--upscale-guidance-scale: .*'x'"),
         ({"--seed": "-1"}, "seed.*-1.*4294967295"),
         ({"--colour": "red"}, "--colour red"),
         ({"--style-strength": "0.5"}, "style_strength.*0.5.*style"),
@@ -162,6 +174,16 @@ def test_a_truncated_prompt_is_warned_of(folder, tmp_path, capsys):
     assert "12 tokens" in capsys.readouterr().err
 
 
+def test_truncated_prompts_of_a_file_and_negative_prompts_are_warned_of(folder, tmp_path, capsys):
+    long = "a red circle moves left and then a green star is spinning"
+    (tmp_path / "prompts.txt").write_text(f"a star\n{long}\n")
+    options = ("--negative-prompt", f"no {long}")
+    assert run_prompts(folder, tmp_path / "prompts.txt", tmp_path / "out.mp4", *options) == 0
+    warnings = re.findall(r"stunet: (\w+: .* truncated to the 12 tokens)", capsys.readouterr().err)
+    expected = {"prompt": 1, "negative_prompt": 2}  # prompts that each is reported with
+    assert Counter(warning.split(":")[0] for warning in warnings) == expected
+
+
 def test_ctrl_c_writes_nothing(folder, tmp_path, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -177,10 +199,10 @@ def test_help_states_the_defaults(capsys):
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     steps = ", ".join(f"{sampler.default_steps} ({name})" for name, sampler in SAMPLERS.items())
-    assert f"default: {steps}" in text
-    defaults = stunet.Sampling()
-    assert f"default: {defaults.guidance_scale}" in text
-    assert f"default: {defaults.sampler}" in text
+    assert f"default: the model's, else {steps}" in text
+    for option in ("sampler", "steps", "guidance-scale"):
+        assert re.search(rf" --{option} [A-Z].*?default: the model's", text)
+        assert re.search(rf" --upscale-{option} [A-Z].*?default: each model's", text)
 
 
 def test_the_command_as_a_process(folder, tmp_path):
@@ -188,7 +210,6 @@ def test_the_command_as_a_process(folder, tmp_path):
         **os.environ,
         "PYTHONPATH": str(Path(cli.__file__).parents[1]),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 

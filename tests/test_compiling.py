@@ -27,7 +27,7 @@ def before_start(monkeypatch):
     """A process in which JAX has not started, with another flag set and no cache to configure."""
     jax.devices()  # reads the real flags first
     monkeypatch.setattr(compiling.xla_bridge, "backends_are_initialized", lambda: False)
-    monkeypatch.setattr(compiling, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(compiling, "use_compilation_cache", lambda folder: None)
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
 
 
@@ -86,6 +86,44 @@ def test_load_works_after_jax_has_started(tmp_path):
         "assert 'XLA_FLAGS' not in os.environ"
     )
     run_python(code, tmp_path)
+
+
+CACHE_CODE = """
+import jax
+from stunet.compiling import prepare_compiler
+from stunet.paths import user_path
+
+folder = user_path({folder!r})
+prepare_compiler(folder)
+assert jax.config.jax_compilation_cache_dir == str(folder)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x * 2 + 1)(1.0)
+print(sorted(path.name for path in folder.iterdir() if path.name.endswith("-cache")))
+events = []
+jax.monitoring.register_event_listener(lambda name, **kwargs: events.append(name))
+jax.clear_caches()
+jax.jit(lambda x: x * 2 + 1)(1.0)
+assert "/jax/compilation_cache/cache_hits" in events, events
+"""
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_compiled_programs_are_stored_in_a_given_folder(place, request, tmp_path):
+    folder = str(tmp_path) if place == "disk" else request.getfixturevalue("bucket") + "/run"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    code = CACHE_CODE.format(folder=folder + "/compiled")
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "jit__lambda" in result.stdout, result.stderr
+
+
+def test_runs_can_share_a_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    for configured, expected in ((None, str(tmp_path / "stunet/jax")), ("/x", "/x")):
+        jax.config.update("jax_compilation_cache_dir", configured)
+        assert compiling.shared_cache_environment()["JAX_COMPILATION_CACHE_DIR"] == expected
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_on_cpu_changes_the_default_device_inside_the_block():

@@ -56,3 +56,16 @@ def test_a_disk_error_in_a_thread_is_one_line(capsys):
 
     assert run_command(main, "program") == 2
     assert capsys.readouterr().err == f"program: error: board: {os.strerror(errno.ENOSPC)}\n"
+
+
+def test_a_long_message_keeps_its_ends():
+    message = str(UserError(f"--steps: {'9' * 10_000}, expected 1 to 10"))
+    assert len(message) == 500
+    assert message.startswith("--steps: 999") and message.endswith("9, expected 1 to 10")
+
+
+def test_a_message_is_one_printable_line():
+    message = str(UserError("a\nb\x1b[31m\0\udcff\u2028 é"))
+    assert message == r"a\nb\x1b[31m\x00\udcff\u2028 é"
+    wrapped = str(UserError(f"config: {UserError('x' * 600)}"))
+    assert len(wrapped) <= 500 and wrapped.startswith("config: x")

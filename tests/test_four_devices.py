@@ -64,6 +64,18 @@ def test_frames_that_do_not_divide_evenly_raise():
         jax.eval_shape(apply, {}, np.zeros((1, 6, 8, 8, 3)), np.zeros(1), np.zeros((1, 3, 8)))
 
 
+def test_kernels_are_gathered_inside_the_loop_over_windows(results):
+    """Gathered before the loop, every device would hold the whole model."""
+    computation, gathering, bodies = "", set(), set()
+    for line in str(results["windows/program"]).splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
+            computation = head[1]
+        if re.search(r"\[3,3,\d+,\d+\]\S* all-gather\(", line):
+            gathering.add(computation)
+        bodies |= set(re.findall(r" while\(.* body=%?([\w.-]+)", line))
+    assert gathering and gathering <= bodies
+
+
 @pytest.mark.parametrize("case", CLIPS)
 def test_four_devices_sample_the_same_clips(results, case):
     np.testing.assert_allclose(results[f"{case}/4"], results[f"{case}/1"], rtol=0, atol=1e-5)

@@ -5,10 +5,11 @@ import jax
 import numpy as np
 import pytest
 
+from stunet.diffusion import SamplingDefaults
 from stunet.errors import UserError
 from stunet.model import load
 from stunet.weights.trees import flatten
-from tests.tiny import FPS, NUM_FRAMES, UNET, save_tiny_model
+from tests.tiny import FPS, NUM_FRAMES, UNET, remove_checksums, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,14 @@ def test_load_accepts_a_model_folder_or_a_workdir(folder, tmp_path):
     again = flatten(load(tmp_path).params)
     for path, leaf in flatten(model.params).items():
         np.testing.assert_array_equal(again[path], leaf)
+
+
+def test_sampling_defaults(folder, tmp_path):
+    assert load(folder).sampling == SamplingDefaults("dpm2m", None, 4.0)
+    # A sampler from outside the package is imported when it is used.
+    sampling = {"sampler": "nowhere:Euler", "steps": 3, "guidance_scale": 2.5}
+    model = load(save_tiny_model(tmp_path / "model", sampling=sampling))
+    assert model.sampling == SamplingDefaults("nowhere:Euler", 3, 2.5)
 
 
 def test_missing_models(tmp_path):
@@ -45,6 +54,9 @@ def test_missing_models(tmp_path):
         ({"variance": "learned_range"}, r"out_channels.* 3, .* 6 .*'learned_range'"),
         ({"num_frames": 3}, r"config\.json: num_frames.* 3,.* 2 .*stride"),
         ({"text_encoder": None}, r"tokenizer.* no text_encoder"),
+        ({"sampling": {"sampler": "euler"}}, r"config\.json: sampling: .*'euler'.*dpm2m, ddim"),
+        ({"sampling": {"steps": 0}}, r"config\.json: sampling: steps: 0, .* 1"),
+        ({"sampling": {"guidance": 2.0}}, r"config\.json: sampling: .*'guidance'"),
         ({"schedule": {"kind": "linear"}}, r"config\.json: schedule: .*'linear'.*cosine"),
         ({"architecture.text_dim": 16}, r"text_dim.* 16, .*d_model.* 8"),
         ({"architecture.in_channels": 6}, r"in_channels.* 6 .*False, .* 3 .*without super"),
@@ -66,6 +78,7 @@ def test_contradictory_configs(folder, tmp_path, change, message):
         for key in sections:
             section = section[key]
         section[field] = value
+    remove_checksums(broken)
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message) as error:
         load(broken)

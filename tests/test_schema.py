@@ -1,11 +1,12 @@
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 
 from stunet.errors import UserError
-from stunet.schema import from_dict, to_dict
+from stunet.schema import MAX_SEED, Range, Seed, check_fields, from_dict, to_dict
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Outer:
     flag: bool = False
     extra: dict = field(default_factory=dict)
     depth: int | tuple[int, ...] = 1
+    source: Inner | str | None = None
 
 
 FULL = Outer(
@@ -41,6 +43,7 @@ FULL = Outer(
     flag=True,
     extra={"any": [1, 2]},
     depth=(1, 2),
+    source="folder",
 )
 
 
@@ -73,6 +76,8 @@ def test_integers_are_converted_for_float_fields():
         ({"inner": {}}, "c.json: inner: .*width"),
         ({"inner": {"width": 0}}, "c.json: inner: width.* 0"),
         ({"levels": [{"width": 1, "x": 2}]}, r"c.json: levels\[0\]: .*'x'"),
+        ({"source": {"width": 0}}, "c.json: source: width.* 0"),
+        ({"source": 5}, "c.json: source.* 5, .*Inner or str"),
         ({"depth": "deep"}, "c.json: depth.* 'deep', .*int or tuple"),
     ],
 )
@@ -89,3 +94,59 @@ def test_all_missing_fields_are_listed():
 def test_not_a_mapping():
     with pytest.raises(UserError, match=r"c\.json: .*3, .*Outer"):
         from_dict(Outer, 3, "c.json")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    count: int = 1
+    rate: float = 1.0
+    share: Annotated[float, Range(0, 1)] = 0.5
+    seed: Seed = 0
+    shift: Annotated[float, Range(-10)] = 0.0
+    widths: tuple[Annotated[int, Range(2, 8)], ...] = ()
+    steps: Annotated[int, Range(0)] | None = None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("count", 0, "1"),
+        ("count", 10**20, "2147483647"),
+        ("count", 1.5, "int"),
+        ("rate", 0, "above 0"),
+        ("rate", float("nan"), "1e.09"),
+        ("rate", float("inf"), "1e.09"),
+        ("rate", 10**400, "1e.09"),
+        ("share", 1.01, "1"),
+        ("share", float("nan"), "1"),
+        ("share", True, "float"),
+        ("seed", -1, str(MAX_SEED)),
+        ("seed", 2**32, str(MAX_SEED)),
+        ("shift", -11, "-10"),
+        ("widths", [2, 9], "8"),
+        ("steps", -1, "0"),
+    ],
+)
+def test_numbers_out_of_range(name, value, limit):
+    with pytest.raises(UserError, match=rf"c\.json: {name}.* {limit}"):
+        from_dict(Numbers, {name: value}, "c.json")
+    with pytest.raises(UserError, match=rf"^top\.{name}.* {limit}"):
+        check_fields(Numbers(**{name: value}), "top.")
+
+
+def test_numbers_at_the_ends_of_their_range():
+    ends = {"count": 2**31 - 1, "share": 1, "seed": MAX_SEED, "shift": -10, "widths": [2, 8]}
+    numbers = from_dict(Numbers, ends | {"steps": 0}, "c")
+    assert numbers == Numbers(2**31 - 1, 1.0, 1.0, MAX_SEED, -10.0, (2, 8), 0)
+    check_fields(numbers)
+
+
+def test_numbers_of_numpy_become_plain():
+    numbers = from_dict(Numbers, {"count": np.int64(3), "rate": np.float32(0.5)}, "c")
+    assert type(numbers.count) is int and type(numbers.rate) is float
+    assert (numbers.count, numbers.rate) == (3, 0.5)
+
+
+def test_a_text_with_nul_is_refused():
+    with pytest.raises(UserError, match=r"c: name.*NUL"):
+        from_dict(Outer, {"name": "a\0b", "widths": []}, "c")

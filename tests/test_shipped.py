@@ -12,12 +12,13 @@ from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import judge
 from experiments.gallery import commands
 from stunet.cli import _parser, main
+from stunet.diffusion import SamplingDefaults
 from stunet.engine.cascade import stylize
 from stunet.errors import UserError
 from stunet.model import load
 from stunet.video_io import read_video
 from stunet.weights import shipped
-from stunet.weights.model_folder import find_model_folder
+from stunet.weights.find_model import find_model_folder
 from stunet.weights.trees import is_added, partition
 from tests.calls import generate
 from tests.tiny import save_tiny_model
@@ -34,6 +35,7 @@ def test_shipped_models_are_small_and_fit_each_other():
     video, conditional, upscaler, style = map(load, shipped.NAMES)
     assert (video.num_frames, conditional.num_frames) == (16, 16)
     assert conditional.unet.cond_channels and not video.unet.cond_channels
+    assert upscaler.sampling.steps == 2 and video.sampling == SamplingDefaults()
     for model in (video, conditional):
         assert upscaler.resolution == upscaler.super_resolution.factor * model.resolution
     images = [partition(model.params["unet"], is_added)[1] for model in (video, conditional)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from stunet.checksums import CHECKSUMS
 from stunet.diffusion import START_NOISE, Schedule, TimeGrid
 from stunet.model import parameter_shapes
 from stunet.models.t5 import T5Config
@@ -82,6 +83,11 @@ def reference_ancestral_sampling(predict_eps, schedule, steps: int, noise) -> np
         variance = beta * (1 - following) / (1 - now)
         x = mean / (1 - now) + np.sqrt(variance) * noise(i)
     return x
+
+
+def remove_checksums(folder: Path) -> None:
+    """Makes a model folder one of an older version, whose files can be changed."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
 
 
 def save_tiny_model(

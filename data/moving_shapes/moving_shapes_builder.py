@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,7 +12,8 @@ from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.moving_shapes.vocabulary import MOTIONS, Attributes, caption, draw_attributes
 from data.records import progress, silence_config_warning
 from stunet.errors import UserError
-from stunet.files import user_path
+from stunet.paths import user_path
+from stunet.schema import Range
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 SPLITS = ("train", "heldout")
@@ -30,14 +31,13 @@ class MovingShapesConfig(TfdsDataConfig):
       motions: Motions to sample from; repetition acts as a weight. Empty means all, uniformly.
     """
 
-    num_examples: int
+    num_examples: Annotated[int, Range(1, 10**8)]
     clip_frames: int | None = None
-    texture: float = 0.0
+    texture: Annotated[float, Range(0, 1)] = 0.0
     motions: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_positive("num_examples", "clip_frames")
         if self.clip_frames is not None and self.clip_frames < self.num_frames:
             raise UserError(
                 f"clip_frames: {self.clip_frames}, expected at least num_frames {self.num_frames}"

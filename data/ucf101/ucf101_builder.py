@@ -3,12 +3,13 @@
 import re
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from data.sources import MediaFile, Source, SourceClip
 from data.stored_clips import StoredClipsConfig
 from stunet.errors import UserError
-from stunet.files import check_not_lfs_pointer, read_tsv_pairs, user_path
+from stunet.files import check_not_lfs_pointer, read_tsv_pairs
+from stunet.paths import AnyPath, user_path
 from stunet.video_io.folders import FolderListing, find_files, list_names
 
 _SUFFIXES = (".avi",)
@@ -29,7 +30,7 @@ class Ucf101Config(StoredClipsConfig):
         return find_class_videos(user_path(self.source), self.prompts)
 
 
-def find_class_videos(source: Path, prompts: str | None = None) -> Source:
+def find_class_videos(source: AnyPath, prompts: str | None = None) -> Source:
     """Lists all videos of the archive.
 
     Args:
@@ -58,7 +59,7 @@ def find_class_videos(source: Path, prompts: str | None = None) -> Source:
     return Source([captioned(name) for name in listing.files], listing.skipped)
 
 
-def read_class_prompts(path: Path) -> dict[str, str]:
+def read_class_prompts(path: AnyPath) -> dict[str, str]:
     """Reads a TSV file of class and caption into a dict, with class names in lower case.
 
     UCF-101 spells one class in two ways (HandStandPushups, HandstandPushups).
@@ -78,7 +79,7 @@ def class_caption(label: str) -> str:
     return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", label)).lower()
 
 
-def _check_archive(archive: Path) -> Path:
+def _check_archive(archive: AnyPath) -> AnyPath:
     if archive.suffix.lower() == ".rar":
         raise UserError(f"{archive}: a .rar archive, expected the unpacked folder or a .zip")
     if not archive.exists():
@@ -89,9 +90,9 @@ def _check_archive(archive: Path) -> Path:
     return archive
 
 
-def _list_archive(archive: Path) -> FolderListing:
+def _list_archive(archive: AnyPath) -> FolderListing:
     try:
-        with zipfile.ZipFile(_check_archive(archive)) as file:
+        with _check_archive(archive).open("rb") as content, zipfile.ZipFile(content) as file:
             return list_names((m.filename for m in file.infolist() if not m.is_dir()), _SUFFIXES)
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive}: invalid ({error}), expected a complete .zip") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data.layouts import read_collection
 from data.sources import Source
 from data.stored_clips import StoredClipsConfig
-from stunet.files import user_path
+from stunet.paths import user_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,12 @@ from absl import flags
 from experiments.ablations.harness.ablation import Ablation, list_commands, run
 from experiments.ablations.table import ABLATIONS
 from experiments.common.program_flags import read_flags
-from experiments.common.reports import write_text
 from stunet.errors import UserError, run_command
+from stunet.paths import write_text
 from stunet.weights import shipped
+from stunet.weights.find_model import find_model_folder
 from stunet.weights.inflation import extract_text_to_image
-from stunet.weights.model_folder import find_model_folder, read_model_folder, write_model_folder
+from stunet.weights.model_folder import read_model_folder, write_model_folder
 
 PLACEHOLDERS = {"t2i": "T2I", "folder": "FOLDER", "ucf101": "UCF101"}  # in commands for TPUs
 

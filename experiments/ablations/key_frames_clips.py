@@ -19,11 +19,11 @@ from data.moving_shapes.clips import draw_clips
 from data.moving_shapes.judge import agreement, judge
 from experiments.ablations.key_frames import FPS, FRAMES, KEY_FRAMES, MOTIONS
 from experiments.common.program_flags import read_flags
-from experiments.common.reports import write_text
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.evaluation.temporal import periodicity
 from stunet.evaluation.xt_slice import xt_slice
+from stunet.paths import write_text
 from stunet.video_io import contact_sheet, write_image
 
 SHOWN = 8  # clips in the picture

@@ -33,7 +33,7 @@ from experiments.benchmarks.harness.workloads import METHODS, WINDOW, program_ca
 from experiments.common.program_flags import read_flags
 from experiments.common.reports import print_table, write_json
 from experiments.configs import tiny_t2i, tiny_t2v
-from experiments.tpu.programs import ARCHITECTURES, adapt_attention, compile_for, sample_program
+from experiments.tpu.programs import ARCHITECTURES, compile_for, sample_program
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
 from stunet.models.unet_config import UNetConfig
@@ -155,7 +155,7 @@ def estimate(config: TrainConfig, programs: Sequence[Program]) -> dict[Program, 
 def _unet(config: TrainConfig) -> UNetConfig:
     """Returns the config's network around --backbone, or around that of tiny_t2i.py."""
     if _BACKBONE.value is not None:
-        unet = adapt_attention(ARCHITECTURES[_BACKBONE.value], config.data.resolution)
+        unet = ARCHITECTURES[_BACKBONE.value]
     else:
         unet = from_dict(UNetConfig, tiny_t2i.get_config().unet.to_dict(), "unet")
     return with_dtype(config.stage.architecture(unet), config)

@@ -26,7 +26,7 @@ from experiments.common.program_flags import read_flags
 from experiments.common.reports import print_table, write_json
 from stunet.compiling import prepare_compiler
 from stunet.errors import run_command
-from stunet.models.partitioning import REMAT_POLICIES
+from stunet.models.remat import REMAT_POLICIES
 from stunet.models.unet_config import UNetConfig
 
 # name -> (network, heights and widths)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from data import pipeline as data
-from stunet.training.cluster import is_first_process, run_on_first_process, share_text
+from stunet.cluster import agree, is_first_process, run_on_first_process, share_text
 
 
 def prepare_in_cluster(
@@ -12,7 +12,8 @@ def prepare_in_cluster(
 ) -> data.DataConfig:
     """Builds the dataset, unless it exists, on every disk that a process of the cluster sees.
 
-    Processes that see the disk of process 0 need no source.
+    Processes that see the disk of process 0 need no source. All wait for each other, for days if
+    necessary.
 
     Args:
       config: The dataset.
@@ -32,6 +33,5 @@ def prepare_in_cluster(
 
     run_on_first_process(prepare)
     dataset = share_text(getattr(ready, "dataset", None) or "")
-    if is_first_process():
-        return ready
-    return data.prepare(dataclasses.replace(config, dataset=dataset) if dataset else config)
+    named = dataclasses.replace(config, dataset=dataset) if dataset else config
+    return agree(lambda: ready if is_first_process() else data.prepare(named))

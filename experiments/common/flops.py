@@ -14,7 +14,9 @@ def model_flops(function: Callable, *args: Any) -> dict[str, float]:
 
     A multiplication and an addition are two FLOPs. As is customary, only convolutions and matrix
     products count: norms, activations, softmax and operations that a compiler adds do not.
-    Rematerialised operations count twice, so pass a function without rematerialisation.
+    Rematerialised operations count twice, so pass a function without rematerialisation. A Pallas
+    kernel counts once per step of its grid, with its padding and all that it recomputes, so pass a
+    function with the einsum backend of attention.
 
     Args:
       function: Any function that JAX can trace.
@@ -35,7 +37,11 @@ def _equations(jaxpr: Any, outer: str, times: int) -> Iterator[tuple[str, float]
             yield path, times * _dot_flops(equation)
         elif name == "conv_general_dilated":
             yield path, times * _conv_flops(equation)
-        repeats = times * equation.params.get("length", 1) if name == "scan" else times
+        repeats = times
+        if name == "scan":
+            repeats *= equation.params["length"]
+        elif name == "pallas_call":
+            repeats *= math.prod(equation.params["grid_mapping"].grid)
         for value in equation.params.values():
             for item in value if isinstance(value, (tuple, list)) else (value,):
                 item = item.jaxpr if isinstance(item, core.ClosedJaxpr) else item

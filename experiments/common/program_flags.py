@@ -20,8 +20,10 @@ from typing import Any
 from absl import flags
 
 from stunet.errors import UserError
-from stunet.files import user_path
+from stunet.paths import user_path
+from stunet.schema import MAX_SEED
 
+MAX_CLIPS = 100_000  # of a measurement, all in memory
 _WIDTH = 100  # columns of the help text
 _VALUES = {
     "int": "N",
@@ -55,8 +57,8 @@ def read_flags(
       The config's values as nested dicts, or None without a config.
 
     Raises:
-      UserError: a flag is unknown or malformed, the config file cannot be read, or an override
-        names a field that the config file does not have.
+      UserError: a flag is unknown, malformed, not finite or beyond 32 bits, the config file cannot
+        be read, or an override names a field that the config file does not have.
     """
     if "--help" in argv[1:]:
         lines = list(_help_lines(flag_values))
@@ -67,6 +69,7 @@ def read_flags(
     try:
         arguments = [_expand_home(argument) for argument in argv]
         rest = flag_values(arguments, known_only=unknown is not None)
+        _check_values(flag_values)
         if unknown is not None:
             unknown += rest[1:]
         # ml_collections reports a missing file when the flag is read.
@@ -77,6 +80,19 @@ def read_flags(
         raise UserError(f"--config: no field to override: {name}{hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _check_values(flag_values: flags.FlagValues) -> None:
+    """Raises a `UserError` for a number that no program can use, and for a text with NUL."""
+    for name in flag_values:
+        found = flag_values[name].value
+        for value in found if isinstance(found, list) else [found]:
+            if isinstance(value, str) and "\0" in value:
+                raise UserError(f"--{name}: {value}, expected a text without NUL characters")
+            if isinstance(value, int | float) and not -MAX_SEED <= value <= MAX_SEED:
+                raise UserError(
+                    f"--{name}: {value}, expected a number from {-MAX_SEED} to {MAX_SEED}"
+                )
 
 
 def _expand_home(argument: str) -> str:

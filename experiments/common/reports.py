@@ -5,10 +5,9 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from stunet.errors import writing
+from stunet.paths import user_path, write_text
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -29,21 +28,5 @@ def write_json(path: str, result: dict[str, Any]) -> None:
     """Writes `result` to a JSON file, with the date, the processor and its number of CPUs."""
     machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
     text = json.dumps({"date": str(date.today()), **machine, **result}, indent=1)
-    write_text(Path(path), text + "\n")
+    write_text(user_path(path), text + "\n")
     print(f"written: {path}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file and its folder. An existing file is replaced once the new one is complete.
-
-    Raises:
-      UserError: the disk is full or read-only.
-    """
-    new = path.with_name(f".{path.name}.new")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            new.write_text(text, encoding="utf-8")
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)

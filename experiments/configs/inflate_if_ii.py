@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
             "init_from": "models/if_ii_m",
             "super_resolution": {"factor": 4, "noise_level": 250.0, "align_corners": True},
             "temporal": {
-                "resample": (True, True, True, False),
+                "resample": (True, True, False, False),  # 8, 4, 2, 2, 2 frames
                 "attention_layers": 1,
                 "head_dim": 64,
             },

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
                 "mid_output_scale_factor": 1.41,
             },
             "temporal": {
-                "resample": (True, True, True, False),
+                "resample": (True, True, False, False),  # 8, 4, 2, 2, 2 frames
                 "attention_layers": 1,
                 "head_dim": 64,
             },

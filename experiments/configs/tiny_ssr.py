@@ -16,14 +16,15 @@ def get_config() -> ConfigDict:
             "stage": "ssr",
             # Diffuses the difference to the enlarged clip, whose standard deviation is about 0.1:
             # with whole frames a network of this size took too long to learn colours on a laptop
-            # (docs/super_resolution.md). More steps add grain and increase the error.
+            # (docs/super_resolution.md). More sampling steps than 2 add grain and increase the
+            # error: few steps give results close to the mean of the possible frames.
             "super_resolution": {
                 "factor": 4,
                 "max_noise_level": 200.0,
                 "noise_level": 20.0,
                 "residual_scale": 0.2,
-                "steps": 2,
             },
+            "sampling": {"steps": 2},
             "unet": {
                 "channels": (16, 32, 64),
                 "layers_per_block": (1, 1, 1),

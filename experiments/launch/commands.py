@@ -11,42 +11,48 @@ from experiments.launch.config import Launch
 BASE_IMAGE = "python:3.12"  # for a checkout; has git, unlike python:3.12-slim
 GRACE_S = 300  # from SIGTERM to SIGKILL, to save a checkpoint; Spot VMs allow at most 30 s
 
-# https://cloud.google.com/storage/docs/cloud-storage-fuse/install
-INSTALL_GCSFUSE = " && ".join(
-    [
-        "curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg"
-        " | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null",
-        'echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc]'
-        ' https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"'
-        " | sudo tee /etc/apt/sources.list.d/gcsfuse.list",
-        "sudo apt-get update",
-        "sudo apt-get install --yes gcsfuse",
-    ]
-)
+# The port that TPU VMs' firewalls pass. Since 0.8.1 JAX's own is 8482, which some do not: the
+# processes then never find each other (https://github.com/jax-ml/jax/issues/35905).
+COORDINATOR_PORT = 8476
 
 
-def training(config: Launch) -> str:
+def training(config: Launch, before: str = "") -> str:
     """Returns the shell line that trains, to run in a container on every host.
 
     The line ends in `exec`, so that training receives SIGTERM. If the checkout fails, it exits with
     code 1: xpk would restart git's own exit code 128.
+
+    Args:
+      config: The launch.
+      before: Shell line that runs after the checkout.
     """
-    train = [
-        *("python", "-m", "experiments.train"),
-        f"--config={config.experiment}",
-        f"--workdir={config.mounted_workdir}",
-        "--cluster=auto",
-        *(f"--config.{override}" for override in config.overrides),
-    ]
-    if config.checkout is None:
-        return f"exec {shlex.join(train)}"
-    fetch = [
-        shlex.join(["git", "clone", "--quiet", config.checkout.repository, "stunet"]),
-        "cd stunet",
-        shlex.join(["git", "checkout", "--quiet", config.checkout.revision]),
-        "pip install --quiet -r requirements-tpu.txt",
-    ]
-    return f"{' && '.join(fetch)} || exit 1; exec {shlex.join(train)}"
+    lines = []
+    if config.checkout is not None:
+        fetch = [
+            shlex.join(["git", "clone", "--quiet", config.checkout.repository, "stunet"]),
+            "cd stunet",
+            shlex.join(["git", "checkout", "--quiet", config.checkout.revision]),
+            "pip install --quiet -r requirements-tpu.txt",
+        ]
+        lines.append(f"{' && '.join(fetch)} || exit 1")
+    if before:
+        lines.append(before)
+    if config.check:
+        lines.append(f"{_program(config, 'experiments.pod_check')} || exit $?")
+    lines.append(f"exec {_program(config, 'experiments.train')}")
+    return "; ".join(lines)
+
+
+def _program(config: Launch, name: str) -> str:
+    return shlex.join(
+        [
+            *("env", f"JAX_COORDINATOR_PORT={COORDINATOR_PORT}", "python", "-m", name),
+            f"--config={config.experiment}",
+            f"--workdir={config.workdir_path}",
+            "--cluster=auto",
+            *(f"--config.{override}" for override in config.overrides),
+        ]
+    )
 
 
 def xpk_create(config: Launch) -> list[str]:
@@ -60,7 +66,7 @@ def xpk_create(config: Launch) -> list[str]:
         f"--tpu-type={config.tpu_type}",
         f"--num-slices={config.num_slices}",
         f"--docker-image={config.image or BASE_IMAGE}",
-        f"--storage={config.store}",
+        *([f"--storage={config.disk}"] if config.disk else []),
         f"--max-restarts={config.max_restarts}",
         f"--restart-on-exit-codes={PREEMPTED}",
         f"--termination-grace-period-seconds={GRACE_S}",
@@ -95,8 +101,8 @@ def create(config: Launch) -> list[str]:
     ]
     if config.spot:
         argv.append("--spot")
-    if config.workdir.startswith("disk:"):
-        disk = f"projects/{config.project}/zones/{config.zone}/disks/{config.store}"
+    if config.disk:
+        disk = f"projects/{config.project}/zones/{config.zone}/disks/{config.disk}"
         argv.append(f"--data-disk=source={disk},mode=read-write")
     return argv
 
@@ -107,7 +113,7 @@ def delete(config: Launch) -> list[str]:
 
 
 def start(config: Launch) -> list[str]:
-    """Returns the command that mounts the workdir and starts training in a container on every host.
+    """Returns the command that starts training in a container on every host.
 
     Hosts whose container is running are left alone. The container survives the connection that
     started it, and its log survives the container's end.
@@ -118,20 +124,20 @@ def start(config: Launch) -> list[str]:
         *("--privileged", "--net=host", "--shm-size=16g"),  # required for TPU access
         f"--stop-timeout={GRACE_S}",
         "--env=PYTHONUNBUFFERED=1",
-        f"--volume={config.mount}:{config.mount}",
+        *([f"--volume={config.mount}:{config.mount}"] if config.disk else []),
         *(image, "bash", "-c", training(config)),
     ]
-    script = _mount(config)
+    steps = [_mount(config)] if config.disk else []
     registry = image.split("/")[0]
     if registry.endswith(("docker.pkg.dev", "gcr.io")):
-        script += f" && sudo gcloud auth configure-docker {registry} --quiet"
+        steps.append(f"sudo gcloud auth configure-docker {registry} --quiet")
     # `docker rm --force` would kill running training, which `docker stop` lets save.
-    script += (
-        f" && if sudo docker ps --format={{{{.Names}}}} | grep -qx {config.name};"
+    steps.append(
+        f"if sudo docker ps --format={{{{.Names}}}} | grep -qx {config.name};"
         f" then echo {config.name} is already running;"
         f" else sudo docker rm {config.name}; {shlex.join(run)}; fi"
     )
-    return _on_all_hosts(config, script)
+    return _on_all_hosts(config, " && ".join(steps))
 
 
 def follow(config: Launch) -> list[str]:
@@ -145,7 +151,10 @@ def follow(config: Launch) -> list[str]:
 
 
 def plan(config: Launch) -> list[tuple[str, list[str]]]:
-    """Returns all commands that the launch may run, each with a description of when it runs."""
+    """Returns all commands that the launch may run, each with a description of when it runs.
+
+    Not for jobset, whose manifest `kubectl` applies.
+    """
     if config.launcher == "xpk":
         return [
             ("once; the cluster restarts training after a preemption", xpk_create(config)),
@@ -162,15 +171,11 @@ def plan(config: Launch) -> list[tuple[str, list[str]]]:
 
 
 def _mount(config: Launch) -> str:
-    """Returns the shell line that mounts the bucket or disk unless it is mounted."""
-    if config.workdir.startswith("gs:"):
-        mount = f"command -v gcsfuse >/dev/null || {{ {INSTALL_GCSFUSE}; }}"
-        mount += f"; sudo mkdir -p {config.mount}"
-        mount += f" && sudo gcsfuse --implicit-dirs {config.store} {config.mount}"
-    else:
-        device = shlex.quote(config.disk_device)
-        mount = f"sudo mkdir -p {config.mount}"
-        mount += f" && sudo mount -o discard,defaults {device} {config.mount}"
+    """Returns the shell line that mounts the disk unless it is mounted."""
+    device = shlex.quote(config.disk_device)
+    mount = (
+        f"sudo mkdir -p {config.mount} && sudo mount -o discard,defaults {device} {config.mount}"
+    )
     return f"{{ mountpoint -q {config.mount} || {{ {mount}; }}; }}"
 
 

@@ -4,6 +4,10 @@ The compiler's estimate is a roofline: an operation, with all operations fused i
 maximum of its products' time at the chip's peak FLOP/s and of its bytes' time at the memory's
 bandwidth. The compiler reports only the sum; this module repeats the estimate for each operation in
 the program's text. The body of a loop counts once, as in the compiler's sum.
+
+The compiler's sum lacks the FLOPs, the bytes and the time of attention kernels. The FLOPs are
+counted here by hand: two matrix products of queries x keys x head_dim in the forward pass, and five
+in the gradient, which computes the logits again.
 """
 
 import math
@@ -20,6 +24,9 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$"
 _SHAPE = re.compile(r"([a-z]+)(\d+)?\w*\[([\d,]*)\](?:\{([\d,]*)([^}]*)\})?")
 _BODIES = re.compile(r"(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLS = re.compile(r"calls=%?([\w.\-]+)")
+_KERNEL = re.compile(r"splash_mha_(fwd|dkv)")
+_KERNEL_PRODUCTS = {"fwd": 2, "dkv": 5}
+KERNELS = "attention kernels"
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
 # Asynchronous copies overlap with other operations; collectives do not use the memory bandwidth.
 _NOT_COUNTED = re.compile(r"-(start|done)$|^(all-|reduce-scatter|collective|partition-id)")
@@ -84,7 +91,10 @@ def costs(hlo: str) -> list[Cost]:
             continue
         name, shape, op, rest = match.groups()
         shapes[name] = shape
-        product = _product_flops(op, shape, rest, shapes)
+        kernel = _KERNEL.match(name) if op == "custom-call" else None
+        product = (
+            _kernel_flops(kernel[1], rest) if kernel else _product_flops(op, shape, rest, shapes)
+        )
         flops[computation] += product
         if op in ("conditional", "while", "call"):
             bodies = [found[body] for body in _BODIES.findall(rest) if body in found]
@@ -92,22 +102,28 @@ def costs(hlo: str) -> list[Cost]:
             if bodies:
                 found[computation] += max(bodies, key=lambda body: sum(c.bytes for c in body))
             continue
-        if op in _FREE or _NOT_COUNTED.search(op):
+        if op in _FREE or _NOT_COUNTED.search(op) or '="AllocateBuffer"' in rest:
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
         inner = _CALLS.search(rest)
         if inner:
             product += flops[inner[1]]
         size = _bytes(shape) + sum(_bytes(shapes.get(operand, "")) for operand in operands)
-        found[computation].append(
-            Cost(_kind(op, paths.get(name, ""), bool(product)), product, size)
-        )
+        kind = KERNELS if kernel else _kind(op, paths.get(name, ""), bool(product))
+        found[computation].append(Cost(kind, product, size))
     return found[computation]  # the entry computation is the last
 
 
 def _branches(rest: str) -> list[str]:
     match = re.search(r"branch_computations=\{([^}]*)\}", rest)
     return match[1].split(",") if match else []
+
+
+def _kernel_flops(kernel: str, rest: str) -> float:
+    """Returns the FLOPs of an attention kernel, including padded keys."""
+    operands = rest.partition("operand_layout_constraints=")[2]
+    query, key = _dimensions(" ".join(re.findall(r"b?f\d+\[[\d,]+\]", operands)[:2]))
+    return 2.0 * _KERNEL_PRODUCTS[kernel] * math.prod(query) * key[-2]
 
 
 def _product_flops(op: str, shape: str, rest: str, shapes: dict[str, str]) -> float:

@@ -14,25 +14,38 @@ from experiments.common.flops import model_flops
 from experiments.common.networks import IF_M, IF_XL
 from experiments.tpu.topologies import CHIPS, compiler_figures, describe_topology
 from stunet.diffusion import Windows, resolve_sampler
-from stunet.engine.sampling import ChunkSettings, run_chunk, sampling_mesh, zero_inputs
+from stunet.engine.sampling import (
+    ChunkSettings,
+    run_chunk,
+    sampling_mesh,
+    sampling_shardings,
+    video_shardings,
+    zero_inputs,
+)
 from stunet.errors import UserError
 from stunet.model import model_from_folder, parameter_shapes
-from stunet.models.t5 import T5Config
-from stunet.models.unet_config import UNetConfig, check_video_shape
+from stunet.models.t5 import T5Config, TextEncoderConfig
+from stunet.models.unet_config import UNetConfig, check_training_shape
+from stunet.schema import from_dict
 from stunet.text import MAX_TOKENS
 from stunet.training.config import TrainConfig
-from stunet.training.initial_model import cast_frozen_kernels, with_dtype
-from stunet.training.mesh import abstract_arrays, check_batch, make_mesh, replicated
+from stunet.training.initial_model import open_named_text_encoder, with_dtype
+from stunet.training.mesh import abstract_arrays, check_batch, make_mesh
 from stunet.training.program import abstract_batch, build_program, make_update
 from stunet.training.step import make_optimizer
-from stunet.weights.model_folder import find_model_folder, open_model_folder
-from stunet.weights.trees import Tree, count_parameters, flatten, unflatten
+from stunet.weights.find_model import find_model_folder
+from stunet.weights.model_folder import open_model_folder
+from stunet.weights.trees import (
+    Tree,
+    cast_spatial_kernels,
+    count_parameters,
+    flatten,
+    unflatten,
+)
 
 STEPS = 100  # sampling steps
 # The compiler's lowest effort: a step of 0.3 B parameters compiled in a quarter of the time.
 EFFORT = -1.0
-
-ATTENTION_SIZE = 32  # pixels; the largest frames that IF's first stages apply attention to
 
 # Architectures that can stand for a model in `init_from` that is not on this machine.
 ARCHITECTURES = {"if_i_m": IF_M, "if_i_xl": IF_XL}
@@ -63,23 +76,25 @@ def compile_for(
     text_encoder: T5Config | None,
     num_tokens: int,
     params: Tree | None = None,
+    num_slices: int = 1,
 ) -> dict[str, Any]:
     """Compiles a program for a TPU topology and returns the compiler's figures for one device.
 
     Args:
-      topology: Such as "v5p:4x4x4".
+      topology: Topology of a slice, such as "v5p:4x4x4".
       what: A key of `PROGRAMS`.
       config: The training run.
       unet: Architecture of the U-Net, with the stage's additions.
       text_encoder: Architecture of the text encoder, None for text states.
       num_tokens: Number of tokens of a caption.
       params: Shapes and types of the initial model's parameters; None for those of a new model.
+      num_slices: Number of slices.
 
     Raises:
       UserError: the topology is unknown, its number of chips does not suit the config's mesh and
         batch, or the program exceeds a chip's memory.
     """
-    chip, devices = describe_topology(topology)
+    chip, devices = describe_topology(topology, num_slices)
     program = PROGRAMS[what](config, devices, unet, text_encoder, num_tokens, params)
     chips = 1 if program.mesh is None else program.mesh.size
     start = time.perf_counter()
@@ -93,6 +108,7 @@ def compile_for(
         raise UserError(f"--topology={topology}: out of memory: {line.strip()[:300]}") from error
     report = {
         "topology": topology,
+        "slices": num_slices,
         "chips": chips,
         "mesh": {} if program.mesh is None else dict(program.mesh.shape),
         "what": f"{what} {config.stage.name}",
@@ -118,8 +134,8 @@ def read_networks(
         states. None reads the model.
 
     Returns:
-      Architecture of the U-Net, architecture of the text encoder or None, number of tokens of a
-      caption, and shapes and types of the initial model's parameters.
+      Architecture of the U-Net, architecture of the text encoder or None (cached text states),
+      number of tokens of a caption, and shapes and types of the initial model's parameters.
 
     Raises:
       UserError: there is no model in `init_from` and no backbone is given, or the frames do not
@@ -127,11 +143,11 @@ def read_networks(
     """
     stage, size = config.stage, config.data.crop or config.data.resolution
     start, text_encoder, num_tokens, stored = None, None, MAX_TOKENS, {}
-    if stage.text_encoder is not None:
+    if stage.trains_text_encoder:
         text_encoder, num_tokens = stage.text_encoder.t5, stage.text_encoder.max_tokens
     elif backbone is not None:
-        start = adapt_attention(ARCHITECTURES[backbone], size)
-    else:
+        start = ARCHITECTURES[backbone]
+    elif stage.init_from:
         try:
             folder = find_model_folder(stage.init_from)
         except UserError as error:
@@ -140,30 +156,21 @@ def read_networks(
         model = model_from_folder(content, folder)
         start, text_encoder, stored = model.unet, model.text_encoder, flatten(content.params)
         num_tokens = MAX_TOKENS if model.tokenizer is None else model.tokenizer.max_tokens
+    if config.data.text_states:
+        text_encoder = None
+    elif isinstance(stage.text_encoder, str):
+        encoder = open_named_text_encoder(stage.text_encoder)
+        text = from_dict(TextEncoderConfig, encoder.config, stage.text_encoder)
+        text_encoder, num_tokens = text.t5, text.max_tokens
+        stored |= flatten({"text_encoder": encoder.params})
     unet = with_dtype(stage.architecture(start), config)
-    check_video_shape(unet, config.data.num_frames, size, size)
+    check_training_shape(unet, config.data.num_frames, size, size)
     # Parameters of `init_from` have its types, added ones those of a new network.
     params = {
         path: jax.ShapeDtypeStruct(leaf.shape, stored[path].dtype) if path in stored else leaf
         for path, leaf in flatten(parameter_shapes(unet, text_encoder)).items()
     }
     return unet, text_encoder, num_tokens, unflatten(params)
-
-
-def adapt_attention(unet: UNetConfig, size: int) -> UNetConfig:
-    """Returns a first stage of IF with attention at levels of at most 32 x 32 pixels.
-
-    For IF's own 64 pixels that is its published architecture. docs/scaling.md has the cost of
-    attention at 64 x 64 pixels.
-
-    Args:
-      unet: Architecture of the first stage.
-      size: Height and width of frames in pixels.
-    """
-    levels = range(len(unet.channels))
-    return dataclasses.replace(
-        unet, attention_levels=tuple(size >> level <= ATTENTION_SIZE for level in levels)
-    )
 
 
 def train_program(
@@ -178,7 +185,7 @@ def train_program(
     mesh = make_mesh(config.mesh.fsdp, config.mesh.frames, devices)
     check_batch(mesh, config.batch_size, config.data.num_frames)
     params = parameter_shapes(unet, text_encoder) if params is None else params
-    cast = functools.partial(cast_frozen_kernels, config.stage.frozen_dtype)
+    cast = functools.partial(cast_spatial_kernels, config.stage.frozen_dtype)
     params = {**params, "unet": jax.eval_shape(cast, params["unet"])}
     trained, frozen = config.stage.split(params, config.seed)
     program = build_program(config, unet, text_encoder, trained, frozen, mesh)
@@ -204,7 +211,7 @@ def sample_program(
     """
     del text_encoder, params
     rows, frames, size = config.batch_size, config.data.num_frames, config.data.resolution
-    mesh = sampling_mesh(devices, 2 * rows, frames, chunked_rows=False)
+    mesh = sampling_mesh(devices, 2 * rows, frames)
     settings = ChunkSettings(
         unet=unet,
         schedule=config.diffusion.schedule,
@@ -221,9 +228,11 @@ def sample_program(
         params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
     inputs = jax.eval_shape(lambda: zero_inputs(settings, rows, num_tokens))
 
-    # The engine replicates parameters and inputs on all devices.
-    sharding = SingleDeviceSharding(devices[0]) if mesh is None else replicated(mesh)
-    arguments = abstract_arrays((params, *inputs), sharding)
+    if mesh is None:
+        arguments = abstract_arrays((params, *inputs), SingleDeviceSharding(devices[0]))
+    else:
+        params = abstract_arrays(params, sampling_shardings(mesh, params))
+        arguments = (params, *abstract_arrays(inputs, video_shardings(mesh, inputs)))
 
     def step(mesh: Mesh | None) -> Callable:
         return functools.partial(run_chunk, dataclasses.replace(settings, mesh=mesh))

@@ -15,7 +15,7 @@ from stunet import signals
 if os.path.basename(sys.argv[0]) in ("stunet", "-m"):  # this process is the command
     signals.watch("stunet")  # before the other imports, which take a moment
 
-from stunet.cli import convert, evaluate, generation, studio
+from stunet.cli import convert, evaluate, generation, hub, studio
 from stunet.errors import UserError, run_command
 
 
@@ -68,6 +68,6 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             arguments(subparser.add_argument)
         return subparser.add_argument
 
-    for module in (generation, convert, evaluate, studio):
+    for module in (generation, convert, hub, evaluate, studio):
         module.add_commands(command)
     return parser

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 
-from stunet.cli.options import path
+from stunet.cli.options import path, path_or_hub_id
 from stunet.errors import UserError
 
 IMPORT_IF = """\
@@ -16,12 +16,18 @@ SRC is the folder of a pipeline (unet/, scheduler/, optionally text_encoder/) or
 (config.json and safetensors). Keeps the type of the weights. Does not read pickles.
 """
 IMPORT_T5 = """\
-Adds a T5 v1.1 encoder to a model folder, replacing its text encoder if it has one.
+Imports a T5 v1.1 encoder: once for several models, or into one model.
 
-  stunet import-t5 IF-I-XL-v1.0/text_encoder models/if_m
+  stunet import-t5 IF-I-XL-v1.0/text_encoder models/t5   write a text encoder folder
+  stunet import-t5 models/t5 models/if_m                 let a model refer to it, without a copy
+  stunet import-t5 IF-I-XL-v1.0/text_encoder models/if_m copy the encoder into a model
 
 SRC contains config.json, safetensors, and tokenizer.json or spiece.model (there or in a sibling
-folder tokenizer/), or is the folder of a pipeline with a text_encoder/.
+folder tokenizer/), or is the folder of a pipeline with a text_encoder/. Or SRC is a text encoder
+folder or a model with a text encoder, which DST refers to by its relative path.
+
+DST is a model, whose text encoder is replaced if it has one, or a new path or a text encoder
+folder.
 """
 EXPORT_IF = """\
 Writes a model's text-to-image part as unet/ and scheduler/ of a diffusers pipeline.
@@ -36,11 +42,11 @@ def add_commands(command: Callable) -> None:
     """Adds the three commands with `command(name, run, help=..., description=...)`."""
     for name, run, summary, description in (
         ("import-if", _import_if, "convert DeepFloyd IF weights to a model folder", IMPORT_IF),
-        ("import-t5", _import_t5, "add a T5 v1.1 text encoder to a model folder", IMPORT_T5),
+        ("import-t5", _import_t5, "import a T5 v1.1 text encoder", IMPORT_T5),
         ("export-if", _export_if, "export a model's weights for diffusers", EXPORT_IF),
     ):
         add = command(name, run, help=summary, description=description)
-        add("source", metavar="SRC", type=path, help="folder to read")
+        add("source", metavar="SRC", type=path_or_hub_id, help="folder or hub id to read")
         add("target", metavar="DST", type=path, help="folder to write")
         if run is not _export_if:
             add(
@@ -68,8 +74,8 @@ def _import_t5(args: argparse.Namespace) -> None:
     from stunet.conversion.convert import import_t5
 
     with _byte_progress("importing") as on_bytes:
-        model = import_t5(args.source, args.target, args.variant, on_bytes)
-    print(f"{args.target}: {_summarize_sizes(model.params)}")
+        params = import_t5(args.source, args.target, args.variant, on_bytes)
+    print(f"{args.target}: {_summarize_sizes(params)}")
 
 
 def _export_if(args: argparse.Namespace) -> None:

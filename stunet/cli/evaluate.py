@@ -5,13 +5,13 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet.cli.options import frame_rate, positive_int
+from stunet.cli.options import frame_rate, positive_int, whole_number
 from stunet.errors import UserError
 from stunet.evaluation.metrics import METRICS, MetricOption
-from stunet.files import user_path
+from stunet.paths import AnyPath, check_outputs, user_path, write_text
+from stunet.schema import MAX_INT
 
 if TYPE_CHECKING:
     from stunet.evaluation.clip_folders import ClipFolder
@@ -84,13 +84,21 @@ def _metric_options() -> dict[str, MetricOption]:
     return {name: option for entry in METRICS.values() for name, option in entry.options.items()}
 
 
+def _files_read(args: argparse.Namespace) -> list[tuple[str, AnyPath]]:
+    """Returns the files that the command reads besides clips, with their options."""
+    names = [name for name, option in _metric_options().items() if option.kind == "path"]
+    values = {name: getattr(args, name) for name in ("prompts", *names)}
+    return [(f"--{name}", path) for name, path in values.items() if path is not None]
+
+
 def _parse_window(text: str) -> tuple[int, int]:
-    numbers = text.split(",")
-    if len(numbers) != 2 or not all(number.strip().isdecimal() for number in numbers):
+    try:
+        length, overlap = map(whole_number(0, MAX_INT), text.split(","))
+    except (argparse.ArgumentTypeError, ValueError):
         raise argparse.ArgumentTypeError(
             f"invalid value {text!r}, expected two numbers of frames LENGTH,OVERLAP"
-        )
-    return int(numbers[0]), int(numbers[1])
+        ) from None
+    return length, overlap
 
 
 _PARSERS = {"path": user_path, "integer": positive_int, "window": _parse_window}
@@ -102,6 +110,12 @@ def _evaluate(args: argparse.Namespace) -> None:
         from stunet.video_io import check_writable
 
         check_writable(args.out / "xt_slices.png")
+        check_outputs(
+            [("--out", args.out / name) for name in ("report.json", "xt_slices.png")],
+            _files_read(args),
+        )
+        if (args.out / "report.json").is_dir():
+            raise UserError(f"--out: {args.out / 'report.json'} is a folder, expected a file")
 
     from tqdm import tqdm
 
@@ -151,7 +165,7 @@ def _check_required(values: dict[str, Any]) -> None:
         raise UserError(f"--prompts: used by no metric, expected --{' or --'.join(users)} as well")
 
 
-def _write(out: Path, report: dict, clips: "ClipFolder") -> None:
+def _write(out: AnyPath, report: dict, clips: "ClipFolder") -> None:
     import numpy as np
 
     from stunet.evaluation.xt_slice import xt_slice
@@ -161,5 +175,5 @@ def _write(out: Path, report: dict, clips: "ClipFolder") -> None:
     of_equal_size = [image for image in slices if image.shape == slices[0].shape]
     write_image(out / "xt_slices.png", contact_sheet(np.stack(of_equal_size)))
     path = out / "report.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(report, indent=2) + "\n")
     print(path, out / "xt_slices.png", sep="\n")

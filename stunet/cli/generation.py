@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from stunet.cli import options
 from stunet.engine.applications import APPLICATIONS, Application, Option
-from stunet.engine.request import Progress, Request, Sampling
+from stunet.engine.request import Progress, Request, Sampling, ignore_progress
 from stunet.errors import UserError
+from stunet.paths import AnyPath, check_outputs, existing, is_remote
 from stunet.weights import shipped
 
 if TYPE_CHECKING:
@@ -80,13 +82,13 @@ def _add_arguments(add: Callable, application: Application) -> None:
         "--model",
         metavar="DIR",
         default=application.default_model,
-        help="model folder, training workdir, or the name of a model that comes with stunet; "
-        "default: %(default)s",
+        help="model folder, training workdir, hf://OWNER/NAME, or the name of a model that comes "
+        "with stunet; default: %(default)s",
     )
     add(
         "--out",
         metavar="FILE",
-        type=options.path,
+        type=options.output_file,
         required=True,
         help="output file; its ending selects .mp4 (H.264), .gif or .png (contact sheet)",
     )
@@ -94,27 +96,21 @@ def _add_arguments(add: Callable, application: Application) -> None:
         if not option.positional:
             _add_option(add, option, application)
     defaults = Sampling()
-    add(
-        "--sampler",
-        default=defaults.sampler,
-        help=f"{', '.join(SAMPLERS)}, or package.module:name; default: %(default)s",
-    )
+    samplers = f"{', '.join(SAMPLERS)}, or package.module:name"
+    add("--sampler", metavar="NAME", help=f"{samplers}; default: the model's")
     steps = ", ".join(f"{sampler.default_steps} ({name})" for name, sampler in SAMPLERS.items())
-    if application.model == "super_resolution":
-        steps = "the model's"
     add(
         "--steps",
         metavar="N",
         type=options.positive_int,
-        help=f"number of sampling steps; default: {steps}",
+        help=f"number of sampling steps; default: the model's, else {steps}",
     )
     add(
         "--guidance-scale",
         metavar="W",
         type=options.number,
-        default=defaults.guidance_scale,
         help="follow the prompt more closely; 1 disables guidance and halves the time; "
-        "default: %(default)s",
+        "default: the model's",
     )
     add(
         "--negative-prompt",
@@ -122,7 +118,7 @@ def _add_arguments(add: Callable, application: Application) -> None:
         default=defaults.negative_prompt,
         help="text that guidance leads away from; default: none",
     )
-    add("--seed", metavar="S", type=int, default=0, help="seed of the noise; default: 0")
+    add("--seed", metavar="S", type=options.seed, default=0, help="seed of the noise; default: 0")
     add(
         "--windows-at-once",
         metavar="N",
@@ -131,11 +127,27 @@ def _add_arguments(add: Callable, application: Application) -> None:
         help="number of windows of a long clip processed together: more memory, less time on wide "
         "devices; default: %(default)s",
     )
-    add("--num-videos", metavar="N", type=options.positive_int, default=1, help="default: 1")
+    add("--num-videos", metavar="N", type=options.num_videos, default=1, help="default: 1")
+    add(
+        "--batch-size",
+        metavar="N",
+        type=options.positive_int,
+        default=defaults.batch_size,
+        help="number of videos sampled together; each adds two rows to a network call, one without "
+        "guidance (a long clip: two per window of --windows-at-once), and memory grows with the "
+        "rows; default: %(default)s",
+    )
+    add(
+        "--cluster",
+        metavar="auto|HOST:PORT,COUNT,NUMBER",
+        help="share the work with other processes, which run the same command: 'auto' on a TPU "
+        "pod, else where process 0 listens, their number and this one's; process 0 writes the "
+        "files; default: none",
+    )
     add(
         "--xt-slice",
         metavar="FILE.png",
-        type=options.path,
+        type=options.output_file,
         help="also write the middle row of pixels over time (downwards), videos side by side",
     )
     if application.model == "super_resolution":
@@ -147,6 +159,23 @@ def _add_arguments(add: Callable, application: Application) -> None:
         default=[],
         help="super-resolution model that enlarges the video; repeat for a cascade; "
         f"{shipped.UPSCALER} comes with stunet",
+    )
+    add(
+        "--upscale-sampler",
+        metavar="NAME",
+        help="--sampler of all --upscale models; default: each model's",
+    )
+    add(
+        "--upscale-steps",
+        metavar="N",
+        type=options.positive_int,
+        help="--steps of all --upscale models; default: each model's",
+    )
+    add(
+        "--upscale-guidance-scale",
+        metavar="W",
+        type=options.number,
+        help="--guidance-scale of all --upscale models; default: each model's",
     )
     add(
         "--style",
@@ -191,36 +220,102 @@ def _runner(name: str) -> Callable[[argparse.Namespace], None]:
 
 
 def _generate(name: str, application: Application, args: argparse.Namespace) -> None:
-    prompts = _read_prompts(args)
-    request = _request(name, application, args, prompts[:1] * args.num_videos, args.seed)
-    application.check(request)
-    from_file = getattr(args, "prompts", None) is not None
-    if from_file:
-        outputs = [_numbered(args.out, f"{index:04d}") for index in range(len(prompts))]
+    if args.cluster is None:
+        requests, outputs = _read_job(name, application, args, writes=True)
     else:
-        outputs = _output_paths(args.out, args.num_videos)
-    _check_outputs(outputs, args.xt_slice)
+        requests, outputs = _read_job_in_cluster(name, application, args)
 
+    from stunet.cluster import agree, run_on_first_process
     from stunet.compiling import prepare_compiler
-    from stunet.engine.cascade import load_models
     from stunet.engine.run import run
 
     prepare_compiler()
-    if application.model == "super_resolution":
-        models = load_models(None, [args.model])
+    models = agree(lambda: _load_models(application, args, requests[0]))
+    if getattr(args, "prompts", None) is not None:
+        _run_all(models, requests, outputs)
+        return
+    with _progress_of_first_process() as on_progress:
+        result = run(models, requests[0], on_progress)
+    run_on_first_process(lambda: _write(result, outputs, args.xt_slice))
+
+
+def _read_job_in_cluster(
+    name: str, application: Application, args: argparse.Namespace
+) -> tuple[list[Request], list[AnyPath]]:
+    """Joins a cluster and reads the job in all processes.
+
+    Raises:
+      UserError: In all processes, if one has other requests, inputs or models, or fails.
+    """
+    from stunet.cluster import (
+        agree,
+        check_equal,
+        end_on_signals,
+        is_first_process,
+        join_cluster,
+    )
+    from stunet.compiling import prepare_compiler
+    from stunet.engine.digests import job_digests
+
+    join_cluster(args.cluster)
+    end_on_signals()
+    prepare_compiler()  # before `agree` computes
+    job = agree(lambda: _read_job(name, application, args, writes=is_first_process()))
+    check_equal(lambda: job_digests(job[0], _model_paths(args)))
+    return job
+
+
+def _read_job(
+    name: str, application: Application, args: argparse.Namespace, writes: bool
+) -> tuple[list[Request], list[AnyPath]]:
+    """Returns the requests and the outputs: one request per line of --prompts, else one.
+
+    Args:
+      name: Name of the application.
+      application: The application.
+      args: Arguments of the command.
+      writes: Whether this process writes the outputs.
+    """
+    prompts = _read_prompts(args)
+    request = _request(name, application, args, prompts[:1] * args.num_videos, args.seed)
+    application.check(request)
+    if getattr(args, "prompts", None) is None:
+        requests, outputs = [request], _output_paths(args.out, args.num_videos)
     else:
-        models = load_models(args.model, args.upscale, args.style)
-    _check_xt_slice(args, application, request, models)
-    if from_file:
         requests = [
             _request(name, application, args, (prompt,), args.seed + index)
             for index, prompt in enumerate(prompts)
         ]
-        _run_all(models, requests, outputs)
-        return
-    with progress_bars() as on_progress:
-        result = run(models, request, on_progress)
-    _write(result, outputs, args.xt_slice)
+        outputs = [_numbered(args.out, f"{index:04d}") for index in range(len(prompts))]
+    if writes:
+        _check_outputs(outputs, args.xt_slice, _inputs(request, args))
+    return requests, outputs
+
+
+def _inputs(request: Request, args: argparse.Namespace) -> list[tuple[str, AnyPath]]:
+    """Returns the files that a command reads, with their arguments."""
+    inputs = [(name.upper(), path) for name, path in request.files.items()]
+    prompts = getattr(args, "prompts", None)
+    return inputs if prompts is None else [*inputs, ("--prompts", prompts)]
+
+
+def _model_paths(args: argparse.Namespace) -> list[str]:
+    style = getattr(args, "style", None)
+    return [args.model, *getattr(args, "upscale", []), *([] if style is None else [style])]
+
+
+def _load_models(application: Application, args: argparse.Namespace, request: Request) -> "Models":
+    """Loads the models on all devices, in a cluster those of all processes."""
+    import jax
+
+    from stunet.engine.cascade import load_models
+
+    if application.model == "super_resolution":
+        models = load_models(None, [args.model], devices=jax.devices())
+    else:
+        models = load_models(args.model, args.upscale, args.style, jax.devices())
+    _check_xt_slice(args, application, request, models)
+    return models
 
 
 def _request(
@@ -238,8 +333,12 @@ def _request(
             sampler=args.sampler,
             steps=args.steps,
             guidance_scale=args.guidance_scale,
+            upscale_sampler=getattr(args, "upscale_sampler", None),
+            upscale_steps=getattr(args, "upscale_steps", None),
+            upscale_guidance_scale=getattr(args, "upscale_guidance_scale", None),
             negative_prompt=args.negative_prompt,
             seed=seed,
+            batch_size=args.batch_size,
             windows_at_once=args.windows_at_once,
         ),
         **{option.field: getattr(args, option.field) for option in application.options},
@@ -288,29 +387,42 @@ def _is_file(prompt: str) -> bool:
         return False
 
 
-def _run_all(models: "Models", requests: Sequence[Request], outputs: Sequence[Path]) -> None:
+def _run_all(models: "Models", requests: Sequence[Request], outputs: Sequence[AnyPath]) -> None:
     """Runs the requests whose outputs do not exist, and writes each result when it is complete."""
     from tqdm import tqdm
 
+    from stunet.cluster import is_first_process, run_on_first_process, share_text
     from stunet.engine.run import planned_settings, run
 
     missing = []
-    for request, path in zip(requests, outputs, strict=True):
-        if path.exists():
-            _check_settings(path, planned_settings(models, request))
-        else:
-            missing.append((request, path))
-    done = len(requests) - len(missing)
-    with tqdm(total=len(requests), initial=done, desc="prompts", unit="video") as bar:
-        for request, path in missing:
-            with progress_bars(leave=False) as on_progress:
+    if is_first_process():  # the others may not see its files
+        present = existing(outputs)
+        missing = [index for index, path in enumerate(outputs) if path not in present]
+    missing = json.loads(share_text(json.dumps(missing)))
+
+    def check_existing() -> None:
+        for index, (request, path) in enumerate(zip(requests, outputs, strict=True)):
+            if index not in missing:
+                _check_settings(path, planned_settings(models, request))
+
+    run_on_first_process(check_existing)
+    done, quiet = len(requests) - len(missing), not is_first_process()
+    with tqdm(
+        total=len(requests), initial=done, desc="prompts", unit="video", disable=quiet
+    ) as bar:
+        for request, path in ((requests[index], outputs[index]) for index in missing):
+            with _progress_of_first_process(leave=False) as on_progress:
                 result = run(models, request, on_progress)
-            _write_video(path, result, json.dumps(result.settings, ensure_ascii=False))
-            tqdm.write(str(path))
+
+            def write(path=path, result=result) -> None:
+                _write_video(path, result, json.dumps(result.settings, ensure_ascii=False))
+                tqdm.write(str(path))
+
+            run_on_first_process(write)
             bar.update()
 
 
-def _check_settings(path: Path, expected: dict[str, Any]) -> None:
+def _check_settings(path: AnyPath, expected: dict[str, Any]) -> None:
     """Raises a `UserError` if an MP4 was made with other settings."""
     from stunet.video_io import read_comment
 
@@ -328,29 +440,34 @@ def _check_settings(path: Path, expected: dict[str, Any]) -> None:
             )
 
 
-def _output_paths(out: Path, num_videos: int) -> list[Path]:
+def _output_paths(out: AnyPath, num_videos: int) -> list[AnyPath]:
     """Returns a path per video, or one PNG for all."""
     if num_videos == 1 or out.suffix.lower() == ".png":
         return [out]
     return [_numbered(out, str(index)) for index in range(num_videos)]
 
 
-def _numbered(out: Path, number: str) -> Path:
+def _numbered(out: AnyPath, number: str) -> AnyPath:
     return out.with_name(f"{out.stem}_{number}{out.suffix}")
 
 
-def _check_outputs(outputs: list[Path], xt_slice: Path | None) -> None:
+def _check_outputs(
+    outputs: list[AnyPath], xt_slice: AnyPath | None, inputs: list[tuple[str, AnyPath]]
+) -> None:
     """Refuses paths that cannot be written, before any work."""
     from stunet.video_io import check_writable
 
-    for path in outputs:
-        check_writable(path)
+    check_writable(outputs[0])
+    if not is_remote(outputs[0]):  # all are in one folder
+        for path in filter(os.path.isdir, outputs[1:]):
+            check_writable(path)
+    named = [("--out", path) for path in outputs]
     if xt_slice is not None:
         if xt_slice.suffix.lower() != ".png":
             raise UserError(f"--xt-slice: {xt_slice}, expected a name that ends in .png")
         check_writable(xt_slice)
-        if xt_slice.absolute() in [path.absolute() for path in outputs]:
-            raise UserError(f"--xt-slice: {xt_slice} is also --out, expected another file")
+        named.append(("--xt-slice", xt_slice))
+    check_outputs(named, inputs)
 
 
 def _check_xt_slice(
@@ -362,7 +479,7 @@ def _check_xt_slice(
         raise UserError(f"--xt-slice: {args.xt_slice} of 1 frame, expected more frames")
 
 
-def _write(result: "Result", outputs: list[Path], xt_slice: Path | None) -> None:
+def _write(result: "Result", outputs: list[AnyPath], xt_slice: AnyPath | None) -> None:
     """Writes all videos of a result and prints the paths."""
     import numpy as np
 
@@ -383,7 +500,7 @@ def _write(result: "Result", outputs: list[Path], xt_slice: Path | None) -> None
         print(path)
 
 
-def _write_video(path: Path, result: "Result", comment: str | None = None) -> None:
+def _write_video(path: AnyPath, result: "Result", comment: str | None = None) -> None:
     from stunet.video_io import audio_warning, write_video
 
     if (warning := audio_warning(path, result.audio)) is not None:
@@ -391,7 +508,7 @@ def _write_video(path: Path, result: "Result", comment: str | None = None) -> No
     _keep(path, lambda path: write_video(path, result.video, result.fps, comment, result.audio))
 
 
-def _keep(path: Path, write: "Callable[[Path], None]") -> None:
+def _keep(path: AnyPath, write: "Callable[[AnyPath], None]") -> None:
     """Writes a result, to the folder of temporary files if the disk of `path` is full by now.
 
     Raises:
@@ -405,6 +522,14 @@ def _keep(path: Path, write: "Callable[[Path], None]") -> None:
         other = Path(tempfile.mkdtemp(prefix="stunet-")) / path.name
         write(other)
         raise UserError(f"{error}; the result is in {other}") from error
+
+
+def _progress_of_first_process(
+    leave: bool = True,
+) -> "contextlib.AbstractContextManager[OnProgress]":
+    from stunet.cluster import is_first_process
+
+    return progress_bars(leave) if is_first_process() else contextlib.nullcontext(ignore_progress)
 
 
 @contextlib.contextmanager

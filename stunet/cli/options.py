@@ -2,22 +2,59 @@
 
 import argparse
 import math
-from pathlib import Path
+from collections.abc import Callable
 
-from stunet.files import user_path
+from stunet.engine.request import MAX_MARGIN
+from stunet.paths import AnyPath, user_path
+from stunet.paths import output_file as parse_output_file
+from stunet.schema import MAX_INT, MAX_SEED
+from stunet.weights.hub import is_hub_id
 
 
-def path(text: str) -> Path:
-    """Parses a path; `~` is the home directory."""
+def path(text: str) -> AnyPath:
+    """Parses a path on disk, where `~` is the home directory, or in a bucket."""
+    if is_hub_id(text):
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}, expected a path")
     return user_path(text)
 
 
-def positive_int(text: str) -> int:
-    """Parses a whole number of at least 1."""
-    value = int(text) if text.strip().isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"invalid value {text!r}, expected a whole number >= 1")
-    return value
+def output_file(text: str) -> AnyPath:
+    """Parses the path of a file to write."""
+    path(text)
+    return parse_output_file(text)
+
+
+def host(text: str) -> str:
+    """Parses the name or address of a host."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}, expected a host name")
+    return text
+
+
+def path_or_hub_id(text: str) -> AnyPath | str:
+    """Parses a path, or keeps a hub id."""
+    return text if is_hub_id(text) else user_path(text)
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Returns the parser of a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        # Python limits the number of digits that it converts.
+        value = int(text) if text.strip().isdecimal() and len(text) <= 20 else -1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"invalid value {text!r}, expected a whole number from {low} to {high}"
+            )
+        return value
+
+    return parse
+
+
+positive_int = whole_number(1, MAX_INT)
+num_videos = whole_number(1, 100_000)  # a name of a file each, and all in memory
+seed = whole_number(0, MAX_SEED)
+port = whole_number(0, 65535)
 
 
 def number(text: str) -> float:
@@ -44,11 +81,15 @@ def frame_rate(text: str) -> float:
 def margins(text: str) -> tuple[int, ...]:
     """Parses LEFT,RIGHT,TOP,BOTTOM in pixels, not all of them 0."""
     sides = text.split(",")
-    if len(sides) != 4 or not all(side.strip().isdecimal() for side in sides):
+    try:
+        pixels = tuple(map(whole_number(0, MAX_MARGIN), sides))
+    except argparse.ArgumentTypeError:
+        pixels = ()
+    if len(pixels) != 4:
         raise argparse.ArgumentTypeError(
-            f"invalid value {text!r}, expected four whole numbers of pixels LEFT,RIGHT,TOP,BOTTOM"
+            f"invalid value {text!r}, expected four whole numbers of pixels LEFT,RIGHT,TOP,BOTTOM "
+            f"up to {MAX_MARGIN}"
         )
-    pixels = tuple(map(int, sides))
     if not any(pixels):
         raise argparse.ArgumentTypeError(f"invalid value {text!r}, expected at least one above 0")
     return pixels

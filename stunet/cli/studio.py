@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 
+from stunet.cli import options
 from stunet.engine.applications import APPLICATIONS
 from stunet.errors import UserError
 from stunet.weights import shipped
@@ -42,8 +43,9 @@ def _add_arguments(add: Callable) -> None:
     add(
         "--model",
         metavar="DIR",
-        help="model folder, training workdir, or the name of a model that comes with stunet; "
-        f"default: {shipped.CONDITIONAL_MODEL} with {shipped.UPSCALER} and {shipped.STYLE_MODEL}",
+        help="model folder, training workdir, hf://OWNER/NAME, or the name of a model that comes "
+        f"with stunet; default: {shipped.CONDITIONAL_MODEL} with {shipped.UPSCALER} and "
+        f"{shipped.STYLE_MODEL}",
     )
     add(
         "--upscale",
@@ -60,12 +62,27 @@ def _add_arguments(add: Callable) -> None:
     )
     add(
         "--host",
+        type=options.host,
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 serves the whole network; default: %(default)s",
     )
     add(
+        "--auth",
+        metavar="USER:FILE",
+        help="ask for this name and the password that the file contains; only you may be able to "
+        "read the file; default: no log-in",
+    )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="host name in addresses of the page, such as that of a proxy; repeat for several; "
+        "default: only localhost and --host",
+    )
+    add(
         "--port",
-        type=int,
+        type=options.port,
         default=DEFAULT_PORT,
         help="port to listen on; 0 selects a free one; default: %(default)s",
     )
@@ -76,15 +93,19 @@ def _studio(args: argparse.Namespace) -> None:
 
     from stunet.compiling import prepare_compiler
     from stunet.engine.cascade import load_models
+    from stunet.studio.access import access_for, read_credentials
     from stunet.studio.server import free_port, serve
 
-    free_port(args.host, args.port)  # loading the models takes longer
+    # Loading the models takes longer.
+    credentials = None if args.auth is None else read_credentials(args.auth)
+    access = access_for(args.host, args.allow_host, credentials)
+    free_port(args.host, args.port)
     prepare_compiler()
     model, upscale, style = args.model, args.upscale, args.style
     if model is None:  # models that serve every tab
         model, upscale = shipped.CONDITIONAL_MODEL, upscale or [shipped.UPSCALER]
         style = style or shipped.STYLE_MODEL
-    serve(load_models(model, upscale, style), args.host, args.port)
+    serve(load_models(model, upscale, style), args.host, args.port, access=access)
 
 
 def _check_gradio() -> None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,19 +16,27 @@ from stunet.conversion.hub_layout import (
     to_hub,
     write_component,
 )
+from stunet.conversion.hub_source import find_source
 from stunet.conversion.sentence_piece import tokenizer_json
 from stunet.diffusion import SuperResolution
 from stunet.errors import UserError
 from stunet.files import read_bytes, read_json
-from stunet.model import model_from_folder
+from stunet.model import model_from_folder, parse_text_encoder
 from stunet.models.t5 import TextEncoderConfig
+from stunet.paths import AnyPath, resolved
 from stunet.schema import to_dict
 from stunet.text import MAX_TOKENS
+from stunet.weights.find_model import find_model_folder
+from stunet.weights.folder_config import folder_kind
+from stunet.weights.folder_writing import new_folder
 from stunet.weights.model_folder import (
     ModelFolder,
-    find_model_folder,
+    StoredTextEncoder,
     open_model_folder,
+    open_text_encoder,
+    storing_folder,
     write_model_folder,
+    write_text_encoder_folder,
 )
 from stunet.weights.safetensors_io import TransformedTensor
 from stunet.weights.trees import Tree, compare_shapes
@@ -42,14 +48,16 @@ EXPORT_SHARD_BYTES = 10 * 10**9  # the default of diffusers
 OnBytes = Callable[[int], object]
 
 
-def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes) -> ModelFolder:
+def import_if(
+    source: str | AnyPath, target: AnyPath, variant: str | None, on_bytes: OnBytes
+) -> ModelFolder:
     """Converts a DeepFloyd IF pipeline, or one of its U-Nets, to a model folder.
 
     Copies one tensor at a time and keeps dtypes. Includes the pipeline's text encoder if it has
     one.
 
     Args:
-      source: Folder of a pipeline (`unet/`, `scheduler/`, optionally `text_encoder/` and
+      source: Folder or hub id of a pipeline (`unet/`, `scheduler/`, optionally `text_encoder/` and
         `tokenizer/`) or of a U-Net (`config.json` and safetensors).
       target: Model folder to write.
       variant: Variant of the weights, such as "fp16". None uses those without a variant, else the
@@ -62,7 +70,7 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
     Raises:
       UserError: A file is missing or a pickle, or the weights are not DeepFloyd IF's.
     """
-    source = source.absolute()  # so that "." has a parent
+    source = find_source(source, ("unet", "text_encoder"), variant)
     folder = source / "unet" if (source / "unet").is_dir() else source
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -92,51 +100,74 @@ def import_if(source: Path, target: Path, variant: str | None, on_bytes: OnBytes
             "num_frames": 1,
             "fps": None,
             **to_dict(diffusion),
+            "sampling": to_dict(deepfloyd_if.sampling_defaults(unet)),
             "text_encoder": None,
         },
         {"unet": from_hub(table, tensors)},
     )
     if (source / "text_encoder").is_dir():
-        model = _with_text_encoder(model, source / "text_encoder", variant)
+        model = _with_text_encoder(model, _read_t5(source / "text_encoder", variant))
     model_from_folder(model, source)  # checks it
-    write_model_folder(target, _with_progress(model, on_bytes))
+    write_model_folder(
+        target, dataclasses.replace(model, params=_with_progress(model.params, on_bytes))
+    )
     return model
 
 
-def import_t5(source: Path, target: Path, variant: str | None, on_bytes: OnBytes) -> ModelFolder:
-    """Adds a T5 v1.1 encoder to a model folder, replacing its text encoder if it has one.
+def import_t5(
+    source: str | AnyPath, target: AnyPath, variant: str | None, on_bytes: OnBytes
+) -> dict[str, Tree]:
+    """Adds a T5 v1.1 encoder to a model, or writes it to a text encoder folder.
 
     Args:
-      source: Folder of T5 (`config.json`, safetensors, and `tokenizer.json` or `spiece.model`
-        there or in a sibling folder `tokenizer/`) or of a pipeline with a `text_encoder/`.
-      target: Model folder, or a training workdir that contains one.
+      source: Folder or hub id of T5 (`config.json`, safetensors, and `tokenizer.json` or
+        `spiece.model` there or in a sibling folder `tokenizer/`) or of a pipeline with a
+        `text_encoder/`: the encoder is copied. Or a text encoder folder or model folder: the model
+        refers to the folder that stores the encoder (`base`).
+      target: Model folder, or a training workdir that contains one; a text encoder that it has is
+        replaced. Otherwise a text encoder folder, or a new path, which becomes one.
       variant: Variant of the weights; see `import_if`.
       on_bytes: Progress callback.
 
     Returns:
-      The contents of the new folder, as lazy tensors of the files that were read.
+      The parameters of the new folder and its base, as lazy tensors of the files that were read.
 
     Raises:
       UserError: A file is missing or a pickle, the weights are not T5 v1.1's, or the encoder does
         not fit the U-Net.
     """
-    source, target = source.absolute(), find_model_folder(target)
+    source = find_source(source, ("text_encoder",), variant)
+    is_ours = folder_kind(source) is not None
     folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
-    model = _with_text_encoder(open_model_folder(target), folder, variant)
+    encoder = open_text_encoder(source) if is_ours else _read_t5(folder, variant)
+    if not target.exists() or folder_kind(target) == "text_encoder":
+        if is_ours:
+            raise UserError(f"{target}: not a model, expected one that refers to {source}")
+        parse_text_encoder(encoder.config, encoder.tokenizer, source)  # checks it
+        params = _with_progress(encoder.params, on_bytes)
+        write_text_encoder_folder(target, dataclasses.replace(encoder, params=params))
+        return {"text_encoder": encoder.params}
+    target = find_model_folder(target)
+    model = _with_text_encoder(open_model_folder(target), encoder)
     model_from_folder(model, source)  # checks it
-    write_model_folder(target, _with_progress(model, on_bytes))
-    return model
+    stored = {"unet": model.params["unet"]} if is_ours else model.params
+    write_model_folder(
+        target,
+        dataclasses.replace(model, params=_with_progress(stored, on_bytes)),
+        base=storing_folder(encoder.params) if is_ours else None,
+    )
+    return model.params
 
 
 def export_if(
-    source: Path, target: Path, on_bytes: OnBytes, shard_bytes: int = EXPORT_SHARD_BYTES
+    source: str | AnyPath, target: AnyPath, on_bytes: OnBytes, shard_bytes: int = EXPORT_SHARD_BYTES
 ) -> None:
     """Writes a model's text-to-image part as `unet/` and `scheduler/` of a diffusers pipeline.
 
     Keeps dtypes, so that imported weights are exported byte for byte.
 
     Args:
-      source: Model folder, training workdir or name of a model of the package.
+      source: Model folder, training workdir, hub id or name of a model of the package.
       target: Folder to create.
       on_bytes: Progress callback.
       shard_bytes: Maximum size of a weight file.
@@ -145,7 +176,7 @@ def export_if(
       UserError: `source` is not a model, diffusers does not support it, or `target` is not empty or
         cannot be written.
     """
-    folder, target = find_model_folder(source), target.resolve()
+    folder, target = find_model_folder(source), resolved(target)
     content = open_model_folder(folder)
     model = model_from_folder(content, folder)
     if model.super_resolution is not None and model.super_resolution.residual_scale:
@@ -159,25 +190,32 @@ def export_if(
     unet = model.unet.text_to_image()
     unet_json = deepfloyd_if.unet_config_to_diffusers(unet, model.resolution)
     scheduler_json = deepfloyd_if.scheduler_to_diffusers(diffusion)
-    params = _with_progress(content, on_bytes).params["unet"]
+    params = _with_progress(content.params["unet"], on_bytes)
     tensors = to_hub(deepfloyd_if.hub_parameters(unet), params)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: already exists, expected a new or empty folder")
-    new = target.with_name(f".{target.name}.new")
     try:
-        shutil.rmtree(new, ignore_errors=True)  # from a killed process
-        write_component(new / "unet", "diffusion_pytorch_model", tensors, unet_json, shard_bytes)
-        (new / "scheduler").mkdir()
-        text = json.dumps(scheduler_json, indent=2) + "\n"
-        (new / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
-        new.replace(target)
+        with new_folder(target) as new:
+            write_component(
+                new / "unet", "diffusion_pytorch_model", tensors, unet_json, shard_bytes
+            )
+            (new / "scheduler").mkdir()
+            text = json.dumps(scheduler_json, indent=2) + "\n"
+            (new / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
-def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) -> ModelFolder:
+def _with_text_encoder(model: ModelFolder, encoder: StoredTextEncoder) -> ModelFolder:
+    return dataclasses.replace(
+        model,
+        config={**model.config, "text_encoder": encoder.config},
+        params={**model.params, "text_encoder": encoder.params},
+        tokenizer=encoder.tokenizer,
+    )
+
+
+def _read_t5(folder: AnyPath, variant: str | None) -> StoredTextEncoder:
     path = folder / "config.json"
     t5 = t5_v1_1.t5_config_from_transformers(read_json(path), str(path))
     tensors = t5_v1_1.encoder_tensors(open_weight_files(find_weight_files(folder, variant)))
@@ -185,18 +223,15 @@ def _with_text_encoder(model: ModelFolder, folder: Path, variant: str | None) ->
     _check_tensors(table, tensors, folder, t5_v1_1.ORIGIN_HINTS)
     # IF was trained with lower-case captions.
     text_encoder = TextEncoderConfig(t5, max_tokens=MAX_TOKENS, lower_case=True)
-    return dataclasses.replace(
-        model,
-        config={**model.config, "text_encoder": to_dict(text_encoder)},
-        params={**model.params, "text_encoder": from_hub(table, tensors)},
-        tokenizer=_read_tokenizer(folder),
+    return StoredTextEncoder(
+        to_dict(text_encoder), from_hub(table, tensors), _read_tokenizer(folder)
     )
 
 
 def _check_tensors(
     table: Mapping[str, HubParameter],
     tensors: Mapping[str, Any],
-    folder: Path,
+    folder: AnyPath,
     origin_hints: Mapping[str, str],
 ) -> None:
     """Checks the names and shapes of a state dict; see `compare_shapes`."""
@@ -204,7 +239,7 @@ def _check_tensors(
     compare_shapes(expected, tensors, str(folder), origin_hints)
 
 
-def _read_tokenizer(folder: Path) -> bytes:
+def _read_tokenizer(folder: AnyPath) -> bytes:
     """Returns a `tokenizer.json`, from T5's folder or its sibling folder `tokenizer/`."""
     sibling = folder.parent / "tokenizer"
     for location in (folder, sibling):
@@ -218,8 +253,8 @@ def _read_tokenizer(folder: Path) -> bytes:
     )
 
 
-def _with_progress(model: ModelFolder, on_bytes: OnBytes) -> ModelFolder:
-    """Wraps a model's tensors so that reading one calls `on_bytes` with its size."""
+def _with_progress(params: Tree, on_bytes: OnBytes) -> Tree:
+    """Wraps tensors so that reading one calls `on_bytes` with its size."""
 
     def wrap(leaf: Any) -> TransformedTensor:
         def report(array: Any) -> Any:
@@ -228,5 +263,4 @@ def _with_progress(model: ModelFolder, on_bytes: OnBytes) -> ModelFolder:
 
         return TransformedTensor(leaf, leaf.shape, report)
 
-    params: dict[str, Tree] = jax.tree.map(wrap, model.params)
-    return dataclasses.replace(model, params=params)
+    return jax.tree.map(wrap, params)

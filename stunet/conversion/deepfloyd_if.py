@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from stunet.conversion.hub_layout import HubParameter
-from stunet.diffusion import Schedule, Threshold
+from stunet.diffusion import SamplingDefaults, Schedule, Threshold
 from stunet.diffusion.samplers import VARIANCES
 from stunet.errors import UserError
 from stunet.models.unet import init_unet
@@ -245,6 +245,13 @@ def default_diffusion_settings(config: UNetConfig) -> DiffusionSettings:
     variance = "learned_range" if config.out_channels == 6 else "fixed_small"
     threshold = Threshold(max_value=1.0 if config.noise_level_embedding else 1.5)
     return DiffusionSettings(Schedule(), "eps", variance, threshold)
+
+
+def sampling_defaults(config: UNetConfig) -> SamplingDefaults:
+    """Returns the steps and the guidance scale of DeepFloyd IF's pipelines for a U-Net's stage."""
+    if config.noise_level_embedding:
+        return SamplingDefaults("ancestral", steps=50, guidance_scale=4.0)
+    return SamplingDefaults("ancestral", steps=100, guidance_scale=7.0)
 
 
 def scheduler_to_diffusers(diffusion: DiffusionSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Pickles are not read, because loading one executes code in it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import numpy as np
 
 from stunet.errors import UserError
 from stunet.files import check_not_lfs_pointer
+from stunet.paths import AnyPath
+from stunet.weights.hub import HubId
 from stunet.weights.safetensors_io import (
     LazyTensor,
     TransformedTensor,
@@ -96,7 +98,7 @@ def to_hub(
     }
 
 
-def find_weight_files(folder: Path, variant: str | None) -> list[Path]:
+def find_weight_files(folder: AnyPath, variant: str | None) -> list[AnyPath]:
     """Returns the safetensors files of one variant of a component's weights.
 
     Args:
@@ -108,13 +110,26 @@ def find_weight_files(folder: Path, variant: str | None) -> list[Path]:
       UserError: There are no such weights, several, or only pickles (the message contains a command
         to convert them), or a shard is missing.
     """
+    names = select_weight_files([path.name for path in folder.iterdir()], variant, folder)
+    return [folder / name for name in names]
+
+
+def select_weight_files(
+    names: Sequence[str], variant: str | None, folder: AnyPath | HubId
+) -> list[str]:
+    """Selects the safetensors files of one variant by their names; see `find_weight_files`.
+
+    Args:
+      names: Names of the files in the folder.
+      variant: See `find_weight_files`.
+      folder: The folder, for error messages.
+    """
     copies: dict[tuple[str, str | None, str | None], list[re.Match]] = {}
-    names = sorted(path.name for path in folder.iterdir())
-    for match in filter(None, map(_WEIGHTS.fullmatch, names)):
+    for match in filter(None, map(_WEIGHTS.fullmatch, sorted(names))):
         key = match["name"], match["variant"] or match["older"], match["shards"]
         copies.setdefault(key, []).append(match)
     if not copies:
-        _check_no_pickles(folder, names)
+        _check_no_pickles(folder, sorted(names))
         raise UserError(f"{folder}: contains no weights, expected a safetensors file")
     selected = [key for key in copies if key[1] == variant]
     if not selected and variant is None and len(copies) == 1:
@@ -134,11 +149,11 @@ def find_weight_files(folder: Path, variant: str | None) -> list[Path]:
     present = {int(match["shard"] or 1) for match in files}
     if missing := sorted(set(range(1, count + 1)) - present):
         absent = files[0].string.replace(f"-{files[0]['shard']}-of", f"-{missing[0]:05d}-of")
-        raise UserError(f"{folder / absent}: no such file, expected {count} shards")
-    return [folder / match.string for match in files]
+        raise UserError(f"{folder}/{absent}: no such file, expected {count} shards")
+    return [match.string for match in files]
 
 
-def open_weight_files(files: list[Path]) -> dict[str, LazyTensor]:
+def open_weight_files(files: list[AnyPath]) -> dict[str, LazyTensor]:
     """Opens all tensors of these files, by name, as lazy tensors."""
     return {name: tensor for file in files for name, tensor in open_safetensors(file).items()}
 
@@ -172,7 +187,7 @@ def write_component(
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def pickle_error(path: Path) -> UserError:
+def pickle_error(path: AnyPath) -> UserError:
     """Returns the error for a pickle, with a command that converts such files to safetensors."""
     command = (
         "import glob, os, torch, safetensors.torch as s; "
@@ -186,8 +201,13 @@ def pickle_error(path: Path) -> UserError:
     )
 
 
-def _check_no_pickles(folder: Path, names: list[str]) -> None:
+def _check_no_pickles(folder: AnyPath | HubId, names: Sequence[str]) -> None:
     for name in names:
-        if name.endswith(PICKLE_SUFFIXES):
-            check_not_lfs_pointer(folder / name)
-            raise pickle_error(folder / name)
+        if not name.endswith(PICKLE_SUFFIXES):
+            continue
+        if isinstance(folder, HubId):
+            raise UserError(
+                f"{folder}/{name}: is a pickle (loading it can execute code), expected safetensors"
+            )
+        check_not_lfs_pointer(folder / name)
+        raise pickle_error(folder / name)

@@ -2,13 +2,13 @@
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from stunet.errors import UserError
 from stunet.files import read_bytes
+from stunet.paths import AnyPath
 from stunet.text import UNK_ID
 
 _EXTRA_IDS = 100  # T5's sentinel tokens, which its spiece.model does not contain
@@ -20,7 +20,7 @@ _MODEL_TYPE, _UNIGRAM = 3, 1
 _CHARSMAP = 2
 
 
-def tokenizer_json(path: Path) -> bytes:
+def tokenizer_json(path: AnyPath) -> bytes:
     """Converts T5's unigram `spiece.model` to the contents of a `tokenizer.json`.
 
     Raises:

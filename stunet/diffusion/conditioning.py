@@ -14,6 +14,7 @@ Masks are [B, T, H, W, 1] float32, 1 = known; videos are [B, T, H, W, 3] in [-1,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,14 @@ from scipy import ndimage
 
 from stunet.diffusion.prediction import Video
 from stunet.errors import UserError
+from stunet.schema import Range, check_fields
 
 COND_CHANNELS = 4  # C and M
 
 BRUSH_DABS = 12  # discs along the path of a random brush
 
 Mask = Float[Array, "batch frames height width 1"]
+_Weight = Annotated[float, Range(0)]
 _Region = Bool[Array, "frames height width"]
 
 
@@ -48,26 +51,21 @@ class MaskMixture:
       none: Nothing is known.
 
     Raises:
-      UserError: A weight is negative, or all weights are 0.
+      UserError: A weight is out of range, or all weights are 0.
     """
 
-    first_frame: float = 0.3
-    first_and_last: float = 0.1
-    every_kth: float = 0.05
-    moving_box: float = 0.1
-    static_box: float = 0.15
-    brush: float = 0.1
-    half_plane: float = 0.1
-    none: float = 0.1
+    first_frame: _Weight = 0.3
+    first_and_last: _Weight = 0.1
+    every_kth: _Weight = 0.05
+    moving_box: _Weight = 0.1
+    static_box: _Weight = 0.15
+    brush: _Weight = 0.1
+    half_plane: _Weight = 0.1
+    none: _Weight = 0.1
 
     def __post_init__(self):
-        weights = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise UserError(
-                    f"conditioning.{name}: invalid weight {weight}, expected at least 0"
-                )
-        if not sum(weights.values()):
+        check_fields(self, "conditioning.")
+        if not any(getattr(self, field.name) for field in fields(self)):
             raise UserError("conditioning: all weights are 0, expected at least one above 0")
 
     @property

@@ -29,6 +29,7 @@ from stunet.diffusion.prediction import Denoiser, Prediction, Video
 from stunet.diffusion.schedule import Schedule, respace_betas
 from stunet.diffusion.time_grid import TimeGrid
 from stunet.errors import UserError
+from stunet.schema import GuidanceScale, check_fields
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
@@ -274,6 +275,30 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingDefaults:
+    """How a model is sampled if a job does not state it.
+
+    Attributes:
+      sampler: A key of `SAMPLERS`, or "package.module:name". The latter is imported when it is
+        used, so that a model can be loaded without it.
+      steps: Sampling steps. None uses the sampler's default.
+      guidance_scale: Scale of classifier-free guidance. 1 disables guidance.
+
+    Raises:
+      UserError: The sampler's name is unknown, or a field has the wrong type or is out of range.
+    """
+
+    sampler: str = "dpm2m"
+    steps: int | None = None
+    guidance_scale: GuidanceScale = 4.0
+
+    def __post_init__(self):
+        check_fields(self, "sampling.")
+        if ":" not in self.sampler:
+            plugins.resolve("sampling.sampler", self.sampler, SAMPLERS)
+
+
 def resolve_sampler(sampler: str | Sampler) -> Sampler:
     """Returns a sampler given by name; a sampler object is returned unchanged.
 
@@ -290,24 +315,24 @@ def resolve_sampler(sampler: str | Sampler) -> Sampler:
     return _checked(sampler, found() if isinstance(found, type) else found)
 
 
-def sampler_to_dict(sampler: str | Sampler) -> str | dict[str, Any]:
-    """Returns a JSON form of a sampler: a name is kept, an object is {"type": ..., fields}.
+def sampler_to_dict(sampler: str | Sampler | None) -> str | dict[str, Any] | None:
+    """Returns a JSON form of a sampler: a name or None is kept, an object is {"type": ..., fields}.
 
     The type is "package.module:Class". Inverse: `sampler_from_dict`.
     """
-    if isinstance(sampler, str):
+    if sampler is None or isinstance(sampler, str):
         return sampler
     kind = type(sampler)
     return {"type": f"{kind.__module__}:{kind.__qualname__}", **dataclasses.asdict(sampler)}
 
 
-def sampler_from_dict(sampler: str | Mapping[str, Any]) -> str | Sampler:
+def sampler_from_dict(sampler: str | Mapping[str, Any] | None) -> str | Sampler | None:
     """Inverse of `sampler_to_dict`.
 
     Raises:
       UserError: The type or a field is missing or unknown.
     """
-    if isinstance(sampler, str):
+    if sampler is None or isinstance(sampler, str):
         return sampler
     fields = dict(sampler)
     name = fields.pop("type", "")

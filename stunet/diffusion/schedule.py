@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 from types import ModuleType
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +21,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
 from stunet.errors import UserError
+from stunet.schema import Range, check_fields
 
 SCHEDULE_KINDS = ("cosine", "continuous_cosine")
 # 2102.09672 eq. 17. The offset keeps the first betas away from 0; the cap keeps the last beta below
 # 1, which would remove all signal from x_t.
 OFFSET = 0.008
 MAX_BETA = 0.999
+LogSnr = Annotated[float, Range(-100, 100)]
 
 
 def cosine_betas(num_timesteps: int) -> Float[np.ndarray, " timesteps"]:
@@ -75,25 +78,22 @@ class Schedule:
         ranges from 10.1 to -19.8 for 1000 timesteps.
 
     Raises:
-      UserError: The kind is unknown, a discrete schedule is shifted, or the log-SNR range is empty
-        or exceeds the range of the clock.
+      UserError: A field has the wrong type or is out of range, the kind is unknown, a discrete
+        schedule is shifted, or the log-SNR range is empty or exceeds the range of the clock.
     """
 
     kind: str = "cosine"
-    num_timesteps: int = 1000
-    log_snr_shift: float = 0.0
-    log_snr_min: float = -12.0
-    log_snr_max: float = 10.0
+    num_timesteps: Annotated[int, Range(2, 100_000)] = 1000
+    log_snr_shift: LogSnr = 0.0
+    log_snr_min: LogSnr = -12.0
+    log_snr_max: LogSnr = 10.0
 
     def __post_init__(self):
+        check_fields(self, "schedule.")
         if self.kind not in SCHEDULE_KINDS:
             raise UserError(
                 f"schedule.kind: unknown value {self.kind!r}, expected one of "
                 f"{', '.join(SCHEDULE_KINDS)}"
-            )
-        if self.num_timesteps < 2:
-            raise UserError(
-                f"schedule.num_timesteps: invalid value {self.num_timesteps}, expected at least 2"
             )
         if self.kind == "cosine" and self.log_snr_shift != 0:
             raise UserError(

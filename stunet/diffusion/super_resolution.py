@@ -8,6 +8,7 @@ from those of a downsampled video.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,12 @@ from jaxtyping import Array, Float
 from stunet.diffusion.prediction import Video, add_noise
 from stunet.diffusion.schedule import Schedule
 from stunet.errors import UserError
+from stunet.schema import Range, check_fields
 
 # Schedule of the augmentation levels, independent of the model's own schedule (as in IF).
 NOISE_LEVELS = Schedule(kind="cosine")
 MAX_NOISE_LEVEL = 999.0
+NoiseLevel = Annotated[float, Range(0, MAX_NOISE_LEVEL)]
 
 
 @dataclass(frozen=True)
@@ -38,40 +41,24 @@ class SuperResolution:
       align_corners: Whether resizing keeps the centres of the outer pixels in place instead of
         their edges. IF's stage II was trained with True. Not usable with training on crops, which
         would be resized differently from whole frames.
-      steps: Default number of sampling steps. None uses the sampler's default. Few steps give
-        results close to the mean of the possible frames, which have little grain.
 
     Raises:
-      UserError: The factor is below 2, noise levels are out of order, the residual scale is
-        negative, or steps is below 1.
+      UserError: A field has the wrong type or is out of range, or noise levels are out of order.
     """
 
-    factor: int = 4
-    max_noise_level: float = MAX_NOISE_LEVEL
-    noise_level: float = 250.0
-    residual_scale: float = 0.0
+    factor: Annotated[int, Range(2, 64)] = 4
+    max_noise_level: NoiseLevel = MAX_NOISE_LEVEL
+    noise_level: NoiseLevel = 250.0
+    residual_scale: Annotated[float, Range(0)] = 0.0
     align_corners: bool = False
-    steps: int | None = None
 
     def __post_init__(self):
-        if self.factor < 2:
-            raise UserError(
-                f"super_resolution.factor: invalid value {self.factor}, expected at least 2"
-            )
-        if not 0 <= self.noise_level <= self.max_noise_level <= MAX_NOISE_LEVEL:
+        check_fields(self, "super_resolution.")
+        if self.noise_level > self.max_noise_level:
             raise UserError(
                 f"super_resolution.noise_level, max_noise_level: invalid values "
                 f"{self.noise_level}, {self.max_noise_level}, expected 0 <= noise_level <= "
                 f"max_noise_level <= {MAX_NOISE_LEVEL}"
-            )
-        if self.steps is not None and self.steps < 1:
-            raise UserError(
-                f"super_resolution.steps: invalid value {self.steps}, expected at least 1"
-            )
-        if not self.residual_scale >= 0:
-            raise UserError(
-                f"super_resolution.residual_scale: invalid value {self.residual_scale}, expected "
-                "at least 0"
             )
 
     def from_frames(self, frames: Video, upsampled: Video) -> Video:

@@ -7,6 +7,7 @@ over windows -> threshold once -> step.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from stunet.diffusion.prediction import Denoiser, PerExample, Prediction, Video, eps_from_x0
 from stunet.diffusion.schedule import Schedule
 from stunet.errors import UserError
+from stunet.schema import Range, check_fields
 
 # Axes of [B, T, H, W, C] that share a bound.
 SCOPES = {"frame": (2, 3, 4), "clip": (1, 2, 3, 4)}
@@ -38,17 +40,12 @@ class Threshold:
       UserError: A value is out of range or unknown.
     """
 
-    quantile: float = 0.95
-    max_value: float = 1.5
+    quantile: Annotated[float, Range(0, 1)] = 0.95
+    max_value: Annotated[float, Range(1)] = 1.5
     over: str = "clip"
 
     def __post_init__(self):
-        if not 0 <= self.quantile <= 1:
-            raise UserError(f"threshold.quantile: invalid value {self.quantile}, expected 0 to 1")
-        if not self.max_value >= 1:
-            raise UserError(
-                f"threshold.max_value: invalid value {self.max_value}, expected at least 1"
-            )
+        check_fields(self, "threshold.")
         if self.over not in SCOPES:
             raise UserError(
                 f"threshold.over: unknown value {self.over!r}, expected one of {', '.join(SCOPES)}"

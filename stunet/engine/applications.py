@@ -10,11 +10,11 @@ This module imports neither JAX nor NumPy at import time, so that the command li
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stunet.engine.request import Margins, Request
 from stunet.errors import UserError
+from stunet.paths import AnyPath
 from stunet.weights import shipped
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Option:
             if self.required:
                 raise UserError(f"{self.field}: missing, expected {self.help}")
             return
-        if self.minimum is not None and value < self.minimum:
-            raise UserError(f"{self.field}: invalid value {value}, expected {self._range()}")
-        if self.maximum is not None and value > self.maximum:
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        if self.kind in ("integer", "number") and not low <= value <= high:  # also if NaN
             raise UserError(f"{self.field}: invalid value {value}, expected {self._range()}")
 
     def _range(self) -> str:
@@ -304,7 +304,7 @@ def _edit(request: Request, model: "Model", resolutions: Sequence[int]) -> Task:
 def _upscale(request: Request, model: "Model", resolutions: Sequence[int]) -> Task:
     from stunet.video_io import read_video_sizes
 
-    if not isinstance(request.video, str | Path):
+    if not isinstance(request.video, str | AnyPath):
         videos = _as_videos(request.video)
         return Task(num_frames=videos.shape[1], fps=request.fps or model.fps, low_resolution=videos)
     # The whole picture, at the size that the model was trained to enlarge.
@@ -323,7 +323,7 @@ def _upscale(request: Request, model: "Model", resolutions: Sequence[int]) -> Ta
 
 
 def _shrink_warning(
-    source: str | Path, size: tuple[int, int], video: "np.ndarray", factor: int
+    source: str | AnyPath, size: tuple[int, int], video: "np.ndarray", factor: int
 ) -> tuple[str, ...]:
     """Warns if a video is larger than what a super-resolution model takes."""
     height, width = video.shape[1:3]

@@ -8,6 +8,8 @@ import jax
 
 from stunet.errors import UserError
 from stunet.model import Model, load
+from stunet.paths import AnyPath
+from stunet.weights.hub import is_hub_id
 from stunet.weights.style import (
     DEFAULT_STRENGTH,
     RECOMMENDED_STRENGTH,
@@ -83,23 +85,27 @@ class Models:
 
 
 def load_models(
-    base: str | Path | None, upscalers: Sequence[str | Path] = (), style: str | Path | None = None
+    base: str | AnyPath | None,
+    upscalers: Sequence[str | AnyPath] = (),
+    style: str | AnyPath | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Models:
     """Loads the models of a job and checks that they fit each other.
 
     Args:
-      base: Model folder, training workdir, or the name of a model that comes with the package.
+      base: Model folder, training workdir, hub id, or the name of a model of the package.
         None for none.
       upscalers: Likewise.
       style: Likewise, or None.
+      devices: Devices to sample on, see `stunet.load`.
 
     Raises:
       UserError: As `stunet.load`, or the models do not fit each other.
     """
     models = Models(
-        base=None if base is None else load(base),
-        upscalers=tuple(load(path) for path in upscalers),
-        style=None if style is None else load(style),
+        base=None if base is None else load(base, devices),
+        upscalers=tuple(load(path, devices) for path in upscalers),
+        style=None if style is None else load(style, devices),
         base_name=str(base),
         upscaler_names=tuple(str(path) for path in upscalers),
         style_name=str(style),
@@ -139,7 +145,9 @@ def stylize(
 
 
 def short_name(path: str) -> str:
-    """Returns the last part of a model's path, without the folders of this machine."""
+    """Returns the last part of a model's path, without the folders of this machine, or a hub id."""
+    if is_hub_id(path):
+        return path
     return Path(path).resolve().name if path in (".", "..") else Path(path).name
 
 

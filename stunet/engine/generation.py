@@ -1,6 +1,5 @@
 """Sampling of a base model, of super-resolution, and pasting of known pixels: arrays to arrays."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ from stunet.diffusion import (
 )
 from stunet.engine.inputs import KnownPixels
 from stunet.engine.request import Sampling
-from stunet.engine.sampling import OnChunk, sample
+from stunet.engine.sampling import BASE_STREAM, EDIT_STREAM, UPSCALE_STREAM, OnChunk, sample
 from stunet.errors import UserError
 from stunet.model import Model
 
@@ -78,6 +77,7 @@ def sample_base(
         conditioning=conditioning,
         start=None if start is None else _pad_frames(model, start),
         strength=strength,
+        stream=BASE_STREAM if start is None else EDIT_STREAM,
         on_chunk=on_chunk,
     )
     return result[:, :num_frames]
@@ -90,6 +90,7 @@ def sample_super_resolution(
     sampling: Sampling,
     *,
     windows: Windows,
+    index: int = 0,
     noise_level: float | None = None,
     on_chunk: OnChunk | None = None,
 ) -> np.ndarray:
@@ -99,8 +100,9 @@ def sample_super_resolution(
       model: A super-resolution model.
       videos: `[N, T, h, w, 3]` in [-1, 1]; h and w need not be those of the training.
       prompts: N texts, what each video shows.
-      sampling: Sampler settings. `steps` None uses the model's own.
+      sampling: Sampler settings.
       windows: Windows over `padded_length` frames.
+      index: Number of upscalers before this one, which selects the stream of random numbers.
       noise_level: Level of the noise-conditioning augmentation. None uses the model's own.
       on_chunk: See `sample`.
 
@@ -122,8 +124,6 @@ def sample_super_resolution(
     def conditioning(key: jax.Array, rows: np.ndarray) -> dict[str, jax.Array]:
         return _low_resolution_conditioning(config, shape, key, rows, videos[rows], noise_level)
 
-    if sampling.steps is None:
-        sampling = dataclasses.replace(sampling, steps=config.steps)
     result = sample(
         model,
         prompts,
@@ -131,6 +131,7 @@ def sample_super_resolution(
         sampling,
         windows=windows,
         conditioning=conditioning,
+        stream=UPSCALE_STREAM + index,
         on_chunk=on_chunk,
     )
     return result[:, :num_frames]

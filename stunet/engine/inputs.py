@@ -7,13 +7,14 @@ the region to generate.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from stunet.engine.request import Margins, Source
 from stunet.errors import UserError
+from stunet.memory import check_memory
+from stunet.paths import AnyPath
 from stunet.video_io import read_video_sizes, to_float, to_uint8
 from stunet.video_io.masks import read_mask_frames
 
@@ -60,7 +61,7 @@ def read_image(field: str, source: Source, resolutions: Sequence[int]) -> Pictur
     Raises:
       UserError: The source is missing, unreadable or has another shape.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | AnyPath):
         return _read_file(source, resolutions, max_frames=1)
     images = _as_pixels(field, source, (3, 4))
     images = (images[None] if images.ndim == 3 else images)[:, None]
@@ -87,7 +88,7 @@ def read_clip(
     Raises:
       UserError: The source is missing, unreadable or has another shape.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | AnyPath):
         return _read_file(source, resolutions, fps=fps, margins=margins)
     videos = _as_pixels(field, source, (4, 5))
     videos = videos[None] if videos.ndim == 4 else videos
@@ -96,6 +97,9 @@ def read_clip(
         picture = _resize_array(field, videos, resolutions)
         return dataclasses.replace(picture, warnings=warnings)
     left, right, top, bottom = margins
+    n, t, height, width, _ = videos.shape
+    pixels = (height + top + bottom) * (width + left + right)
+    check_memory(f"outpaint: {n} videos of {t} frames with margins {margins}", 12 * n * t * pixels)
     sides = ((0, 0), (0, 0), (top, bottom), (left, right), (0, 0))
     inside = np.pad(np.ones_like(videos[:1, :1]), sides, constant_values=-1)
     padded = _resize_array(field, np.pad(videos, sides, constant_values=-1), resolutions)
@@ -133,7 +137,7 @@ def read_mask(
       UserError: The mask differs from the picture in size or length, it is uniform or ambiguous,
         or values of an array are outside [0, 1].
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | AnyPath):
         name, mask = str(source), read_mask_frames(source, fps, resolutions, 1 if still else None)
         known = {side: 1 - generated[None] for side, generated in mask.frames.items()}
     else:
@@ -171,7 +175,7 @@ def crop_warning(picture: Picture, margins: Margins = NO_MARGINS) -> str | None:
 
 
 def _read_file(
-    path: str | Path,
+    path: str | AnyPath,
     resolutions: Sequence[int],
     fps: float | None = None,
     max_frames: int | None = None,

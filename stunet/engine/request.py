@@ -6,18 +6,20 @@ This module imports neither JAX nor NumPy, so that the command line answers quic
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from stunet.errors import UserError
-from stunet.files import user_path
-from stunet.schema import from_dict
+from stunet.paths import AnyPath, user_path
+from stunet.schema import FrameRate, GuidanceScale, Range, Seed, check_fields, from_dict
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
-Margins: TypeAlias = tuple[int, int, int, int]  # pixels on the left, right, top and bottom
+MAX_MARGIN = 2**14
+_Margin = Annotated[int, Range(0, MAX_MARGIN)]
+# Pixels on the left, right, top and bottom.
+Margins: TypeAlias = tuple[_Margin, _Margin, _Margin, _Margin]
 
 # A file's path, or an array: an image [H, W, 3] or [N, H, W, 3], a video [T, H, W, 3] or
 # [N, T, H, W, 3], both in [-1, 1]; a mask ends in one channel, 1 = known. (`Any`, because schemas
@@ -26,6 +28,7 @@ Source: TypeAlias = Any
 
 FEATHER = 0.02
 SOURCES = ("image", "last", "video", "mask")
+_SAMPLERS = ("sampler", "upscale_sampler")  # fields of `Sampling`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,18 +41,24 @@ class Sampling:
 
     A clip longer than a window is sampled with MultiDiffusion (`stunet.diffusion.multidiffusion`).
     Videos, the two predictions of guidance, windows and, if devices remain, frames are spread over
-    the devices of this process.
+    the devices that the model was loaded on. Each holds an equal share of the parameters.
+
+    `sampler`, `steps` and `guidance_scale` apply to the first model of a job, and the fields that
+    begin with `upscale_` to all upscalers after it. None uses each model's own (`Model.sampling`).
 
     Attributes:
       sampler: A name in `stunet.diffusion.samplers.SAMPLERS`, "package.module:name", or a sampler.
-      steps: Sampling steps. None uses the sampler's default, or the model's own for
-        super-resolution.
+      steps: Sampling steps. A model without a number of its own uses the sampler's default.
       guidance_scale: Classifier-free guidance scale (2207.12598). 1 disables guidance and halves
         the cost. Known pixels are not guided.
+      upscale_sampler: Sampler of the upscalers after the first model.
+      upscale_steps: Sampling steps of these upscalers.
+      upscale_guidance_scale: Guidance scale of these upscalers.
       negative_prompt: Text that guidance leads away from, in all models of a job. Empty is the
         unconditional prediction of classifier-free guidance.
       seed: 0 to 2**32 - 1.
-      batch_size: Videos sampled together.
+      batch_size: Videos sampled together. A network call has two rows per video, one without
+        guidance, and memory grows with the rows.
       window: Frames per window. None uses the model's training length. The clip's own length
         disables windows.
       overlap: Frames shared by neighbouring windows. The paper's value is 2.
@@ -58,24 +67,32 @@ class Sampling:
       chunk: Steps between two progress reports.
     """
 
-    sampler: Any = "dpm2m"
+    sampler: Any = None
     steps: int | None = None
-    guidance_scale: float = 4.0
+    guidance_scale: GuidanceScale | None = None
+    upscale_sampler: Any = None
+    upscale_steps: int | None = None
+    upscale_guidance_scale: GuidanceScale | None = None
     negative_prompt: str = ""
-    seed: int = 0
+    seed: Seed = 0
     batch_size: int = 8
     window: int | None = None
-    overlap: int = 2
+    overlap: Annotated[int, Range(0)] = 2
     window_weights: Literal["uniform", "ramp"] = "ramp"
     windows_at_once: int | None = 1
     chunk: int = 5
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed: invalid value {self.seed}, expected 0 to {2**32 - 1}")
-        for name in ("batch_size", "chunk", "windows_at_once"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name}: invalid value {value}, expected at least 1")
+        check_fields(self)
+
+    def for_upscalers(self) -> "Sampling":
+        """Returns the settings of the upscalers after the first model."""
+        return dataclasses.replace(
+            self,
+            sampler=self.upscale_sampler,
+            steps=self.upscale_steps,
+            guidance_scale=self.upscale_guidance_scale,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,21 +132,24 @@ class Request:
     mask: Source = None
     outpaint: Margins | None = None
     num_frames: int | None = None
-    fps: float | None = None
+    fps: FrameRate | None = None
     loop: bool = False
-    strength: float | None = None
+    strength: Annotated[float, Range(0, 1)] | None = None
     paste_back: bool | None = None
-    feather: float = FEATHER
-    noise_level: float | None = None
+    feather: Annotated[float, Range(0, 1)] = FEATHER
+    noise_level: Annotated[float, Range(0, 999)] | None = None
     enlarge: bool = True
-    style_strength: float | None = None
+    style_strength: Annotated[float, Range(0, 1.5)] | None = None
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
+    def __post_init__(self):
+        check_fields(self)
+
     @property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, AnyPath]:
         """Input files by field."""
         sources = {name: getattr(self, name) for name in SOURCES}
-        return {k: user_path(v) for k, v in sources.items() if isinstance(v, str | Path)}
+        return {k: user_path(v) for k, v in sources.items() if isinstance(v, str | AnyPath)}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the request as JSON values.
@@ -143,13 +163,13 @@ class Request:
         for name in SOURCES:
             if values[name] is not None and name not in self.files:
                 raise UserError(f"{name}: an array cannot be serialised, expected a file's path")
-        sampler = sampler_to_dict(self.sampling.sampler)
+        samplers = {name: sampler_to_dict(getattr(self.sampling, name)) for name in _SAMPLERS}
         return {
             **values,
             **{name: str(path) for name, path in self.files.items()},
             "prompts": list(self.prompts),
             "outpaint": self.outpaint and list(self.outpaint),
-            "sampling": {**values["sampling"], "sampler": sampler},
+            "sampling": {**values["sampling"], **samplers},
         }
 
     @classmethod
@@ -162,8 +182,8 @@ class Request:
         from stunet.diffusion.samplers import sampler_from_dict
 
         request = from_dict(cls, values, where)
-        sampler = sampler_from_dict(request.sampling.sampler)
-        sampling = dataclasses.replace(request.sampling, sampler=sampler)
+        samplers = {name: sampler_from_dict(getattr(request.sampling, name)) for name in _SAMPLERS}
+        sampling = dataclasses.replace(request.sampling, **samplers)
         return dataclasses.replace(request, sampling=sampling)
 
 
@@ -191,7 +211,7 @@ class Result:
         """The first video, `[T, H, W, 3]`."""
         return self.videos[0]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | AnyPath) -> None:
         """Writes the first video as .mp4 (with the audio), .gif or .png.
 
         Raises:

@@ -12,14 +12,15 @@ import numpy as np
 
 import stunet
 from stunet.diffusion import Windows
-from stunet.diffusion.samplers import resolve_sampler, sampler_to_dict
+from stunet.diffusion.samplers import sampler_to_dict
 from stunet.engine.applications import Application, Task, find_application
 from stunet.engine.cascade import Models, short_name
 from stunet.engine.generation import padded_length, paste, sample_base, sample_super_resolution
 from stunet.engine.inputs import KnownPixels
 from stunet.engine.request import OnProgress, Progress, Request, Result, Sampling, ignore_progress
-from stunet.engine.sampling import OnChunk, windows_for
+from stunet.engine.sampling import OnChunk, windows_for, with_model_defaults
 from stunet.errors import UserError
+from stunet.memory import check_memory
 from stunet.model import Model
 from stunet.video_io import has_audio, probe, read_audio
 from stunet.weights.style import DEFAULT_STRENGTH
@@ -27,7 +28,7 @@ from stunet.weights.style import DEFAULT_STRENGTH
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Step:
-    """One model's part of a job."""
+    """One model's part of a job, with its settings filled in."""
 
     model: Model
     sampling: Sampling
@@ -48,14 +49,13 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
     """
     progress(Progress("reading"))
     application, base, upscalers, task = _prepare(models, request)
-    chain = [*([] if base is None else [base]), *upscalers]
     steps = _plan(base, upscalers, task, request.sampling)
     audio, audio_warning = _read_audio(request, task)
     found = (
         _window_warning(steps[0], task),
         *task.warnings,
         audio_warning,
-        *_text_warnings(chain, request),
+        *_text_warnings(steps, request),
         models.style_warning(request.style_strength) if base is not None else None,
     )
     warnings = tuple(dict.fromkeys(warning for warning in found if warning is not None))
@@ -74,13 +74,14 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
             on_chunk=_reporter(progress, "sampling", steps[0].windows),
         )
         videos = _paste(application, request, task, base, videos)
-    for step in steps[len(chain) - len(upscalers) :]:
+    for index, step in enumerate(steps[len(steps) - len(upscalers) :]):
         videos = sample_super_resolution(
             step.model,
             videos,
             request.prompts,
             step.sampling,
             windows=step.windows,
+            index=index,
             noise_level=request.noise_level if step is steps[0] else None,
             on_chunk=_reporter(progress, "enlarging", step.windows),
         )
@@ -116,8 +117,38 @@ def _prepare(
     upscalers = models.upscalers if enlarge_only or request.enlarge else ()
     chain = [*([] if base is None else [base]), *upscalers]
     _check_first(application, chain, models)
+    _check_upscale_settings(request.sampling, chain)
+    _check_memory(request, chain, request.num_frames or 1)
     task = application.prepare(request, chain[0], [model.resolution for model in chain])
+    _check_memory(request, chain, task.num_frames, task.low_resolution)
     return application, base, upscalers, _one_input_per_prompt(task, len(request.prompts))
+
+
+def _check_memory(
+    request: Request,
+    chain: Sequence[Model],
+    num_frames: int,
+    low_resolution: np.ndarray | None = None,
+) -> None:
+    """Checks that the videos of a result could fit in memory.
+
+    Args:
+      request: The job.
+      chain: Its models.
+      num_frames: Frames of a video.
+      low_resolution: Videos `[N, T, H, W, 3]` that the first model enlarges.
+    """
+    height, width = (
+        (chain[0].resolution,) * 2 if low_resolution is None else low_resolution.shape[2:4]
+    )
+    for model in chain[low_resolution is None :]:
+        factor = model.super_resolution.factor
+        height, width = factor * height, factor * width
+    count = len(request.prompts)
+    check_memory(
+        f"prompts, num_frames: {count} videos of {num_frames} frames of {width}x{height} pixels",
+        4 * count * num_frames * height * width * 3,
+    )
 
 
 def _check_first(application: Application, chain: Sequence[Model], models: Models) -> None:
@@ -127,6 +158,16 @@ def _check_first(application: Application, chain: Sequence[Model], models: Model
         enlarges = chain[0].super_resolution is not None and models.upscalers
         name = models.upscaler_names[0] if enlarges else models.base_name
         raise UserError(f"{name}: {missing}")
+
+
+def _check_upscale_settings(sampling: Sampling, chain: Sequence[Model]) -> None:
+    """Refuses settings of upscalers in a job without one after its first model."""
+    for name in ("upscale_sampler", "upscale_steps", "upscale_guidance_scale"):
+        if len(chain) == 1 and getattr(sampling, name) is not None:
+            raise UserError(
+                f"{name}: {getattr(sampling, name)!r} without an upscaler, expected an upscaler "
+                "after the first model"
+            )
 
 
 def _one_input_per_prompt(task: Task, count: int) -> Task:
@@ -152,20 +193,13 @@ def _one_input_per_prompt(task: Task, count: int) -> Task:
 def _plan(
     base: Model | None, upscalers: Sequence[Model], task: Task, sampling: Sampling
 ) -> list[_Step]:
-    """Settings and windows of every model; fails before any work if one has no windows."""
+    """Settings and windows of every model; fails before any work if they are invalid."""
     steps = []
-    if base is not None:
+    for model in [*([] if base is None else [base]), *upscalers]:
         # A clip of given length is padded to the temporal stride; a requested length must fit.
-        from_input = task.known is not None or task.start is not None
-        frames = padded_length(base, task.num_frames) if from_input else task.num_frames
-        steps.append(
-            _Step(model=base, sampling=sampling, windows=windows_for(base, frames, sampling))
-        )
-    for index, model in enumerate(upscalers):
-        # `steps` belongs to the first model; later ones keep their own number if they have one.
-        own = model.super_resolution.steps if base is not None or index else None
-        settings = dataclasses.replace(sampling, steps=own or sampling.steps)
-        frames = padded_length(model, task.num_frames)
+        requested = model is base and task.known is None and task.start is None
+        frames = task.num_frames if requested else padded_length(model, task.num_frames)
+        settings = with_model_defaults(sampling.for_upscalers() if steps else sampling, model)
         steps.append(
             _Step(model=model, sampling=settings, windows=windows_for(model, frames, settings))
         )
@@ -201,15 +235,14 @@ def _window_warning(step: _Step, task: Task) -> str | None:
     return None
 
 
-def _text_warnings(chain: Sequence[Model], request: Request) -> Iterator[str | None]:
+def _text_warnings(steps: Sequence[_Step], request: Request) -> Iterator[str]:
     """Yields warnings about texts that a model cannot read completely, or does not read."""
     negative = request.sampling.negative_prompt
-    if negative and request.sampling.guidance_scale == 1:
+    if negative and all(step.sampling.guidance_scale == 1 for step in steps):
         yield "negative_prompt: not used, because guidance_scale is 1"
-    for tokenizer in (model.tokenizer for model in chain if model.tokenizer is not None):
-        for what, texts in (("prompt", request.prompts), ("negative_prompt", [negative])):
-            yield tokenizer.truncation_warning(texts, what)
-            yield tokenizer.unknown_words_warning(texts, what)
+    for step in steps:
+        yield from step.model.tokenizer.warnings(request.prompts, "prompt")
+        yield from step.model.tokenizer.warnings([negative], "negative_prompt")
 
 
 def _read_audio(request: Request, task: Task) -> tuple[bytes | None, str | None]:
@@ -252,7 +285,7 @@ def _settings(
         if "model" in used:
             used["enlarge"] = True
         used["upscale"] = [short_name(name) for name in models.upscaler_names]
-        used["upscale_steps"] = [_num_steps(step) for step in enlarging]
+        used |= {f"upscale_{name}": values for name, values in _per_model(enlarging).items()}
     return {
         "application": request.application,
         "prompt": request.prompts[0] if len(set(request.prompts)) == 1 else list(request.prompts),
@@ -260,10 +293,8 @@ def _settings(
         **{name: Path(path).name for name, path in request.files.items()},
         **used,
         "seed": request.sampling.seed,
-        "steps": _num_steps(steps[0]),
-        "guidance_scale": request.sampling.guidance_scale,
+        **{name: value for name, (value,) in _per_model(steps[:1]).items()},
         **({"negative_prompt": negative} if (negative := request.sampling.negative_prompt) else {}),
-        "sampler": sampler_to_dict(request.sampling.sampler),
         "num_frames": task.result_frames,
         "fps": task.fps,
         "stunet": stunet.__version__,
@@ -276,7 +307,11 @@ def _json_value(value: Any) -> Any:
     return f"array {np.shape(value)}" if hasattr(value, "shape") else value
 
 
-def _num_steps(step: _Step) -> int:
-    own = step.model.super_resolution and step.model.super_resolution.steps
-    default = resolve_sampler(step.sampling.sampler).default_steps
-    return step.sampling.steps or own or default
+def _per_model(steps: Sequence[_Step]) -> dict[str, list[Any]]:
+    """Returns the values that each model has of its own, as JSON values by field."""
+    settings = [step.sampling for step in steps]
+    return {
+        "sampler": [sampler_to_dict(sampling.sampler) for sampling in settings],
+        "steps": [sampling.steps for sampling in settings],
+        "guidance_scale": [sampling.guidance_scale for sampling in settings],
+    }

@@ -35,7 +35,12 @@ from stunet.models.partitioning import FRAME_AXIS
 from stunet.models.t5 import T5Config, T5Encoder
 from stunet.models.unet import partitioned_unet
 from stunet.models.unet_config import UNetConfig, check_video_shape
+from stunet.sharding import devices_of, flat_mesh, parameter_shardings, put_array, replicated
 from stunet.weights.trees import Tree
+
+# Streams of random numbers of a seed. Editing must not draw the noise that its input may have been
+# generated with, and upscaling alone must draw the noise that it draws in a cascade.
+BASE_STREAM, EDIT_STREAM, UPSCALE_STREAM = 0, 1, 2  # upscaler i of a job: UPSCALE_STREAM + i
 
 # (steps done, total steps, current estimate of x0 [b, T, H, W, 3])
 OnChunk = Callable[[int, int, jax.Array], None]
@@ -90,7 +95,11 @@ def encode_text(model: Model, prompts: Sequence[str]) -> jax.Array:
     """
     _check_text_encoder(model)
     tokens, mask = model.tokenizer(prompts)
-    return _encode(model.text_encoder, model.params["text_encoder"], tokens, mask)
+    params = model.params["text_encoder"]
+    devices = devices_of(params)
+    # XLA splits the matrix products as the parameters are sharded, and sums activations.
+    sharding = replicated(flat_mesh(devices)) if len(devices) > 1 else None
+    return _encode(model.text_encoder, sharding, params, tokens, mask)
 
 
 def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Network:
@@ -99,45 +108,105 @@ def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Netwo
     The conditioning is a dict: `text`, the text encoder's states `[B, L, D]`; for super-resolution
     `low`, the augmented low-resolution clip at the size of x_t, and `noise_level` `[B]`; for a
     conditional model `known`, `[B, T, H, W, 4]` (`stunet.diffusion.mask_conditioning`). On a mesh,
-    B is sharded over axis "data" and T over axis "frames".
+    B is sharded over axis "fsdp" (padded with copies of the last row), and T over axis "frames".
     """
     unet = partitioned_unet(config, mesh)
 
-    def apply(x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
-        if mesh is not None:
-            rows = NamedSharding(mesh, PartitionSpec("data"))
-            x_t, t, cond = jax.lax.with_sharding_constraint((x_t, t, cond), rows)
+    def apply(params: Tree, x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
         x = jnp.concatenate([x_t, cond["low"]], axis=-1) if "low" in cond else x_t
         optional = (cond.get(name) for name in ("noise_level", "known"))
         return unet({"params": params}, x, t, cond["text"], *optional)
 
-    return apply
+    if mesh is None:
+        return functools.partial(apply, params)
+
+    def apply_sharded(x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
+        count, shards = len(x_t), mesh.shape["fsdp"]
+        padded = np.minimum(np.arange(-(-count // shards) * shards), count - 1)
+        inputs = (x_t, t, cond)
+        if len(padded) > count:
+            inputs = jax.tree.map(lambda a: a[padded], inputs)
+        rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+        inputs = jax.lax.with_sharding_constraint(inputs, rows)
+        # Ties the parameters to the step. Otherwise XLA may all-gather them before the loops over
+        # steps and windows, so that every device holds the whole model.
+        own, inputs = jax.lax.optimization_barrier((params, inputs))
+        return apply(own, *inputs)[:count]
+
+    return apply_sharded
 
 
-def sampling_mesh(
-    devices: Sequence[jax.Device], rows: int, frames: int, chunked_rows: bool
-) -> Mesh | None:
-    """Returns a mesh ("data", "frames") over some of the devices, or None if one suffices.
+def sampling_mesh(devices: Sequence[jax.Device], rows: int, frames: int) -> Mesh | None:
+    """Returns a mesh ("fsdp", "frames") over all devices. None for one device.
+
+    Rows are sharded over "fsdp" and frames over "frames". Of all shapes whose second size divides
+    the frames, it has the one with the fewest frames per device, then with the fewest shards of a
+    row.
 
     Args:
-      devices: Devices of this process.
-      rows: Rows of the batches that the network is called with.
+      devices: Devices that hold the parameters.
+      rows: Rows that the network has to process.
       frames: Frames per row.
-      chunked_rows: Whether rows are windows that are processed in parts, which can be padded to any
-        number.
     """
-
-    def largest(count: int, fits: Callable[[int], bool]) -> int:
-        return max(n for n in range(1, count + 1) if count % n == 0 and fits(n))
-
-    if chunked_rows:
-        data = min(len(devices), rows)
-    else:
-        data = largest(len(devices), lambda n: rows % n == 0)
-    split = largest(len(devices) // data, lambda n: frames % n == 0)
-    if data * split == 1:
+    count = len(devices)
+    if count == 1:
         return None
-    return Mesh(np.asarray(devices[: data * split]).reshape(data, split), ("data", FRAME_AXIS))
+
+    def frames_per_device(shards: int) -> int:
+        return -(-rows // (count // shards)) * (frames // shards)
+
+    divisors = [n for n in range(1, count + 1) if count % n == 0 and frames % n == 0]
+    shards = min(divisors, key=frames_per_device)
+    return Mesh(np.asarray(devices).reshape(-1, shards), ("fsdp", FRAME_AXIS))
+
+
+def sampling_shardings(mesh: Mesh, params: Tree) -> Tree:
+    """Returns shardings of parameters over all devices of a mesh from `sampling_mesh`.
+
+    On `stunet.sharding.flat_mesh` of the same devices, each device has the same shard.
+    """
+    return parameter_shardings(mesh, params, ("fsdp", FRAME_AXIS))
+
+
+def stream_key(seed: int, stream: int) -> jax.Array:
+    """Returns the key of a stream of random numbers: `BASE_STREAM` has the seed's own key."""
+    key = jax.random.key(seed)
+    # Keys of videos are folded in from 0 on, so that streams count from the other half.
+    return key if stream == BASE_STREAM else jax.random.fold_in(key, 2**31 + stream)
+
+
+def with_model_defaults(sampling: Sampling, model: Model) -> Sampling:
+    """Returns the settings with the model's own sampler, steps and guidance scale for None.
+
+    Raises:
+      UserError: The sampler is unknown, or cannot take this number of steps.
+    """
+    own = model.sampling
+    sampler = own.sampler if sampling.sampler is None else sampling.sampler
+    steps = own.steps if sampling.steps is None else sampling.steps
+    resolved = resolve_sampler(sampler)
+    steps = resolved.default_steps if steps is None else steps
+    resolved.bind(model.schedule, steps, variance=model.variance)
+    scale = own.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale
+    return dataclasses.replace(sampling, sampler=sampler, steps=steps, guidance_scale=scale)
+
+
+def video_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Returns shardings of the sampler's state and conditioning outside of the network.
+
+    Rows of pixels of videos `[B, T, H, W, C]` are split among all devices if their number divides
+    H. A batch may be of one video, and windows of frames overlap. Other arrays are replicated.
+    """
+    # JAX drops axes of size 1 from the shardings of a program's output. If those of its input named
+    # them, the second chunk would compile again.
+    axes = tuple(axis for axis, size in mesh.shape.items() if size > 1)
+
+    def sharding(array) -> NamedSharding:
+        if len(array.shape) != 5 or array.shape[2] % mesh.size:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(None, None, axes))
+
+    return jax.tree.map(sharding, tree)
 
 
 def windows_for(model: Model, num_frames: int, sampling: Sampling) -> Windows:
@@ -170,6 +239,7 @@ def sample(
     conditioning: Conditioning | None = None,
     start: np.ndarray | None = None,
     strength: float = 1.0,
+    stream: int = BASE_STREAM,
     on_chunk: OnChunk | None = None,
 ) -> np.ndarray:
     """Samples one video per prompt.
@@ -183,6 +253,7 @@ def sample(
       conditioning: Conditioning besides the text.
       start: Videos `[N, T, H, W, 3]` to start from (SDEdit, 2108.01073).
       strength: Fraction of the steps that is taken from `start`.
+      stream: Stream of random numbers, see `stream_key`.
       on_chunk: Called once before compilation, with 0 steps and zeros, and after every chunk;
         steps are counted over all batches. An exception that it raises ends the sampling.
 
@@ -197,13 +268,13 @@ def sample(
         raise UserError("prompts: empty, expected at least one text")
     _check_text_encoder(model)
     check_video_shape(model.unet, windows.length, *shape[1:3])
-    sampler = resolve_sampler(sampling.sampler)
-    steps = sampler.default_steps if sampling.steps is None else sampling.steps
+    sampling = with_model_defaults(sampling, model)
+    sampler, steps = resolve_sampler(sampling.sampler), sampling.steps
     schedule = sampler.bind(model.schedule, steps, variance=model.variance)
     count, size = len(prompts), min(len(prompts), sampling.batch_size)
-    guided, several = sampling.guidance_scale != 1, len(windows.starts) > 1
+    guided = sampling.guidance_scale != 1
     rows = size * len(windows.starts) * (2 if guided else 1)
-    mesh = sampling_mesh(jax.local_devices(), rows, windows.length, several)
+    mesh = sampling_mesh(devices_of(model.params["unet"]), rows, windows.length)
     settings = ChunkSettings(
         unet=model.unet,
         schedule=model.schedule,
@@ -235,16 +306,18 @@ def sample(
     texts = list(dict.fromkeys([sampling.negative_prompt, *prompts]))
     states = encode_text(model, texts)
     text_rows = np.array([texts.index(prompt) for prompt in prompts])
-    key = jax.random.key(sampling.seed)
-    replicate = functools.partial(_replicate, mesh)
-    params = replicate(model.params["unet"])
+    key = stream_key(sampling.seed, stream)
+    put = functools.partial(_put, mesh)
+    params = model.params["unet"]
+    if mesh is not None:
+        params = jax.device_put(params, sampling_shardings(mesh, params))
     results = []
     for batch, first in enumerate(range(0, count, size)):
         # The last batch is padded with its last video, to fit the compiled program.
         positions = np.minimum(np.arange(first, first + size), count - 1)
         extra = {} if conditioning is None else conditioning(key, positions)
-        cond = replicate({**extra, "text": states[text_rows[positions]]})
-        negative = replicate(jnp.broadcast_to(states[:1], cond["text"].shape))
+        cond = put({**extra, "text": states[text_rows[positions]]})
+        negative = put(jnp.broadcast_to(states[:1], cond["text"].shape))
         to_frames, _ = _frame_transforms(model.super_resolution, cond)
         step = functools.partial(
             run_chunk,
@@ -264,9 +337,12 @@ def sample(
         def callback(done: int, x0: jax.Array, batch: int = batch, to_frames=to_frames) -> None:
             report(batch, done, to_frames(x0))
 
-        carry = replicate(schedule.init(x))
+        carry = put(schedule.init(x))
         carry = sample_in_chunks(step, carry, steps, settings.chunk, callback, first_step)
-        results.append(np.asarray(to_frames(carry.x))[: count - first])
+        videos = to_frames(carry.x)
+        if mesh is not None:
+            videos = jax.device_put(videos, replicated(mesh))
+        results.append(np.asarray(videos)[: count - first])
     result = np.concatenate(results)
     if not np.isfinite(result).all():
         raise UserError("model: its output is not finite, expected usable parameters")
@@ -333,7 +409,7 @@ def run_chunk(
     if s.mesh is None:
         return carry
     # Keep the sharding of the input, so that the next chunk runs the same program.
-    return jax.lax.with_sharding_constraint(carry, NamedSharding(s.mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(carry, video_shardings(s.mesh, carry))
 
 
 def zero_inputs(settings: ChunkSettings, rows: int, num_tokens: int) -> tuple:
@@ -355,15 +431,21 @@ def _rows_per_call(settings: ChunkSettings, videos: int) -> int:
     """Rows of a network call on some of the windows; the same number on every device."""
     windows, devices = videos * len(settings.windows.starts), 1
     if settings.mesh is not None:
-        devices = settings.mesh.shape["data"]
+        devices = settings.mesh.shape["fsdp"]
     per_device = -(-windows // devices)
     if settings.windows_at_once is not None:
         per_device = min(per_device, settings.windows_at_once)
     return per_device * devices * (2 if settings.guided else 1)
 
 
-def _replicate(mesh: Mesh | None, tree: Any) -> Any:
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def _put(mesh: Mesh | None, tree: Any) -> Any:
+    """Copies arrays, which all processes have, to all devices, sharded by `video_shardings`."""
+    if mesh is None:
+        return tree
+    shardings = video_shardings(mesh, tree)
+    if replicated(mesh).is_fully_addressable:
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(put_array, tree, shardings)
 
 
 def _frame_transforms(
@@ -387,9 +469,16 @@ def _start_noise(shape: tuple[int, ...], key: jax.Array, positions: jax.Array) -
     return keyed_noise(key, positions, shape)(START_NOISE)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(config: T5Config, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    return T5Encoder(config).apply({"params": params}, tokens, mask).astype(jnp.float32)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    config: T5Config,
+    sharding: NamedSharding | None,
+    params: Tree,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    states = T5Encoder(config).apply({"params": params}, tokens, mask).astype(jnp.float32)
+    return states if sharding is None else jax.lax.with_sharding_constraint(states, sharding)
 
 
 def _check_text_encoder(model: Model) -> None:

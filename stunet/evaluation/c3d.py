@@ -17,7 +17,6 @@ trained. PyTorch ports that pad both sides shift the pooling windows.
 """
 
 import functools
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -30,6 +29,7 @@ from stunet.evaluation.torch_weights import (
     open_torch_weights,
     sha256,
 )
+from stunet.paths import AnyPath, user_path
 
 FRAMES, CROP = 16, 112
 RESIZED = 128  # size before the centre crop
@@ -82,7 +82,7 @@ class C3D(nn.Module):
         return nn.Dense(self.classes, name="fc8")(x)
 
 
-def load_c3d(path: str | Path) -> Extractor:
+def load_c3d(path: str | AnyPath) -> Extractor:
     """Loads an extractor of class probabilities `[B, classes]`.
 
     The width and the number of classes are inferred from the first and last layer.
@@ -90,7 +90,7 @@ def load_c3d(path: str | Path) -> Extractor:
     Raises:
       UserError: the file is missing, not safetensors, or of another network.
     """
-    path = Path(path)
+    path = user_path(path)
     tensors = open_torch_weights(path)
     network = C3D(
         leading_size(tensors, "conv1.weight", WIDTH), leading_size(tensors, "fc8.weight", CLASSES)

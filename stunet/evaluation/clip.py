@@ -7,7 +7,6 @@ Reads folders in the format of transformers: `config.json`, `model.safetensors` 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from stunet.evaluation.clip_network import ClipConfig, ImageEncoder, TextEncoder
 from stunet.evaluation.features import Extractor, Resize
 from stunet.evaluation.torch_weights import load_parameters, sha256
 from stunet.files import read_bytes, read_json
+from stunet.paths import AnyPath, user_path
 from stunet.weights.trees import Tree
 
 # Mean and standard deviation of CLIP's training images, for values in 0..1.
@@ -95,13 +95,13 @@ def mean_cosine(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return np.einsum("ntd,nd->n", frames, texts) / frames.shape[1]
 
 
-def load_clip(folder: str | Path) -> ClipModel:
+def load_clip(folder: str | AnyPath) -> ClipModel:
     """Loads the folder of a CLIP model.
 
     Raises:
       UserError: a file is missing, of another model, or a pickle (with a command to convert it).
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     path = folder / "config.json"
     config = clip_config(read_json(path), str(path))
     files = find_weight_files(folder, None)
@@ -148,7 +148,7 @@ def _normalise(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _read_tokenizer(path: Path, config: ClipConfig) -> tokenizers.Tokenizer:
+def _read_tokenizer(path: AnyPath, config: ClipConfig) -> tokenizers.Tokenizer:
     content = read_bytes(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))

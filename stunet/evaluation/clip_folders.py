@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from stunet.errors import UserError
-from stunet.files import read_tsv_pairs, user_path
+from stunet.files import read_tsv_pairs
+from stunet.paths import AnyPath, user_path
 from stunet.video_io import probe, read_video
 from stunet.video_io.folders import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, FileNames, find_files
 
@@ -24,7 +24,7 @@ class ClipFolder:
       skipped: A line for each file that is not read, with the reason.
     """
 
-    folder: Path
+    folder: AnyPath
     names: tuple[str, ...]
     frames: int
     fps: float | None
@@ -65,7 +65,7 @@ class ClipFolder:
         )
 
 
-def open_clip_folder(folder: str | Path, frames: int, fps: float | None = None) -> ClipFolder:
+def open_clip_folder(folder: str | AnyPath, frames: int, fps: float | None = None) -> ClipFolder:
     """Lists the clips of a folder and its sub-folders.
 
     Args:
@@ -92,11 +92,11 @@ def open_clip_folder(folder: str | Path, frames: int, fps: float | None = None) 
     return ClipFolder(folder, names, frames, fps, skipped)
 
 
-def _is_still(path: Path) -> bool:
+def _is_still(path: AnyPath) -> bool:
     return path.suffix.lower() in ANIMATION_SUFFIXES and probe(path).num_frames == 1
 
 
-def read_clip_prompts(path: str | Path, names: tuple[str, ...]) -> list[str]:
+def read_clip_prompts(path: str | AnyPath, names: tuple[str, ...]) -> list[str]:
     """Reads the prompts of clips from a TSV file of name (relative to the folder) and prompt.
 
     Args:

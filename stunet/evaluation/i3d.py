@@ -13,7 +13,6 @@ Padding is TensorFlow's "SAME", which pads the end if the padding is odd. Max po
 """
 
 import functools
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -26,6 +25,7 @@ from stunet.evaluation.torch_weights import (
     open_torch_weights,
     sha256,
 )
+from stunet.paths import AnyPath, user_path
 
 RESOLUTION = 224  # yields 7x7 positions
 MIN_FRAMES = 9  # fewer yield less than 2 time steps
@@ -142,7 +142,7 @@ class _Logits(nn.Module):
         return nn.Conv(self.classes, (1, 1, 1), name="conv3d")(x)
 
 
-def load_i3d(path: str | Path) -> Extractor:
+def load_i3d(path: str | AnyPath) -> Extractor:
     """Loads the extractor of FVD's features, logits `[B, classes]`.
 
     The width and the number of classes are inferred from the first and last layer.
@@ -150,7 +150,7 @@ def load_i3d(path: str | Path) -> Extractor:
     Raises:
       UserError: the file is missing, not safetensors, or of another network.
     """
-    path = Path(path)
+    path = user_path(path)
     tensors = open_torch_weights(path)
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     network = I3D(

@@ -7,7 +7,6 @@ PyTorch's order.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +21,13 @@ from stunet.conversion.hub_layout import (
 )
 from stunet.errors import UserError
 from stunet.files import check_not_lfs_pointer
+from stunet.paths import AnyPath
 from stunet.weights.trees import Tree, compare_shapes, flatten, unflatten
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
-def open_torch_weights(path: Path) -> dict[str, Any]:
+def open_torch_weights(path: AnyPath) -> dict[str, Any]:
     """Opens a safetensors file without reading its tensors; returns them by name.
 
     Raises:
@@ -53,7 +53,7 @@ def torch_parameters(shapes: Mapping[str, Any]) -> dict[str, HubParameter]:
 def load_parameters(
     init: Callable[[], Any],
     tensors: Mapping[str, Any],
-    where: Path,
+    where: AnyPath,
     origin_hints: Mapping[str, str],
 ) -> Tree:
     """Returns a network's parameters in float32, on the device.
@@ -81,7 +81,7 @@ def leading_size(tensors: Mapping[str, Any], name: str, default: int) -> int:
     return shape[0] if shape else default
 
 
-def sha256(files: Sequence[Path]) -> str:
+def sha256(files: Sequence[AnyPath]) -> str:
     """Returns the SHA-256 of the concatenated content of files."""
     digest = hashlib.sha256()
     for file in files:

@@ -12,9 +12,13 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
+
+from stunet.models.attention import attention
+from stunet.models.remat import CONVOLUTION, SAVED
 
 Video = Float[Array, "batch frames height width channels"]
 
@@ -70,13 +74,26 @@ def group_norm(
 
 
 def _group_norm_forward(x, scale, shift, groups):
-    centred, axes = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
-    mean = _group_mean(centred.mean(axes, keepdims=True), groups)
-    centred = centred - mean
-    variance = _group_mean(jnp.square(centred).mean(axes, keepdims=True), groups)
-    inverse = jax.lax.rsqrt(variance + NORM_EPSILON)
-    y = (centred * (inverse * scale) + shift).astype(x.dtype)
+    mean, inverse = (checkpoint_name(a, SAVED) for a in _group_statistics(x, groups))
+    y = ((x.astype(jnp.float32) - mean) * (inverse * scale) + shift).astype(x.dtype)
     return y, (x, mean, inverse, scale)
+
+
+def _group_statistics(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and inverse standard deviation of each group, float32 `[N, 1, ..., 1, C]`.
+
+    Reads x once. The variance within a channel is computed relative to one of its values, because
+    the difference of two large squares would lose the variance of channels with a large mean.
+    """
+    axes = tuple(range(1, x.ndim - 1))
+    middle = tuple(slice(n // 2, n // 2 + 1) for n in x.shape[1:-1])
+    origin = x[:, *middle].astype(jnp.float32)
+    distance = x.astype(jnp.float32) - origin
+    offset = distance.mean(axes, keepdims=True)
+    variance = jnp.square(distance).mean(axes, keepdims=True) - jnp.square(offset)
+    mean = _group_mean(origin + offset, groups)
+    variance = _group_mean(variance + jnp.square(origin + offset - mean), groups)
+    return mean, jax.lax.rsqrt(variance + NORM_EPSILON)
 
 
 def _group_norm_backward(groups, residuals, grad):
@@ -149,9 +166,10 @@ def conv3x3(
     dtype: DTypeLike,
     kernel_init: Initializer = nn.linear.default_kernel_init,
     use_bias: bool = True,
-) -> nn.Conv:
+    convolution: type[nn.Module] = nn.Conv,
+) -> nn.Module:
     """Returns a 3x3 convolution with padding 1 on each side, like PyTorch's."""
-    return nn.Conv(
+    return convolution(
         features,
         (3, 3),
         padding=1,
@@ -278,10 +296,8 @@ class TextPooling(nn.Module):
             x = nn.Dense(dim, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], self.heads, dim // self.heads)
 
-        query, key, value = heads("q", token), heads("k", states), heads("v", states)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(dim // self.heads)
-        weights = nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
-        pooled = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(-1, dim)
+        pooled = attention(heads("q", token), heads("k", states), heads("v", states))
+        pooled = pooled.reshape(-1, dim)
         pooled = nn.Dense(self.out_dim, dtype=self.dtype, name="proj")(pooled)
         return nn.LayerNorm(name="norm_2", **norm)(pooled)
 
@@ -308,9 +324,21 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Video, embedding: Float[Array, "batch embedding"]
+        self,
+        x: Video,
+        embedding: Float[Array, "batch embedding"],
+        encoded: Float[Array, "batch frames height width encoded_channels"] | None = None,
     ) -> Float[Array, "batch frames new_height new_width features"]:
-        """Applies the block; the embedding scales and shifts the output of the second norm."""
+        """Applies the block.
+
+        Args:
+          x: Activations.
+          embedding: Scales and shifts the output of the second norm.
+          encoded: Activations of the encoder to concatenate with x (a skip connection of the
+            U-Net). Rematerialisation would store the result of a concatenation outside the block.
+        """
+        if encoded is not None:
+            x = jnp.concatenate([x, encoded], axis=-1)
         h = gelu(GroupNorm(self.groups, name="norm_1")(x))
         if self.resample == "up":
             x = upsample_space(x)
@@ -319,6 +347,7 @@ class ResBlock(nn.Module):
             if self.resample == "down":
                 x, h = downsample_space(x), downsample_space(h)
             h = per_frame(conv3x3(self.features, "conv_1", self.dtype), h)
+        h = checkpoint_name(h, CONVOLUTION)
         if self.activate_embedding:
             embedding = gelu(embedding)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="embedding")(embedding)
@@ -327,6 +356,16 @@ class ResBlock(nn.Module):
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
         return (x + h) / self.output_scale_factor
+
+
+def _prepend_text(
+    text: Float[Array, "batch tokens heads head_dim"],
+    frames: Float[Array, "batch frames pixels heads head_dim"],
+) -> Float[Array, "batch frames tokens+pixels heads head_dim"]:
+    """Concatenates keys or values of the text with those of each frame."""
+    b, t = frames.shape[:2]
+    text = jnp.broadcast_to(text[:, None], (b, t, *text.shape[1:]))
+    return jnp.concatenate([text, frames], axis=2)
 
 
 class TextAttention(nn.Module):
@@ -339,12 +378,14 @@ class TextAttention(nn.Module):
       groups: Groups of the group norms.
       self_attention: Whether keys are `[text ; self]`; False means text keys only.
       dtype: Compute dtype.
+      attend: Function of query, key and value, such as `stunet.models.attention.attention`.
     """
 
     head_dim: int
     groups: int
     self_attention: bool = True
     dtype: DTypeLike = jnp.float32
+    attend: Callable[..., Array] = attention
 
     @nn.compact
     def __call__(self, x: Video, text: Float[Array, "batch tokens text_width"]) -> Video:
@@ -356,20 +397,15 @@ class TextAttention(nn.Module):
             return y.reshape(*y.shape[:-1], heads, self.head_dim)
 
         text = GroupNorm(self.groups, batch_axes=1, name="text_norm")(text)
-        text_key, text_value = project("text_k", text), project("text_v", text)
+        key, value = project("text_k", text), project("text_v", text)
         h = GroupNorm(self.groups, name="norm")(x)
         h = h.reshape(b, t, height * width, channels)
         query = project("q", h)
-        logits = jnp.einsum("btqhd,blhd->bthql", query, text_key)
         if self.self_attention:
-            key, value = project("k", h), project("v", h)
-            self_logits = jnp.einsum("btqhd,btkhd->bthqk", query, key)
-            logits = jnp.concatenate([logits, self_logits], axis=-1)
-        logits = logits.astype(jnp.float32) / math.sqrt(self.head_dim)
-        weights = nn.softmax(logits).astype(self.dtype)
-        length = text.shape[1]
-        h = jnp.einsum("bthql,blhd->btqhd", weights[..., :length], text_value)
-        if self.self_attention:
-            h = h + jnp.einsum("bthqk,btkhd->btqhd", weights[..., length:], value)
-        h = nn.Dense(channels, dtype=self.dtype, name="out")(h.reshape(b, t, -1, channels))
+            key = _prepend_text(key, project("k", h))
+            value = _prepend_text(value, project("v", h))
+        else:  # the same keys for all frames
+            query = query.reshape(b, -1, heads, self.head_dim)
+        h = self.attend(query, key, value).reshape(b, t, -1, channels)
+        h = nn.Dense(channels, dtype=self.dtype, name="out")(h)
         return x + h.reshape(x.shape)

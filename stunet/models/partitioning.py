@@ -1,7 +1,7 @@
 """Partitioning of a network: rematerialisation, FSDP-sharded kernels and sharded frames.
 
-`Partitioning` is the only object that a network needs: it wraps the class of each block, and it
-describes how the frames of a clip are sharded.
+`Partitioning` is the only object that a network needs: it wraps the class of each block, chooses
+the backend of attention, and describes how the frames of a clip are sharded.
 
 Sharded frames: a network applied by `shard_over_frames` runs under `jax.shard_map` on the local
 frames of each device. Most layers process frames independently. Temporal convolutions exchange one
@@ -22,21 +22,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from stunet.errors import UserError
+from stunet.models.attention import attention, check_backend
+from stunet.models.remat import REMAT_POLICIES
 
 FRAME_AXIS = "frames"  # mesh axis that shards the time axis of videos
-
-
-def _save_matmuls(primitive, *_, **__) -> bool:
-    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
-
-
-# What the backward pass recomputes: nothing; everything but convolutions and matrix products
-# (norms, activations, softmax: cheap to recompute, and half of the memory); whole blocks.
-REMAT_POLICIES = {
-    "none": lambda block: block,
-    "elementwise": lambda block: nn.remat(block, policy=_save_matmuls),
-    "blocks": nn.remat,
-}
 
 
 @dataclass(frozen=True)
@@ -70,18 +59,22 @@ class Partitioning:
     Attributes:
       remat: Key of `REMAT_POLICIES`. It trades time for memory in training; results are equal.
       mesh: Device mesh. An axis "fsdp" shards the parameters. None means replicated parameters.
+      attention: Backend of spatial attention (`stunet.models.attention.BACKENDS`). None chooses by
+        device and size.
       frame_axis: Mesh axis that frames are sharded over, inside `jax.shard_map`. None means that
         every device has whole clips.
     """
 
     remat: str = "none"
     mesh: Mesh | AbstractMesh | None = None
+    attention: str | None = None
     frame_axis: str | None = None
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
             known = ", ".join(REMAT_POLICIES)
             raise UserError(f"remat: unknown policy {self.remat!r}, expected one of {known}")
+        check_backend(self.attention)
 
     def wrap(self, block: type[nn.Module]) -> type[nn.Module]:
         """Returns a block class that gathers its kernels and is rematerialised."""
@@ -89,7 +82,12 @@ class Partitioning:
 
     def wrap_trained(self, block: type[nn.Module]) -> type[nn.Module]:
         """Returns `wrap(block)` for a block whose parameters are trained (a temporal module)."""
-        return self.wrap(gradient_barrier(block) if self.remat == "blocks" else block)
+        barrier = self.remat in ("convolutions", "blocks")
+        return self.wrap(gradient_barrier(block) if barrier else block)
+
+    def attend(self, *query_key_value: jax.Array) -> jax.Array:
+        """Returns `attention` of the arguments with the configured backend on the mesh."""
+        return attention(*query_key_value, backend=self.attention, mesh=self.mesh)
 
     def frame_layout(self, local_frames: int, resample: tuple[bool, ...]) -> FrameLayout:
         """Returns the layout of a clip.

@@ -6,6 +6,7 @@ is `block_3/layer_0/SelfAttention/q/kernel` here, transposed.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
+
+from stunet.errors import UserError
+from stunet.schema import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class T5Config:
     d_model: int
     d_kv: int
     d_ff: int
-    num_layers: int
+    num_layers: Annotated[int, Range(1, 1000)]
     num_heads: int
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -48,17 +52,13 @@ class T5Config:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.name not in ("zero_padding", "dtype") and getattr(self, field.name) <= 0:
-                raise ValueError(
-                    f"{field.name}: {getattr(self, field.name)}, expected a positive number"
-                )
+        check_fields(self)
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype: {self.dtype!r}, expected float32 or bfloat16")
+            raise UserError(f"dtype: {self.dtype!r}, expected float32 or bfloat16")
         buckets = self.relative_attention_num_buckets
         # A quarter of the buckets hold exact distances, on each side.
         if buckets % 4 or self.relative_attention_max_distance <= buckets // 4:
-            raise ValueError(
+            raise UserError(
                 f"relative_attention_num_buckets: {buckets}, expected a multiple of 4 below 4 x "
                 f"relative_attention_max_distance ({self.relative_attention_max_distance})"
             )
@@ -227,7 +227,7 @@ class TextEncoderConfig:
     """
 
     t5: T5Config
-    max_tokens: int
+    max_tokens: Annotated[int, Range(1, 2**16)]
     lower_case: bool = False
 
 

@@ -7,7 +7,6 @@ the text-to-image network. docs/paper.md lists the choices that the paper does n
 The arguments `activate`, `attend` and `normalise` are hooks for `stunet.models.additions`.
 """
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from stunet.models.attention import attention
 from stunet.models.layers import GroupNorm, Video, conv3x3, gelu, per_frame
 from stunet.models.partitioning import all_gather_frames, local_frames, num_shards
 from stunet.models.temporal_convolution import DuplicatedFramesConv, identity_init, temporal_conv
@@ -107,9 +107,10 @@ class TemporalAttention(nn.Module):
 
         query, key = (rotary(project(name), self.frame_axis) for name in ("q", "k"))
         key, value = (all_gather_frames(y, self.frame_axis) for y in (key, project("v")))
-        logits = jnp.einsum("btphd,bsphd->bphts", query, key).astype(jnp.float32)
-        weights = nn.softmax(logits / math.sqrt(self.head_dim)).astype(self.dtype)
-        h = jnp.einsum("bphts,bsphd->btphd", weights, value).reshape(x.shape)
+        positions_first = (jnp.swapaxes(y, 1, 2) for y in (query, key, value))
+        # Kernels need more keys than a clip has frames.
+        h = attention(*positions_first, backend="einsum")
+        h = jnp.swapaxes(h, 1, 2).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, name="out")(h)
 
 

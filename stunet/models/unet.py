@@ -32,7 +32,13 @@ from stunet.models.layers import (
     gelu,
     per_frame,
 )
-from stunet.models.partitioning import FrameLayout, Partitioning, num_shards, shard_over_frames
+from stunet.models.partitioning import (
+    FrameLayout,
+    Partitioning,
+    gather_kernels,
+    num_shards,
+    shard_over_frames,
+)
 from stunet.models.temporal import TemporalDownsample, TemporalUpsample
 from stunet.models.unet_config import UNetConfig, check_video_shape
 
@@ -97,7 +103,7 @@ class UNet(nn.Module):
         dtype = jnp.dtype(cfg.dtype)
         context = self._context(x, t, text, noise_level, cond)
 
-        h = per_frame(conv3x3(cfg.channels[0], "conv_in", dtype), x.astype(dtype))
+        h = per_frame(self._conv3x3(cfg.channels[0], "conv_in"), x.astype(dtype))
         if context.layout is not None and cond is not None:
             h = h + self._cond_conv_in(cond)
 
@@ -118,18 +124,31 @@ class UNet(nn.Module):
 
         for level in reversed(range(coarsest + 1)):
             for i in range(cfg.layers_per_block[level] + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._layer(h, context, f"up_{level}", level, i)
+                h = self._layer(h, context, f"up_{level}", level, i, skips.pop())
             if level > 0:
                 h = self._res_block(h, context, f"up_{level}_resample", level, "up")
                 h = self._temporal_upsample(h, context, level)
 
         h = gelu(GroupNorm(cfg.norm_groups, name="norm_out")(h))
-        return per_frame(conv3x3(cfg.out_channels, "conv_out", dtype), h).astype(jnp.float32)
+        return per_frame(self._conv3x3(cfg.out_channels, "conv_out"), h).astype(jnp.float32)
 
-    def _layer(self, h: jax.Array, context: _Context, prefix: str, level: int, i: int) -> jax.Array:
+    def _conv3x3(self, features: int, name: str, **options) -> nn.Module:
+        """Returns a convolution outside the blocks, which gathers its kernel like a block."""
+        convolution = gather_kernels(nn.Conv, self.partitioning.mesh)
+        dtype = jnp.dtype(self.config.dtype)
+        return conv3x3(features, name, dtype, convolution=convolution, **options)
+
+    def _layer(
+        self,
+        h: jax.Array,
+        context: _Context,
+        prefix: str,
+        level: int,
+        i: int,
+        encoded: jax.Array | None = None,
+    ) -> jax.Array:
         """Pre-trained layers of the image model, then an inflation block (Figure 4b and 4c)."""
-        h = self._res_block(h, context, f"{prefix}_res_{i}", level)
+        h = self._res_block(h, context, f"{prefix}_res_{i}", level, encoded=encoded)
         if self.config.attention_levels[level]:
             h = self._text_attention(h, context, f"{prefix}_attn_{i}")
         return self._inflation_block(h, context, f"{prefix}_block_{i}", level)
@@ -142,6 +161,7 @@ class UNet(nn.Module):
         level: int,
         resample: str | None = None,
         scale: float | None = None,
+        encoded: jax.Array | None = None,
     ) -> jax.Array:
         cfg = self.config
         block = self.partitioning.wrap(ResBlock)(
@@ -153,12 +173,17 @@ class UNet(nn.Module):
             dtype=jnp.dtype(cfg.dtype),
             name=name,
         )
-        return block(h, context.embedding)
+        return block(h, context.embedding, encoded)
 
     def _text_attention(self, h: jax.Array, context: _Context, name: str) -> jax.Array:
         cfg = self.config
         attention = self.partitioning.wrap(TextAttention)(
-            cfg.head_dim, cfg.norm_groups, cfg.self_attention, jnp.dtype(cfg.dtype), name=name
+            cfg.head_dim,
+            cfg.norm_groups,
+            cfg.self_attention,
+            jnp.dtype(cfg.dtype),
+            self.partitioning.attend,
+            name=name,
         )
         return attention(h, context.text)
 
@@ -258,9 +283,9 @@ class UNet(nn.Module):
         It is equivalent to additional input channels of `conv_in` (2401.12945 section 4.2), but
         leaves the parameters of the text-to-image network unchanged.
         """
-        channels, dtype = self.config.channels[0], jnp.dtype(self.config.dtype)
-        zeros = nn.initializers.zeros
-        return per_frame(conv3x3(channels, "cond_conv_in", dtype, zeros, False), cond.astype(dtype))
+        zeros = {"kernel_init": nn.initializers.zeros, "use_bias": False}
+        layer = self._conv3x3(self.config.channels[0], "cond_conv_in", **zeros)
+        return per_frame(layer, cond.astype(jnp.dtype(self.config.dtype)))
 
 
 def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:
@@ -276,7 +301,10 @@ def init_unet(config: UNetConfig, key: jax.Array, num_tokens: int = 8) -> dict:
 
 
 def partitioned_unet(
-    config: UNetConfig, mesh: Mesh | AbstractMesh | None = None, remat: str = "none"
+    config: UNetConfig,
+    mesh: Mesh | AbstractMesh | None = None,
+    remat: str = "none",
+    attention: str | None = None,
 ) -> Callable[..., jax.Array]:
     """Returns the network's `apply` function for parameters and videos sharded over a mesh.
 
@@ -284,9 +312,11 @@ def partitioned_unet(
       config: Architecture.
       mesh: Device mesh; axis "fsdp" shards parameters, axis "frames" shards the time axis of
         videos. Either can be missing. None runs on one device.
-      remat: Key of `stunet.models.partitioning.REMAT_POLICIES`.
+      remat: Key of `stunet.models.remat.REMAT_POLICIES`.
+      attention: Backend of spatial attention (`stunet.models.attention.BACKENDS`). None chooses by
+        device and size.
 
     Returns:
       `(variables, x, t, text, noise_level=None, cond=None) -> output`, as `UNet.__call__`.
     """
-    return shard_over_frames(UNet(config, Partitioning(remat, mesh)), mesh)
+    return shard_over_frames(UNet(config, Partitioning(remat, mesh, attention)), mesh)

@@ -1,11 +1,15 @@
 """Architecture of the U-Net, as stored under "architecture" in the config of a model folder."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from stunet.errors import UserError
 from stunet.models.temporal import RESAMPLER_INITS
+from stunet.schema import Range, check_fields
 
 DTYPES = ("float32", "bfloat16")
+Width = Annotated[int, Range(1, 2**16)]
+Depth = Annotated[int, Range(1, 100)]
 BLOCKS = ("factorised", "conv1d", "conv3d")  # `stunet.models.additions.CONVOLUTIONS`
 
 
@@ -40,9 +44,9 @@ class TemporalConfig:
     resample: tuple[bool, ...]
     resampler_init: str = "identity"
     block: str = "factorised"
-    hidden: float = 1.0
-    attention_layers: int = 2
-    head_dim: int = 64
+    hidden: Annotated[float, Range(0, 64, above_low=True)] = 1.0
+    attention_layers: Depth = 2
+    head_dim: Width = 64
     text_modulation: bool = False
     frame_modulation: bool = False
     position_encoding: bool = False
@@ -51,13 +55,10 @@ class TemporalConfig:
     attention_levels: tuple[bool, ...] | None = None
 
     def __post_init__(self):
+        check_fields(self)
         for field, choices in (("resampler_init", RESAMPLER_INITS), ("block", BLOCKS)):
             if (value := getattr(self, field)) not in choices:
                 raise UserError(f"{field}: {value!r}, expected one of {', '.join(choices)}")
-        if not self.hidden > 0:
-            raise UserError(f"hidden: {self.hidden}, expected a number above 0")
-        if self.attention_layers < 1:
-            raise UserError(f"attention_layers: {self.attention_layers}, expected at least 1")
 
     @property
     def stride(self) -> int:
@@ -103,17 +104,17 @@ class UNetConfig:
         size of their level. The paper adds it to the first convolution only.
     """
 
-    channels: tuple[int, ...]
-    layers_per_block: tuple[int, ...]
+    channels: tuple[Width, ...]
+    layers_per_block: tuple[Depth, ...]
     attention_levels: tuple[bool, ...]
-    head_dim: int = 64
-    text_dim: int = 4096
-    cross_attention_dim: int = 768
-    pooling_heads: int = 64
-    in_channels: int = 3
-    out_channels: int = 6
-    time_embedding_dim: int | None = None
-    norm_groups: int = 32
+    head_dim: Width = 64
+    text_dim: Width = 4096
+    cross_attention_dim: Width = 768
+    pooling_heads: Width = 64
+    in_channels: Width = 3
+    out_channels: Width = 6
+    time_embedding_dim: Width | None = None
+    norm_groups: Width = 32
     self_attention: bool = True
     noise_level_embedding: bool = False
     activate_embedding_once: bool = False
@@ -121,10 +122,11 @@ class UNetConfig:
     mid_output_scale_factor: float = 1.0
     dtype: str = "float32"
     temporal: TemporalConfig | None = None
-    cond_channels: int = 0
+    cond_channels: Annotated[int, Range(0, 2**16)] = 0
     cond_in_blocks: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         levels = len(self.channels)
         if not levels:
             raise UserError("channels: empty, expected at least one level")
@@ -161,7 +163,7 @@ class UNetConfig:
             divisors += [("temporal.head_dim", self.temporal.head_dim, attended)]
         for name, divisor, widths in divisors:
             for width in widths:
-                if divisor < 1 or width < 1 or width % divisor:
+                if width % divisor:
                     raise UserError(f"{name}: {divisor}, expected a divisor of the width {width}")
 
     @property
@@ -201,3 +203,32 @@ def check_video_shape(config: UNetConfig, num_frames: int, height: int, width: i
     stride = config.spatial_stride
     if height % stride or width % stride:
         raise UserError(f"frame size: {height}x{width}, expected multiples of {stride}")
+
+
+def check_training_shape(config: UNetConfig, num_frames: int, height: int, width: int) -> None:
+    """Checks that videos of this size train every parameter of the network.
+
+    A level of one frame gives no gradient to queries and keys of temporal attention, nor to the
+    outer taps of temporal convolutions. A level of one pixel does the same to spatial layers.
+    Sampling such videos remains possible (`check_video_shape`).
+
+    Raises:
+      UserError: A level has fewer than two frames, rows or columns, or `check_video_shape` fails.
+    """
+    check_video_shape(config, num_frames, height, width)
+    if config.temporal is not None and num_frames < 2 * config.temporal_stride:
+        resample = config.temporal.resample
+        frames = [num_frames // 2 ** sum(resample[:level]) for level in range(len(config.channels))]
+        level = next(level for level, count in enumerate(frames) if count < 2)
+        raise UserError(
+            f"data.num_frames: {num_frames}, of which temporal.resample {resample} leaves "
+            f"{frames[level]} at level {level}, expected at least {2 * config.temporal_stride} "
+            "frames (2 at every level) or fewer levels that resample"
+        )
+    smallest = 2 * config.spatial_stride
+    if min(height, width) < smallest:
+        raise UserError(
+            f"frame size: {height}x{width} leaves {height // config.spatial_stride}x"
+            f"{width // config.spatial_stride} pixels at level {len(config.channels) - 1}, "
+            f"expected at least {smallest}x{smallest}"
+        )

@@ -11,14 +11,15 @@ from typing import Any
 
 import gradio as gr
 
-from stunet.diffusion.samplers import resolve_sampler
 from stunet.engine.applications import APPLICATIONS, Option, available_applications
 from stunet.engine.cascade import Models, short_name
 from stunet.engine.request import Request, Result, Sampling
+from stunet.engine.sampling import with_model_defaults
 from stunet.errors import UserError
 from stunet.studio import results
 from stunet.studio.jobs import Cancelled, Queue, Report
 from stunet.studio.requests import SIDES, parse_request, run_request
+from stunet.studio.storage import Storage
 from stunet.studio.uploads import (
     EDITOR_SIDE,
     Limits,
@@ -58,19 +59,24 @@ class Studio:
     Attributes:
       models: Models of all jobs, with a base model.
       jobs: Queue of all users' jobs.
-      folder: Gradio's folder of uploads; results are written to a subfolder.
+      storage: Gradio's folder of uploads; results are written to a subfolder.
       limits: Limits of uploads.
     """
 
     models: Models
     jobs: Queue
-    folder: Path
+    storage: Storage
     limits: Limits
+
+    @property
+    def folder(self) -> Path:
+        """Folder of uploads."""
+        return self.storage.folder
 
     @property
     def results(self) -> Path:
         """Folder of result files."""
-        return self.folder / "results"
+        return self.storage.results
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -185,18 +191,35 @@ class _Tab:
             for option in self.options.values():
                 if option.kind == "integer":
                     self._add_option(option)
-        steps = resolve_sampler(Sampling().sampler).default_steps
-        if self.definition.model == "super_resolution":
-            steps = models.upscalers[0].super_resolution.steps or steps
-        fields["steps"] = gr.Slider(1, 100, steps, step=1, label="Steps")
+        enlarges_only = self.definition.model == "super_resolution"
+        first = models.upscalers[0] if enlarges_only else models.base
+        defaults = with_model_defaults(Sampling(), first)
+        fields["steps"] = gr.Slider(
+            1, max(100, defaults.steps), defaults.steps, step=1, label="Steps"
+        )
         fields["guidance_scale"] = gr.Slider(
-            1,
-            12,
-            Sampling().guidance_scale,
+            min(1, defaults.guidance_scale),
+            max(12, defaults.guidance_scale),
+            defaults.guidance_scale,
             step=0.5,
             label="Guidance scale",
             info="Higher values follow the prompt more closely",
         )
+        if "enlarge" in fields:
+            with gr.Row(elem_classes="numbers"):
+                fields["upscale_steps"] = gr.Number(
+                    0,
+                    label="Upscaling steps (0 is the model's)",
+                    precision=0,
+                    minimum=0,
+                    min_width=100,
+                )
+                fields["upscale_guidance_scale"] = gr.Number(
+                    0,
+                    label="Upscaling guidance scale (0 is the model's)",
+                    minimum=0,
+                    min_width=100,
+                )
         fields["negative_prompt"] = gr.Textbox(
             label="Negative prompt", info="Text that guidance leads away from", lines=1
         )
@@ -344,6 +367,7 @@ class _Tab:
     def _run(self, session: gr.Request, *values: Any) -> Iterator[dict]:
         fps = self.studio.models.base.fps or 1.0
         try:
+            self.studio.storage.check_room()
             request = self._parse(dict(zip(self.fields, values, strict=True)))
 
             def work(report: Report) -> tuple[Result, results.ResultFiles]:

@@ -48,6 +48,7 @@ def parse_request(
         fields["style_strength"] = strength
     if "enlarge" in values:
         fields["enlarge"] = bool(values["enlarge"])
+    upscale = _parse_upscale(values) if fields.get("enlarge") else {}
     prompt = values["prompt"] or ""
     check_prompt(prompt)
     return Request(
@@ -60,6 +61,7 @@ def parse_request(
             guidance_scale=parse_number(
                 "Guidance scale", values["guidance_scale"], 0, MAX_GUIDANCE_SCALE
             ),
+            **upscale,
             negative_prompt=values.get("negative_prompt") or "",
             chunk=1,  # every step can be shown, and a job can be cancelled after it
         ),
@@ -134,6 +136,19 @@ def _parse_option(option: Option, value: Any, folder: Path, limits: Limits) -> A
     path = uploaded_path(value, folder)
     check_upload(path, limits)
     return path
+
+
+def _parse_upscale(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the fields of `Sampling` for upscalers; 0 selects the model's own."""
+    parse = {
+        "upscale_steps": ("Upscaling steps", parse_integer, MAX_STEPS),
+        "upscale_guidance_scale": ("Upscaling guidance scale", parse_number, MAX_GUIDANCE_SCALE),
+    }
+    return {
+        field: read(label, values[field], 0, maximum)
+        for field, (label, read, maximum) in parse.items()
+        if values.get(field)
+    }
 
 
 def _parse_margins(name: str, values: Any) -> tuple[int, ...]:

@@ -1,15 +1,12 @@
 """Result files, and the HTML of progress, errors and warnings."""
 
 import base64
-import contextlib
 import dataclasses
 import html
 import io
 import json
 import re
 import secrets
-import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,9 +16,9 @@ from PIL import Image
 from stunet.engine.request import Result
 from stunet.evaluation.xt_slice import xt_slice
 from stunet.studio.jobs import Status
+from stunet.studio.storage import LIFETIME, delete_old_folders
 from stunet.video_io import to_uint8, write_image, write_video
 
-LIFETIME = 24 * 3600.0  # seconds until a result's files are deleted
 PREVIEW_WIDTH = 192  # pixels on the page
 
 
@@ -61,10 +58,7 @@ def new_folder(parent: Path, lifetime: float = LIFETIME) -> Path:
       lifetime: Maximum age of the other folders in it.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for folder in parent.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # removed by another job just now
-            if time.time() - folder.stat().st_mtime > lifetime:
-                shutil.rmtree(folder, ignore_errors=True)
+    delete_old_folders(parent, lifetime)
     folder = parent / secrets.token_hex(16)
     folder.mkdir()
     return folder

@@ -1,22 +1,34 @@
 """Serves the page until Ctrl-C."""
 
+import logging
 import os
+import shutil
 import socket
 import sys
-import tempfile
 import threading
-from pathlib import Path
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from stunet import signals
 from stunet.engine.cascade import Models
 from stunet.errors import UserError
+from stunet.studio.access import Access, Guard, access_for, open_page_warning
 from stunet.studio.jobs import Queue
+from stunet.studio.storage import Storage, UploadQuota, temporary_folder
 from stunet.studio.uploads import Limits
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_END_S = 5.0  # time for the server's thread to end
 
 
-def serve(models: Models, host: str, port: int, limits: Limits | None = None) -> None:
+def serve(
+    models: Models,
+    host: str,
+    port: int,
+    limits: Limits | None = None,
+    access: Access | None = None,
+) -> None:
     """Serves the page and prints its address. Returns after Ctrl-C, SIGTERM, SIGHUP or SIGQUIT.
 
     Uploads and results are stored in a temporary folder, which is deleted at the end.
@@ -26,50 +38,82 @@ def serve(models: Models, host: str, port: int, limits: Limits | None = None) ->
       host: Address to listen on.
       port: Port to listen on. 0 selects a free port.
       limits: Limits of uploads. None uses the defaults.
+      access: Who may use the page. None permits everyone who can reach the address, by requests of
+        the page itself.
 
     Raises:
       UserError: The server cannot listen on this address.
     """
-    limits = limits or Limits()
+    limits, access = limits or Limits(), access or access_for(host)
     port, url_host = free_port(host, port), f"[{host}]" if ":" in host else host
-    with tempfile.TemporaryDirectory(prefix="stunet-studio-") as folder:
+    with temporary_folder() as folder:
         # Gradio reads these variables when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        # Gradio checks whether the page is up; a proxy must not answer in its place.
-        for name in ("no_proxy", "NO_PROXY"):
-            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host, *LOOPBACK]))
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        import fastapi
+        import gradio
+
         from stunet.studio.page import CSS, THEME, Studio, build
 
-        jobs = Queue()
-        page = build(Studio(models, jobs, Path(folder), limits))
+        jobs, storage = Queue(), Storage(folder, limits.storage)
+        page = build(Studio(models, jobs, storage, limits))
         page.queue(default_concurrency_limit=None, api_open=False)
-        page.launch(
+        app = gradio.mount_gradio_app(
+            fastapi.FastAPI(openapi_url=None),
+            page,
+            "/",
             server_name=url_host,
             server_port=port,
             max_file_size=limits.bytes,
+            show_error=False,
             theme=THEME,
             css=CSS,
             footer_links=[],
-            quiet=True,
-            share=False,
             ssr_mode=False,
             enable_monitoring=False,
-            prevent_thread_lock=True,
         )
-        print(f"http://{url_host}:{port}", flush=True)
-        if host not in LOOPBACK:
-            print(f"stunet: everyone who can reach {host} can use this page", file=sys.stderr)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            signals.defer()
-            stopped = jobs.close()
-            page.close(verbose=False)
+        page.is_running = True  # as after `launch`; otherwise Gradio checks less
+        with _running(Guard(UploadQuota(app, storage), access), host, port):
+            print(f"http://{url_host}:{port}", flush=True)
+            if (warning := open_page_warning(host, access)) is not None:
+                print(f"stunet: warning: {warning}", file=sys.stderr)
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                signals.defer()
+                jobs.cancel()
+                # A second Ctrl-C ends the process while it waits for a compilation.
+                shutil.rmtree(folder, ignore_errors=True)
+                stopped = jobs.close()
     if not stopped:  # compilation cannot be interrupted, and Python's own shutdown would abort
         os._exit(0)
+
+
+@contextmanager
+def _running(app: Any, host: str, port: int) -> Iterator[None]:
+    """Runs an ASGI application in a thread until the end of the block.
+
+    Raises:
+      UserError: The server cannot listen on this address.
+    """
+    import uvicorn  # comes with Gradio
+
+    config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="server", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise UserError(f"--host, --port: cannot listen on {host} port {port}")
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open pages are cut off
+        server.should_exit = True
+        thread.join(_END_S)
 
 
 def free_port(host: str, port: int) -> int:

@@ -17,7 +17,7 @@ EDITOR_SIDE = 448  # pixels of the longer side of the picture under a mask's pai
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of an uploaded file. The defaults bound a job's memory and time.
+    """Limits of an uploaded file, and of all files. The defaults bound a job's memory and time.
 
     Attributes:
       bytes: Size of the file.
@@ -25,6 +25,7 @@ class Limits:
       seconds: Duration of a video.
       frames: Frames of a video.
       total: Pixels of all frames of a video.
+      storage: Bytes of all uploads and results together.
     """
 
     bytes: int = 64 * 2**20
@@ -32,6 +33,7 @@ class Limits:
     seconds: float = 20.0
     frames: int = 1200
     total: float = 2.5e9  # 1200 frames of 1920x1080
+    storage: int = 4 * 2**30
 
     def __str__(self) -> str:
         return (

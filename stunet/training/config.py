@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stunet.errors import UserError
+from stunet.memory import check_memory
 from stunet.plugins import resolve
 from stunet.schema import from_dict
 from stunet.training.settings import DataFormat, RunConfig
@@ -27,7 +28,8 @@ class TrainConfig(RunConfig):
       data: The training data.
 
     Raises:
-      UserError: a field is invalid, or the data does not suit the stage.
+      UserError: A field is invalid, a clip could not fit in memory, or the data does not suit the
+        stage.
     """
 
     stage: Stage
@@ -35,6 +37,11 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        frames, side = self.data.num_frames, self.data.resolution
+        check_memory(
+            f"data.num_frames, data.resolution: a clip of {frames} frames of {side}x{side} pixels",
+            3 * frames * side * side,  # uint8
+        )
         self.stage.check_data(self.data)
 
 

@@ -40,6 +40,7 @@ from stunet.weights.trees import Tree
 
 Batch = dict[str, jax.Array]
 
+NUM_NOISE_BINS = 4  # equal parts of the range of timesteps, from no noise to pure noise
 HIDDEN_TOKENS = 0.15  # share of a caption's tokens, as in T5 pre-training (1910.10683, 3.1.4)
 
 # Streams of random numbers per example, folded into its key. Noise uses the key itself.
@@ -222,6 +223,35 @@ def stratified_uniform(position: jax.Array, seed: int) -> jax.Array:
     start = jax.random.bits(key, dtype=jnp.uint32)
     phase = start + position.astype(jnp.uint32) * jnp.uint32(2654435769)  # 2**32 / golden ratio
     return (phase >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def noise_bins(position: jax.Array, seed: int) -> jax.Array:
+    """Returns the bin `[B]` int32 of each example's time among `NUM_NOISE_BINS` equal ones.
+
+    Args:
+      position: Global positions `[B]` uint32.
+      seed: Seed of `denoising_loss`.
+    """
+    return jnp.floor(stratified_uniform(position, seed) * NUM_NOISE_BINS).astype(jnp.int32)
+
+
+def mean_by_noise(losses: jax.Array, bins: jax.Array) -> dict[str, jax.Array]:
+    """Returns sums of losses by noise level, divided by the size of the batch.
+
+    Args:
+      losses: Losses `[B]`.
+      bins: Bin of each example's noise level `[B]`.
+
+    Returns:
+      "noise_loss" and "noise_share" `[NUM_NOISE_BINS]`: means over the batch of the loss in each
+      bin, 0 for examples of other bins, and the shares of the examples. The ratio of their sums
+      over several batches is the mean loss of a bin.
+    """
+    inside = [bins == number for number in range(NUM_NOISE_BINS)]
+    return {
+        "noise_loss": jnp.stack([jnp.where(x, losses, 0.0).mean() for x in inside]),
+        "noise_share": jnp.stack([x.astype(losses.dtype).mean() for x in inside]),
+    }
 
 
 def video_to_float(video: jax.Array) -> jax.Array:

@@ -1,20 +1,24 @@
-"""The device mesh, and the shardings of parameters and batches.
+"""The device mesh, and the sharding of batches.
 
-Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `frames` splits the time
-axis of each video (`stunet.models.partitioning`). One device is a mesh of shape (1, 1, 1).
+Axes: `data` splits the batch, `fsdp` splits the batch and the parameters
+(`stunet.sharding`), `frames` splits the time axis of each video (`stunet.models.partitioning`). One
+device is a mesh of shape (1, 1, 1).
+
+On TPUs, neighbours in the mesh are neighbours in the torus. Slices of a pod are connected by the
+data centre network, which is much slower: only `data` extends over slices, and therefore only the
+gradients are reduced between them.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from stunet.errors import UserError
 from stunet.models.partitioning import FRAME_AXIS, check_frames
-from stunet.weights.trees import Tree
 
 AXES = ("data", "fsdp", FRAME_AXIS)
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -29,23 +33,36 @@ def make_mesh(fsdp: int = 1, frames: int = 1, devices: Sequence | None = None) -
       devices: Devices of the mesh; None for all devices of all processes.
 
     Raises:
-      UserError: a size is below 1, or their product does not divide the number of devices.
+      UserError: a size is below 1, or their product does not divide the number of devices of a
+        slice.
     """
     devices = jax.devices() if devices is None else devices
     for name, size in (("fsdp", fsdp), ("frames", frames)):
         if size < 1:
             raise UserError(f"mesh.{name}: {size}, expected at least 1")
-    if len(devices) % (fsdp * frames):
+    slices = count_slices(devices)
+    per_slice = len(devices) // slices
+    if per_slice % (fsdp * frames):
+        of_a_slice = "" if slices == 1 else f" of each of {slices} slices"
         raise UserError(
-            f"mesh: fsdp {fsdp} x frames {frames}, expected a divisor of {len(devices)} devices"
+            f"mesh: fsdp {fsdp} x frames {frames}, expected a divisor of {per_slice} devices"
+            f"{of_a_slice}"
         )
-    shape = (len(devices) // (fsdp * frames), fsdp, frames)
-    return Mesh(np.asarray(devices).reshape(shape), AXES)
+    shape = (per_slice // (fsdp * frames), fsdp, frames)
+    # An axis may extend over parts of two axes of the torus.
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(grid, AXES)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device has a copy of."""
-    return NamedSharding(mesh, PartitionSpec())
+def count_slices(devices: Sequence) -> int:
+    """Returns the number of TPU slices that devices belong to; 1 for other devices."""
+    # One slice has no index; devices of other kinds may have one with another meaning.
+    return len({getattr(d, "slice_index", None) for d in devices if d.platform == "tpu"}) or 1
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -67,44 +84,6 @@ def check_batch(mesh: Mesh, batch_size: int, num_frames: int) -> None:
             f"mesh.fsdp {fsdp}, mesh.frames {frames})"
         )
     check_frames(num_frames, frames)
-
-
-def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Returns shardings of parameters, or of an optimizer state, over the axis "fsdp".
-
-    The largest axis of each array that the size of "fsdp" divides is split. Arrays without such an
-    axis, and those of fewer than 1024 entries, are replicated.
-
-    Args:
-      mesh: Device mesh.
-      tree: Arrays or their shapes.
-    """
-    size = mesh.shape["fsdp"]
-
-    def sharding(array) -> NamedSharding:
-        axes = [a for a, n in enumerate(array.shape) if n % size == 0 and n >= size]
-        if size == 1 or not axes or math.prod(array.shape) < 2**10:
-            return replicated(mesh)
-        largest = max(axes, key=lambda a: array.shape[a])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
-
-    return jax.tree.map(sharding, tree)
-
-
-def put_parameters(mesh: Mesh, tree: Tree) -> Tree:
-    """Copies parameters to the devices of the mesh, sharded by `parameter_shardings`.
-
-    Args:
-      mesh: Device mesh.
-      tree: Arrays, or `LazyTensor`, which are read from their files one at a time. All processes
-        of a cluster pass the same values; each copies only the shards of its own devices.
-    """
-
-    def put(leaf, sharding: NamedSharding) -> jax.Array:
-        array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(put, tree, parameter_shardings(mesh, tree))
 
 
 def batch_slice(mesh: Mesh) -> tuple[int, int]:

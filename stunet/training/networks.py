@@ -21,14 +21,16 @@ class Networks:
       mesh: Device mesh; axis "fsdp" shards parameters, axis "frames" splits videos. None for one
         device.
       remat: Rematerialisation policy of the U-Net (`RunConfig.remat`).
+      attention: Backend of its spatial attention (`RunConfig.attention`).
     """
 
     unet: UNetConfig
     text_encoder: T5Config | None
     mesh: Mesh | None = None
     remat: str = "none"
+    attention: str | None = None
 
     @property
     def apply_unet(self) -> Callable[..., jax.Array]:
         """The U-Net as `(variables, x, t, text, noise_level, cond) -> output`."""
-        return partitioned_unet(self.unet, self.mesh, self.remat)
+        return partitioned_unet(self.unet, self.mesh, self.remat, self.attention)

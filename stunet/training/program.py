@@ -11,14 +11,10 @@ from jax.sharding import Mesh
 
 from stunet.models.t5 import T5Config
 from stunet.models.unet_config import UNetConfig
+from stunet.sharding import parameter_shardings
 from stunet.training.config import TrainConfig
-from stunet.training.losses import Batch
-from stunet.training.mesh import (
-    abstract_arrays,
-    batch_sharding,
-    parameter_shardings,
-    put_parameters,
-)
+from stunet.training.losses import Batch, noise_bins
+from stunet.training.mesh import abstract_arrays, batch_sharding
 from stunet.training.networks import Networks
 from stunet.training.step import TrainState, init_state, make_optimizer, make_train_step
 from stunet.weights.trees import Tree
@@ -33,7 +29,8 @@ class TrainProgram:
       step: The jitted update `(state, frozen, batch) -> (state, metrics)`. It donates the state.
       state: Shapes, types and shardings of the state.
       frozen: Shapes, types and shardings of the frozen parameters.
-      init: `trained parameters -> state`, jitted, with the shardings of `state`.
+      init: `trained parameters on the mesh -> state before the first update`, jitted, with the
+        shardings of `state`.
     """
 
     mesh: Mesh
@@ -41,14 +38,6 @@ class TrainProgram:
     state: TrainState
     frozen: Tree
     init: Callable[[Tree], TrainState]
-
-    def initial_state(self, trained: Tree) -> TrainState:
-        """Returns the state before the first update, sharded over the mesh.
-
-        Args:
-          trained: Initial values of the trained parameters, arrays or `LazyTensor`.
-        """
-        return self.init(put_parameters(self.mesh, trained))
 
 
 def build_program(
@@ -64,7 +53,7 @@ def build_program(
     Args:
       config: The run.
       unet: Architecture of the U-Net.
-      text_encoder: Architecture of the text encoder, None for a model without one.
+      text_encoder: Architecture of the text encoder, None if batches contain text states.
       trained: Trained parameters (`Stage.split`): arrays, or their shapes and types.
       frozen: Frozen parameters, or their shapes and types.
       mesh: Device mesh.
@@ -99,11 +88,14 @@ def make_update(
     Args:
       config: The run.
       unet: Architecture of the U-Net.
-      text_encoder: Architecture of the text encoder, None for a model without one.
+      text_encoder: Architecture of the text encoder, None if batches contain text states.
       optimizer: The run's optimizer.
       mesh: Device mesh, None for one device.
     """
-    stage, networks = config.stage, Networks(unet, text_encoder, mesh, config.remat)
+    stage, networks = (
+        config.stage,
+        Networks(unet, text_encoder, mesh, config.remat, config.attention),
+    )
 
     def loss(trained: Tree, frozen: Tree, batch: Batch) -> jax.Array:
         params = stage.join(trained, frozen)
@@ -115,6 +107,7 @@ def make_update(
         optimizer,
         config.optimizer.ema_decay,
         config.gradient_accumulation,
+        noise_bins=lambda batch: noise_bins(batch["position"], config.seed),
         unrolled=platform == "cpu",
     )
 

@@ -1,10 +1,11 @@
 """Settings that every training run has, whatever its stage."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from stunet.diffusion import Schedule
+from stunet.diffusion import SamplingDefaults, Schedule
 from stunet.errors import UserError
+from stunet.schema import Range, Seed, check_fields
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,15 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    cooldown_steps: int = 0
-    weight_decay: float = 0.0
+    learning_rate: Annotated[float, Range(0, 1e38)] = 1e-4  # fits into float32
+    warmup_steps: Annotated[int, Range(0)] = 100
+    cooldown_steps: Annotated[int, Range(0)] = 0
+    weight_decay: Annotated[float, Range(0)] = 0.0
     clip_norm: float = 1.0
-    ema_decay: float = 0.9999
+    ema_decay: Annotated[float, Range(0, 1)] = 0.9999
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class MeshConfig:
 
     fsdp: int = 1
     frames: int = 1
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 class DataFormat(Protocol):
@@ -114,44 +121,52 @@ class RunConfig:
       gradient_accumulation: Number of parts that a batch is split into for one update. Activations
         of one part at a time are in memory; the result is the same up to rounding.
       diffusion: Prediction target, loss and noise schedule.
+      sampling: Sampler, steps and guidance scale that the model is sampled with by default. None
+        keeps those of `init_from`; a new model gets the defaults of `SamplingDefaults`.
       optimizer: Optimizer, learning rate schedule and moving average.
       mesh: Layout of the devices.
       dtype: Compute type of the U-Net, "float32" or "bfloat16"; norm statistics, softmax and the
         loss are float32 with both. None keeps that of `unet` or of the model in `init_from`.
       remat: Rematerialisation in the backward pass, which trades time for memory at equal results:
         "none"; "elementwise" recomputes everything except convolutions and matrix products;
-        "blocks" recomputes everything inside a block.
+        "convolutions" recomputes everything except the first convolution of residual blocks, and
+        therefore no convolution of frozen ones; "blocks" recomputes everything inside a block. All
+        store the means of group norms and the output of attention kernels.
+      attention: Backend of spatial attention: "einsum", "flash" (TPU) or "cudnn" (GPU). None
+        chooses by device and size.
       seed: Seed of the initial parameters and of noise. (`data.seed` is that of the data's order
         and of caption dropout.)
       log_every: Steps between two writes of metrics.
       checkpoint_every: Steps between two checkpoints.
+      checkpoint_minutes: Minutes after which a checkpoint is saved when metrics are written next,
+        even if `checkpoint_every` steps have not passed.
       keep_checkpoints: Number of checkpoints to keep.
       sample_every: Steps between two sheets of samples. 0 draws one at the end only.
 
     Raises:
-      UserError: a count is below 1, or `gradient_accumulation` does not divide `batch_size`.
+      UserError: A field has the wrong type or is out of range, or `gradient_accumulation` does not
+        divide `batch_size`.
     """
 
     batch_size: int
     total_steps: int
     gradient_accumulation: int = 1
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampling: SamplingDefaults | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: Literal["float32", "bfloat16"] | None = None
-    remat: Literal["none", "elementwise", "blocks"] = "none"
-    seed: int = 0
+    remat: Literal["none", "elementwise", "convolutions", "blocks"] = "none"
+    attention: Literal["einsum", "flash", "cudnn"] | None = None
+    seed: Seed = 0
     log_every: int = 20
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 15.0
     keep_checkpoints: int = 2
-    sample_every: int = 0
+    sample_every: Annotated[int, Range(0)] = 0
 
     def __post_init__(self):
-        counts = ("batch_size", "total_steps", "gradient_accumulation")
-        intervals = ("log_every", "checkpoint_every", "keep_checkpoints")
-        for name in counts + intervals:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)}, expected at least 1")
+        check_fields(self)
         if self.batch_size % self.gradient_accumulation:
             raise UserError(
                 f"batch_size: {self.batch_size}, expected a multiple of gradient_accumulation "

@@ -1,5 +1,6 @@
 """The training state and the update step."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from stunet.training.losses import Batch
+from stunet.training.losses import Batch, mean_by_noise
 from stunet.training.settings import OptimizerConfig
 from stunet.weights.trees import Tree
 
@@ -46,10 +47,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
       total_steps: Length of the run, which the cool-down ends with.
     """
 
-    def rate(count):
-        rise = (count + 1) / max(1, config.warmup_steps)
-        fall = (total_steps - count) / max(1, config.cooldown_steps)
-        return config.learning_rate * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
+    rate = functools.partial(learning_rate, config, total_steps)
 
     def matrices(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
@@ -75,6 +73,19 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             optax.scale_by_learning_rate(rate),
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int, count: jax.typing.ArrayLike):
+    """Returns the learning rate of the update after `count` updates; traceable.
+
+    Args:
+      config: Learning rate schedule.
+      total_steps: Length of the run, which the cool-down ends with.
+      count: Number of updates so far.
+    """
+    rise = (count + 1) / max(1, config.warmup_steps)
+    fall = (total_steps - count) / max(1, config.cooldown_steps)
+    return config.learning_rate * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
 
 
 def _matrix_axes(params: Tree) -> Tree:
@@ -107,6 +118,7 @@ def make_train_step(
     ema_decay: float,
     gradient_accumulation: int = 1,
     *,
+    noise_bins: Callable[[Batch], jax.Array] | None = None,
     unrolled: bool = False,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns an update step `(state, frozen, batch) -> (state, metrics)`, to be jitted.
@@ -114,21 +126,28 @@ def make_train_step(
     Gradients are taken with respect to the trained parameters only, so frozen ones cost neither
     gradients nor optimizer state.
 
+    Metrics are float32 on the device: "loss" (mean of the batch), the global norms "grad_norm" (of
+    the gradient before clipping), "param_norm" (of the trained parameters after the update) and
+    "update_norm" (of their change), and with `noise_bins` those of `mean_by_noise`.
+
     Args:
       loss: `(trained, frozen, batch) -> [B]` losses.
       optimizer: See `make_optimizer`.
       ema_decay: Decay of the moving average.
       gradient_accumulation: Number of equal parts that the batch is split into. The update is made
         from their mean gradient.
+      noise_bins: Returns the bin of each example's noise level `[B]`; see `losses.noise_bins`.
       unrolled: Whether to unroll the loop over the parts. XLA's CPU backend computes gradients of
         convolutions many times slower inside a loop.
     """
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch):
         def mean_loss(params, part):
-            return loss(params, frozen, part).mean()
+            losses = loss(params, frozen, part)
+            by_noise = {} if noise_bins is None else mean_by_noise(losses, noise_bins(part))
+            return losses.mean(), by_noise
 
-        value, grads = _mean_gradient(
+        (value, by_noise), grads = _mean_gradient(
             mean_loss, state.params, batch, gradient_accumulation, unrolled
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -136,21 +155,27 @@ def make_train_step(
         # A smaller decay at first lets the average forget the random initial parameters.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-        metrics = {"loss": value, "grad_norm": _global_norm(grads)}
+        metrics = {
+            "loss": value,
+            "grad_norm": _global_norm(grads),
+            "param_norm": _global_norm(params),
+            "update_norm": _global_norm(updates),
+            **by_noise,
+        }
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
 
 
 def _mean_gradient(
-    mean_loss: Callable[[Tree, Batch], jax.Array],
+    mean_loss: Callable[[Tree, Batch], tuple[jax.Array, dict[str, jax.Array]]],
     params: Tree,
     batch: Batch,
     parts: int,
     unrolled: bool,
-) -> tuple[jax.Array, Tree]:
-    """Returns the mean loss and gradient of a batch that is processed in `parts`."""
-    gradient = jax.value_and_grad(mean_loss)
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Tree]:
+    """Returns the means (loss, metrics), and the gradient, of a batch processed in `parts`."""
+    gradient = jax.value_and_grad(mean_loss, has_aux=True)
     if parts == 1:
         return gradient(params, batch)
 
@@ -163,7 +188,8 @@ def _mean_gradient(
 
     # A part has every parts-th row, so that no rows move between devices.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    shapes = jax.eval_shape(mean_loss, params, jax.tree.map(lambda x: x[0], split))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, params))
     total, _ = jax.lax.scan(add, start, split, unroll=parts if unrolled else 1)
     return jax.tree.map(lambda x: x / parts, total)
 

@@ -2,12 +2,11 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import av
 
 from stunet.errors import UserError
-from stunet.files import user_path
+from stunet.paths import AnyPath, user_path
 from stunet.video_io.decoding import time_origin
 from stunet.video_io.ffmpeg import open_input
 
@@ -18,31 +17,33 @@ _AAC_FRAME = 1024  # samples
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 
 
-def has_audio(path: str | Path) -> bool:
+def has_audio(path: str | AnyPath) -> bool:
     """Whether a file has an audio track."""
     try:
-        with open(user_path(path), "rb") as file, open_input(file) as container:
+        with user_path(path).open("rb") as file, open_input(file) as container:
             return container.streams.best("audio") is not None
     except (OSError, av.error.FFmpegError):  # an image
         return False
 
 
-def read_audio(path: str | Path) -> bytes:
+def read_audio(path: str | AnyPath) -> bytes:
     """Returns the main audio track of a video as an MP4 file whose time 0 is the first frame.
 
     Copies the encoded audio if MP4 supports its codec, otherwise encodes it as AAC.
 
     Raises:
-      UserError: The audio is damaged or in an unsupported format.
+      UserError: The file has no audio, or it is damaged or in an unsupported format.
     """
     output = io.BytesIO()
     try:
         with (
-            open(user_path(path), "rb") as file,
+            user_path(path).open("rb") as file,
             open_input(file) as source,
             av.open(output, "w", format="mp4") as target,
         ):
             stream = source.streams.best("audio")
+            if stream is None:
+                raise ValueError("no audio track")
             start = _video_start(source)
             if stream.codec_context.codec.canonical_name in _MP4_CODECS:
                 _copy(source, stream, target, start)
@@ -64,7 +65,7 @@ class AudioWriter:
 
     def __init__(self, container: av.container.OutputContainer, audio: bytes):
         self._container = container
-        self._source = av.open(io.BytesIO(audio))
+        self._source = open_input(io.BytesIO(audio))
         track = self._source.streams.audio[0]
         self._stream = container.add_stream_from_template(track)
         self._packets = (packet for packet in self._source.demux(track) if packet.size)

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import av
@@ -15,7 +14,8 @@ from av.sidedata.sidedata import Type as SideData
 from PIL import Image
 
 from stunet.errors import UserError
-from stunet.files import check_not_lfs_pointer, user_path
+from stunet.files import check_not_lfs_pointer
+from stunet.paths import AnyPath, user_path
 from stunet.video_io.color import UNSPECIFIED, RgbConverter
 from stunet.video_io.completeness import check_complete
 from stunet.video_io.ffmpeg import open_input
@@ -25,7 +25,7 @@ from stunet.video_io.pixels import BACKGROUND
 T = TypeVar("T")
 
 Margins = tuple[int, int, int, int]  # pixels at the left, right, top and bottom
-VideoSource = str | Path | BinaryIO
+VideoSource = str | AnyPath | BinaryIO
 Span = tuple[float, float]  # start and end of a part of a video, in seconds
 
 MAX_FRAME_SECONDS = 60  # a longer display time of one frame is taken for a damaged time stamp
@@ -125,7 +125,7 @@ def probe(source: VideoSource) -> VideoInfo:
         return VideoInfo(*size, count, seconds, rate)
 
 
-def read_comment(path: str | Path) -> str | None:
+def read_comment(path: str | AnyPath) -> str | None:
     """Returns the comment that `write_video` stored in an MP4. None if the file has none.
 
     Raises:
@@ -250,7 +250,7 @@ def displayed_size(pixels: np.ndarray, aspect: float) -> tuple[int, int]:
 
 def source_name(source: VideoSource) -> str:
     """Returns the name of a video for error messages."""
-    return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+    return str(source if isinstance(source, str | AnyPath) else getattr(source, "name", "video"))
 
 
 @contextlib.contextmanager
@@ -263,8 +263,8 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
     name = source_name(source)
     try:
         with contextlib.ExitStack() as stack:
-            if isinstance(source, str | Path):
-                file = stack.enter_context(open(user_path(source), "rb"))
+            if isinstance(source, str | AnyPath):
+                file = stack.enter_context(user_path(source).open("rb"))
             else:
                 file = source
                 if file.seekable():
@@ -274,7 +274,7 @@ def _open_container(source: VideoSource) -> Iterator[av.container.InputContainer
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except (av.error.FFmpegError, OSError) as error:
-        if isinstance(source, str | Path):
+        if isinstance(source, str | AnyPath):
             check_not_lfs_pointer(user_path(source))
         raise UserError(f"{name}: not a readable video ({error.strerror})") from error
 
@@ -409,8 +409,8 @@ def _frames(
 
 
 def _may_be_cut(source: VideoSource) -> bool:
-    if isinstance(source, str | Path):
-        with open(user_path(source), "rb") as file:
+    if isinstance(source, str | AnyPath):
+        with user_path(source).open("rb") as file:
             return check_complete(file, str(source))
     source.seek(0)
     return check_complete(source, source_name(source))

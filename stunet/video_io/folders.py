@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stunet.errors import UserError
+from stunet.paths import AnyPath, is_remote, list_objects, object_version, user_path
 
 # Animated images are videos; a still in one of these formats is a video of one frame.
 ANIMATION_SUFFIXES = (".gif", ".webp", ".avif", ".apng")
@@ -38,7 +39,7 @@ class FolderListing:
     skipped: tuple[str, ...]
 
 
-def find_files(folder: Path, suffixes: Collection[str]) -> FolderListing:
+def find_files(folder: AnyPath, suffixes: Collection[str]) -> FolderListing:
     """Lists the files with certain endings in a folder and its sub-folders.
 
     Ignores hidden files and those of operating systems (`._clip.mp4`, `__MACOSX`). Enters a linked
@@ -52,6 +53,8 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderListing:
     Raises:
       UserError: The folder does not exist.
     """
+    if is_remote(folder):
+        return _find_objects(folder, suffixes)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected a folder of videos")
     names, skipped = [], []
@@ -65,6 +68,16 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderListing:
     skipped += [f"{printable_name(name)}: {text}" for name, text in problems.items() if text]
     files = tuple(name for name, text in problems.items() if text is None)
     return FolderListing(files, (*sorted(skipped), *listing.skipped))
+
+
+def _find_objects(folder: AnyPath, suffixes: Collection[str]) -> FolderListing:
+    sizes = list_objects(folder)
+    if not sizes:
+        raise UserError(f"{folder}: no such folder, expected a folder of videos")
+    listing = list_names(sizes, suffixes)
+    empty = [f"{printable_name(name)}: empty file" for name in listing.files if not sizes[name]]
+    files = tuple(name for name in listing.files if sizes[name])
+    return FolderListing(files, (*empty, *listing.skipped))
 
 
 def list_names(names: Iterable[str], suffixes: Collection[str]) -> FolderListing:
@@ -127,11 +140,16 @@ def printable_name(name: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-def file_problem(path: str | Path) -> str | None:
+def file_problem(path: str | AnyPath) -> str | None:
     """Returns why a file cannot be read, else None.
 
     Opening a pipe or a device would block or never end.
     """
+    if is_remote(path):
+        try:
+            return None if object_version(user_path(path))[0] else "empty file"
+        except FileNotFoundError:
+            return "no such file"
     try:
         state = os.stat(path)
     except FileNotFoundError:

@@ -13,7 +13,6 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import av
@@ -22,7 +21,7 @@ import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from stunet.errors import UserError
-from stunet.files import user_path
+from stunet.paths import AnyPath, user_path
 from stunet.video_io.animations import StoredFrame, compose, parse_apng, parse_gif, png_chunks
 from stunet.video_io.color import HDR_TRANSFERS, RgbConverter
 from stunet.video_io.ffmpeg import open_input
@@ -30,7 +29,7 @@ from stunet.video_io.pixels import BACKGROUND, blend
 
 pillow_heif.register_heif_opener()
 
-ImageSource = str | Path | BinaryIO
+ImageSource = str | AnyPath | BinaryIO
 
 _MAGIC = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -172,14 +171,14 @@ def _display_times(structure: _Structure) -> list[float]:
 
 
 def _name(source: ImageSource) -> str:
-    return str(source if isinstance(source, str | Path) else getattr(source, "name", "image"))
+    return str(source if isinstance(source, str | AnyPath) else getattr(source, "name", "image"))
 
 
 def _read(source: ImageSource, count: int = -1) -> bytes:
     """Returns the content, or its first bytes."""
     try:
-        if isinstance(source, str | Path):
-            with open(user_path(source), "rb") as file:
+        if isinstance(source, str | AnyPath):
+            with user_path(source).open("rb") as file:
                 return file.read(count)
         position = source.tell()
         source.seek(0)
@@ -199,7 +198,10 @@ def _explain(name: str, data: bytes) -> Iterator[None]:
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name}: image too large to decode, expected fewer pixels") from error
+        raise UserError(
+            f"{name}: image too large to decode, expected fewer pixels than "
+            f"{2 * Image.MAX_IMAGE_PIXELS:,}"
+        ) from error
     except EOFError as error:
         raise UserError(
             f"{name}: truncated {_format(data)} image, expected a complete image"

@@ -2,12 +2,10 @@
 
 import contextlib
 import math
-import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import av
 import numpy as np
@@ -15,7 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from stunet.errors import UserError
-from stunet.files import user_path
+from stunet.paths import AnyPath, check_bucket_writable, is_remote, local_output, user_path
 from stunet.video_io.audio import AudioWriter
 from stunet.video_io.pixels import contact_sheet, to_uint8
 
@@ -24,7 +22,7 @@ MIN_SIDE = 256  # pixels; smaller videos are enlarged
 
 
 def write_video(
-    path: str | Path,
+    path: str | AnyPath,
     video: np.ndarray,
     fps: float,
     comment: str | None = None,
@@ -38,7 +36,7 @@ def write_video(
     - `.gif`: the same size, looping forever.
     - `.png`: a contact sheet, or the image if there is one frame.
 
-    The file is written under a temporary name and renamed when it is complete.
+    The file appears when it is complete; an existing one is replaced in one step.
 
     Args:
       path: Output file; ends in .mp4, .gif or .png.
@@ -56,30 +54,32 @@ def write_video(
         write_image(path, video[0] if len(video) == 1 else contact_sheet(video))
         return
     frames = _enlarge_small(to_uint8(video))
-    with _atomic_write(path) as temporary:
+    with _complete_file(path) as temporary:
         if path.suffix.lower() == ".mp4":
             _write_mp4(temporary, frames, fps, comment, audio)
         else:
             _write_gif(temporary, frames, fps)
 
 
-def audio_warning(path: str | Path, audio: bytes | None) -> str | None:
+def audio_warning(path: str | AnyPath, audio: bytes | None) -> str | None:
     """Returns a warning if the format of a path has no audio that could be written, else None."""
-    if audio is None or Path(path).suffix.lower() == ".mp4":
+    if audio is None or PurePath(path).suffix.lower() == ".mp4":
         return None
     return f"{path}: audio is dropped, which only .mp4 stores"
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
+def write_image(path: str | AnyPath, image: np.ndarray) -> None:
     """Writes `[H, W, 3]` in [-1, 1] as PNG; sides under 256 are enlarged by an integer factor."""
     path = user_path(path)
     check_writable(path)
-    with _atomic_write(path) as temporary:
+    with _complete_file(path) as temporary:
         Image.fromarray(_enlarge_small(to_uint8(image[None]))[0]).save(temporary, format="png")
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | AnyPath) -> None:
     """Checks that an output path can be written, to fail before the work and not after it.
+
+    Creates nothing.
 
     Raises:
       UserError: The suffix is not one of `SUFFIXES`, the path is a directory, or its directory
@@ -90,6 +90,11 @@ def check_writable(path: str | Path) -> None:
         raise UserError(
             f"{path}: unsupported file type ({path.suffix!r}), expected {', '.join(SUFFIXES)}"
         )
+    if is_remote(path):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, expected a file name")
+        check_bucket_writable(path)
+        return
     folder = path.absolute().parent
     try:
         if path.is_dir():
@@ -156,16 +161,10 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 @contextlib.contextmanager
-def _atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` and renames it to `path` if the block succeeds."""
+def _complete_file(path: AnyPath) -> Iterator[Path]:
+    """Yields a local path whose file becomes `path` if the block succeeds; see `local_output`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not with the name in it, which may be as long as the file system permits.
-        temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with local_output(path) as local:
+            yield local
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error

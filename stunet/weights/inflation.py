@@ -1,26 +1,17 @@
 """Inflation of a text-to-image model to a text-to-video model, conditioning, and the inverse.
 
-Inflation and conditioning merge new parameters into the tree; existing ones are unchanged.
+Inflation and conditioning add new parameters to the tree; existing ones are unchanged.
 """
 
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 
 from stunet.models.unet import init_unet
 from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.schema import from_dict, to_dict
-from stunet.weights.model_folder import ModelFolder
-from stunet.weights.trees import (
-    Tree,
-    compare_shapes,
-    flatten,
-    is_added,
-    is_temporal,
-    merge,
-    partition,
-)
+from stunet.weights.model_folder import ModelFolder, unet_shapes
+from stunet.weights.trees import Tree, compare_shapes, flatten, is_added, partition, unflatten
 
 
 def inflate(
@@ -44,20 +35,17 @@ def inflate(
       UserError: The shapes of `t2i_params` do not match `config`.
     """
     inflated = replace(config, temporal=temporal)
-    spatial = jax.eval_shape(lambda: init_unet(config, key))
-    compare_shapes(spatial, t2i_params, "the text-to-image parameters")
-    # Partition inside jit, so that XLA eliminates the computation of the unused spatial parameters.
-    new = jax.jit(lambda key: partition(init_unet(inflated, key), is_temporal)[0])(key)
-    return inflated, merge(t2i_params, new)
+    compare_shapes(unet_shapes(config), t2i_params, "the text-to-image parameters")
+    return inflated, _with_initial_values(t2i_params, inflated, key)
 
 
 def add_conditioning(
     params: Tree, config: UNetConfig, cond_channels: int, cond_in_blocks: bool = False
 ) -> tuple[UNetConfig, Tree]:
-    """Adds zero-initialised inputs for conditioning (known pixels and mask) to a U-Net.
+    """Adds inputs for conditioning (known pixels and mask) to a U-Net.
 
-    The new parameters are zero, so that the initial output equals that of the original network for
-    any conditioning (2401.12945 section 4.2).
+    The new parameters are initialised to zero, so that the initial output equals that of the
+    original network for any conditioning (2401.12945 section 4.2).
 
     Args:
       params: Parameters of the text-to-video U-Net. Not copied.
@@ -70,11 +58,27 @@ def add_conditioning(
       Config and parameters of the conditional U-Net.
     """
     conditional = replace(config, cond_channels=cond_channels, cond_in_blocks=cond_in_blocks)
-    shapes = jax.eval_shape(lambda: init_unet(conditional, jax.random.key(0)))
-    existing = flatten(params)
-    added, _ = partition(shapes, lambda path: path not in existing)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), added)
-    return conditional, merge(params, zeros)
+    return conditional, _with_initial_values(params, conditional, jax.random.key(0))
+
+
+def with_new_parameters(existing: Tree, unet: UNetConfig) -> Tree:
+    """Adds the shapes of the parameters that a U-Net has in addition to existing ones."""
+    existing, shapes = flatten(existing), flatten(unet_shapes(unet))
+    new = {path: shape for path, shape in shapes.items() if path not in existing}
+    return unflatten(existing | new)
+
+
+def _with_initial_values(existing: Tree, unet: UNetConfig, key: jax.Array) -> Tree:
+    """Adds the parameters that a U-Net has in addition to existing ones, as `init_unet` does."""
+    params = flatten(with_new_parameters(existing, unet))
+    new = [path for path, leaf in params.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        # Selected inside jit, so that XLA eliminates the computation of the others.
+        values = flatten(init_unet(unet, key))
+        return {path: values[path] for path in new}
+
+    return unflatten(params | jax.jit(init)(key))
 
 
 def extract_text_to_image(model: ModelFolder) -> ModelFolder:

@@ -7,11 +7,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (NumPy then knows "bfloat16" by name)
+import numpy as np
+
 from stunet.errors import UserError
 
 Tree = dict[str, Any]
 
-_MAX_LISTED = 10  # names of each kind in an error message
+_MAX_LISTED = 2  # names of each kind in an error message
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +75,32 @@ def is_added(path: str) -> bool:
     return is_temporal(path) or "cond_conv_in" in path.split("/")
 
 
+def is_spatial_kernel(path: str, leaf: Any) -> bool:
+    """Returns whether a U-Net parameter is a kernel of the text-to-image network."""
+    return not is_added(path) and len(leaf.shape) > 1
+
+
+def cast_spatial_kernels(dtype: str | None, unet: Mapping[str, Any]) -> Tree:
+    """Casts the kernels of the text-to-image network inside a U-Net.
+
+    Norms and biases keep their type: they are few, norms read them in float32, and for a network
+    that computes in bfloat16 only kernels matter (and what `UpsampledConv` sums before its
+    convolution).
+
+    Args:
+      dtype: "float32" or "bfloat16"; None changes nothing.
+      unet: Parameters of the U-Net: arrays or lazy tensors, which are cast when they are read.
+    """
+    if dtype is None:
+        return dict(unet)
+    return unflatten(
+        {
+            path: leaf.astype(np.dtype(dtype)) if is_spatial_kernel(path, leaf) else leaf
+            for path, leaf in flatten(unet).items()
+        }
+    )
+
+
 def merge(a: Mapping[str, Any], b: Mapping[str, Any]) -> Tree:
     """Returns a tree with the leaves of both trees.
 
@@ -100,7 +129,7 @@ def compare_shapes(
         error message.
 
     Raises:
-      UserError: The trees differ. One line names the first ten parameters of a wrong shape, missing
+      UserError: The trees differ. One line names the first two parameters of a wrong shape, missing
         and unexpected, with their shapes.
     """
     flat_expected, flat_actual = flatten(expected), flatten(actual)

@@ -118,7 +118,7 @@ def test_names(path, name):
         ({"block_out_channels": 32}, "c: block_out_channels.* 32, .*list"),
         ({"down_block_types": [["x"]] * 4}, r"c: down_block_types: .*\['x'\]"),
         ({"attention_head_dim": None}, "c: head_dim.* None, .*int"),
-        ({"attention_head_dim": 0}, "c: head_dim: 0, .*384"),
+        ({"attention_head_dim": 0}, "c: head_dim: 0, .* 1 to 65536"),
         ({"encoder_hid_dim": "48"}, "c: text_dim.*'48', .*int"),
         ({"resnet_out_scale_factor": None}, "c: output_scale_factor.* None, .*float"),
         ({"layers_per_block": [3, 3]}, "c: layers_per_block: 2 .*4"),

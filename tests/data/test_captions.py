@@ -204,11 +204,8 @@ def test_home_directory(tmp_path, monkeypatch):
 
 def test_captions_that_the_tokenizer_truncates_are_counted(tmp_path):
     class Tokenizer:
-        def truncation_warning(self, texts, what):
-            return f"{what}: {sorted(texts)}"
-
-        def unknown_words_warning(self, texts, what):
-            return None
+        def warnings(self, texts, what):
+            return [f"{what}: {sorted(texts)}"]
 
     write_clip(tmp_path / "a.mp4")
     (tmp_path / "a.txt").write_text("a dog")

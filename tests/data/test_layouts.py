@@ -518,7 +518,8 @@ def test_members_of_archives_are_opened_by_their_position(videos, tmp_path):
     clips = read_collection(tmp_path, 8).clips
     assert [clip.name for clip in clips] == ["00000.tar/00000000.mp4", "00001.tar/00000000.mp4"]
     for clip, path in zip(clips, videos.values(), strict=True):
-        assert clip.file.open().read() == path.read_bytes()
+        with clip.file.open() as content:
+            assert content.read() == path.read_bytes()
 
 
 def test_cells_with_several_lines_and_long_lists(videos, tmp_path):
@@ -827,7 +828,7 @@ def test_filters_of_numbers_that_are_too_large(value, videos, tmp_path):
     (tmp_path / "metadata.jsonl").write_text(row)
     with pytest.raises(UserError, match=r"data\.filter: column 'score' .*line 1"):
         read_collection(tmp_path, 8, filters="score>0")
-    with pytest.raises(UserError, match=rf"data\.filter: 'score>{value}'"):
+    with pytest.raises(UserError, match=rf"data\.filter: 'score>{value[:200]}"):
         read_collection(tmp_path, 8, filters=f"score>{value}")
 
 

@@ -121,7 +121,8 @@ def test_an_archive_is_listed_like_a_folder(tmp_path):
         ("Dog/a.avi", ("dog",)),
         ("Dog/b.AVI", ("dog",)),
     ]
-    assert source.clips[1].file.open().read() == b"Dog/b.AVI"
+    with source.clips[1].file.open() as content:
+        assert content.read() == b"Dog/b.AVI"
     assert source.skipped[0].startswith("not read: 1 .mp4 (")
     (tmp_path / "pointer.zip").write_text(LFS_POINTER)
     with pytest.raises(UserError, match=r"pointer\.zip: .*git lfs pull"):

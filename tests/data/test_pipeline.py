@@ -74,6 +74,12 @@ def test_processes_share_one_global_batch(config):
         assert_equal(batch, {key: np.concatenate([first[key], second[key]]) for key in batch})
 
 
+def test_batches_of_one(config):
+    (batch,) = take(config, 1, batch_size=2)
+    first, second = take(config, 2, batch_size=1)
+    assert_equal(batch, {key: np.concatenate([first[key], second[key]]) for key in batch})
+
+
 def test_every_epoch_shows_every_record_in_another_order(config):
     batches = take(replace(config, caption_dropout=0.0), 4, batch_size=20)
     clips = np.concatenate([batch["video"] for batch in batches]).reshape(80, -1)

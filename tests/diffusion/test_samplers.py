@@ -1,6 +1,7 @@
 """Samplers on Gaussian data, where the optimal denoiser is affine and everything is exact."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from stunet.diffusion import (
     Ancestral,
     DPMSolver2M,
     Prediction,
+    SamplingDefaults,
     Schedule,
     TimeGrid,
     alpha_sigma,
@@ -290,10 +292,22 @@ def test_names_and_defaults():
 
 
 @pytest.mark.parametrize(
-    "sampler", ["ddim", "a.module:Name", DDIM(eta=0.5), Ancestral("fixed_large"), Euler(scale=2.0)]
+    "sampler",
+    [None, "ddim", "a.module:Name", DDIM(eta=0.5), Ancestral("fixed_large"), Euler(scale=2.0)],
 )
 def test_samplers_survive_json(sampler):
     assert sampler_from_dict(json.loads(json.dumps(sampler_to_dict(sampler)))) == sampler
+
+
+def test_a_model_s_defaults():
+    assert SamplingDefaults() == SamplingDefaults("dpm2m", None, 4.0)
+    for fields, message in (
+        ({"sampler": "euler"}, r"sampling\.sampler.*'euler'.*dpm2m"),
+        ({"steps": 0}, r"sampling\.steps.* 0, .*1"),
+        ({"guidance_scale": math.inf}, r"sampling\.guidance_scale.* inf"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SamplingDefaults(**fields)
 
 
 def test_bad_names():

@@ -177,7 +177,7 @@ def test_a_sampler_object_is_accepted(model, pair):
 
 
 def test_requests_survive_json():
-    sampling = stunet.Sampling(sampler=DDIM(eta=0.5), steps=7, seed=3)
+    sampling = stunet.Sampling(sampler=DDIM(eta=0.5), upscale_sampler=DDIM(), steps=7, seed=3)
     request = stunet.Request(
         application="inpaint",
         prompts=("a", "b"),
@@ -187,6 +187,8 @@ def test_requests_survive_json():
     )
     values = json.loads(json.dumps(request.to_dict()))
     assert stunet.Request.from_dict(values) == request
+    plain = stunet.Request(application="generate", prompts=("a",))
+    assert stunet.Request.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
     with pytest.raises(UserError, match="request.*'vidoe'.*'video'"):
         stunet.Request.from_dict({**values, "vidoe": "x"})
     array = stunet.Request(application="animate", prompts=("a",), image=np.zeros((4, 4, 3)))

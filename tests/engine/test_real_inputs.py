@@ -83,9 +83,10 @@ def write_clip(path, num_frames=NUM_FRAMES, fps=FPS, audio=True):
     return path
 
 
-def test_guidance_away_from_the_prompt_itself_is_no_guidance(base):
-    """eps(N) + w (eps(P) - eps(N)) is eps(P) for every w if N = P."""
-    model = stunet.load(base)
+def test_guidance_away_from_the_prompt_itself_is_no_guidance(tmp_path):
+    """v(N) + w (v(P) - v(N)) is v(P) for every w if N = P."""
+    # At high noise x0 from eps amplifies rounding a hundredfold, x0 from v does not.
+    model = stunet.load(save_tiny_model(tmp_path / "v", prediction="v"))
 
     def sample(**settings):
         sampling = stunet.Sampling(steps=2, **settings)
@@ -93,7 +94,7 @@ def test_guidance_away_from_the_prompt_itself_is_no_guidance(base):
 
     unguided = sample(guidance_scale=1.0)
     negative = sample(guidance_scale=5.0, negative_prompt=CAPTIONS[0])
-    np.testing.assert_allclose(negative, unguided, atol=1e-4)
+    np.testing.assert_allclose(negative, unguided, atol=2e-5)
     assert np.abs(sample(guidance_scale=5.0) - unguided).max() > 0.01
     assert np.abs(sample(guidance_scale=5.0, negative_prompt=CAPTIONS[1]) - negative).max() > 0.01
 

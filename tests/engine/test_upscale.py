@@ -11,6 +11,8 @@ import stunet
 from stunet import cli
 from stunet.diffusion import (
     AUGMENTATION_NOISE,
+    START_NOISE,
+    SamplingDefaults,
     SuperResolution,
     Threshold,
     augment,
@@ -18,7 +20,14 @@ from stunet.diffusion import (
     keyed_noise,
     upsample,
 )
-from stunet.engine.sampling import encode_text, windows_for
+from stunet.engine.sampling import (
+    BASE_STREAM,
+    EDIT_STREAM,
+    UPSCALE_STREAM,
+    encode_text,
+    stream_key,
+    windows_for,
+)
 from stunet.errors import UserError
 from stunet.model import load
 from stunet.models.unet import UNet
@@ -107,7 +116,8 @@ def test_upscaling_equals_the_steps_written_out(model, clip):
         lambda *args: UNet(SSR).apply({"params": model.params["unet"]}, *args, jnp.full(1, level))
     )
     clip = np.concatenate([clip, clip[:, -1:]], axis=1)
-    noise = keyed_noise(jax.random.key(7), jnp.arange(1), (8, RESOLUTION, RESOLUTION, 3))
+    key = stream_key(7, UPSCALE_STREAM)
+    noise = keyed_noise(key, jnp.arange(1), (8, RESOLUTION, RESOLUTION, 3))
     low = augment(upsample(clip, FACTOR), noise(AUGMENTATION_NOISE), jnp.full(1, level))
     states, empty = encode_text(model, CAPTIONS[:1]), encode_text(model, [""])
 
@@ -147,8 +157,7 @@ def test_a_residual_model_adds_to_the_enlarged_clip(folder, model, clip):
 
 
 def test_a_model_s_own_steps(model, clip):
-    config = dataclasses.replace(model.super_resolution, steps=2)
-    own = dataclasses.replace(model, super_resolution=config)
+    own = dataclasses.replace(model, sampling=SamplingDefaults(steps=2))
     seen = []
 
     def on_chunk(done, total, x0):
@@ -161,26 +170,74 @@ def test_a_model_s_own_steps(model, clip):
     upscale(own, clip, CAPTIONS[:1], steps=3, on_chunk=on_chunk)
     assert set(seen) == {2, 3}
 
-    with pytest.raises(UserError, match=r"super_resolution.steps.*0.*1"):
-        SuperResolution(steps=0)
 
-
-def test_the_base_models_steps_are_not_the_upscalers(model, base):
-    config = dataclasses.replace(model.super_resolution, steps=2)
-    own = dataclasses.replace(model, super_resolution=config)
+def test_every_model_of_a_cascade_has_its_own_defaults(model, base):
+    """The base's settings do not apply to upscalers, which draw the noise of upscaling alone."""
+    defaults = SamplingDefaults("ddim", steps=2, guidance_scale=1.0)
+    own = dataclasses.replace(model, sampling=defaults)
+    first = dataclasses.replace(load(base), sampling=SamplingDefaults(steps=4, guidance_scale=3.0))
     totals = {}
 
-    def on_progress(progress):
-        totals[progress.stage] = progress.total
+    def cascade(**sampling):
+        return stunet.generate(
+            first,
+            CAPTIONS[:1],
+            upscalers=[own],
+            sampling=stunet.Sampling(**sampling),
+            progress=lambda progress: totals.update({progress.stage: progress.total}),
+        )
 
-    sampling = stunet.Sampling(steps=3)
-    result = stunet.generate(
-        load(base), CAPTIONS[:1], upscalers=[own], sampling=sampling, progress=on_progress
-    )
+    result = cascade(sampler="ancestral", steps=3)
     assert totals == {"reading": 0, "sampling": 3, "enlarging": 2}
-    small = generate(load(base), CAPTIONS[:1], steps=3)
-    np.testing.assert_array_equal(result.videos, upscale(model, small, CAPTIONS[:1], steps=2))
-    assert result.settings["steps"] == 3 and result.settings["upscale_steps"] == [2]
+    small = generate(load(base), CAPTIONS[:1], sampler="ancestral", steps=3, guidance_scale=3.0)
+    options = {"sampler": "ddim", "steps": 2, "guidance_scale": 1.0}
+    np.testing.assert_array_equal(result.videos, upscale(model, small, CAPTIONS[:1], **options))
+    settings = {name: result.settings[name] for name in options}
+    assert settings == {"sampler": "ancestral", "steps": 3, "guidance_scale": 3.0}
+    assert {name: result.settings[f"upscale_{name}"] for name in options} == {
+        name: [value] for name, value in options.items()
+    }
+
+    overridden = cascade(steps=3, upscale_steps=5, upscale_guidance_scale=2.0)
+    assert totals["enlarging"] == 5
+    assert overridden.settings["upscale_sampler"] == ["ddim"]
+    assert overridden.settings["upscale_guidance_scale"] == [2.0]
+    assert overridden.settings["guidance_scale"] == 3.0 and overridden.settings["steps"] == 3
+
+
+def test_settings_of_upscalers_are_checked_before_sampling(model, base):
+    def cascade(upscalers, **sampling):
+        def on_progress(progress):
+            assert progress.stage == "reading"
+
+        stunet.generate(
+            load(base),
+            CAPTIONS[0],
+            upscalers=upscalers,
+            sampling=stunet.Sampling(**sampling),
+            progress=on_progress,
+        )
+
+    for sampling, message in (
+        ({"upscale_sampler": "euler"}, "sampler.*'euler'.*ddim"),
+        ({"upscale_steps": 2000}, "num_steps.*2000.*500"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cascade([model], **sampling)
+    for name, value in (("sampler", "ddim"), ("steps", 3), ("guidance_scale", 2.0)):
+        with pytest.raises(UserError, match=f"upscale_{name}: {value!r} .*upscaler"):
+            cascade([], **{f"upscale_{name}": value})
+
+
+def test_the_noise_of_a_model_differs_from_that_of_the_others():
+    keys = [stream_key(0, stream) for stream in (BASE_STREAM, EDIT_STREAM, UPSCALE_STREAM)]
+    keys += [stream_key(0, UPSCALE_STREAM + 1), stream_key(1, BASE_STREAM)]
+    noise = np.stack([keyed_noise(key, jnp.arange(2), (4, 32, 32, 1))(START_NOISE) for key in keys])
+    correlation = np.corrcoef(noise.reshape(-1, 4 * 32 * 32))
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.08  # 5 standard deviations
+    np.testing.assert_array_equal(
+        jax.random.key_data(stream_key(3, BASE_STREAM)), jax.random.key_data(jax.random.key(3))
+    )
 
 
 def test_windows_at_once_change_nothing(model, clip):
@@ -215,7 +272,7 @@ def test_the_base_model_makes_longer_clips_through_windows(base):
         ({"windows_at_once": 0}, "windows_at_once.*0.*1"),
         ({"window": 3}, "3.*2"),
         ({"overlap": 4}, "overlap.*4"),
-        ({"window_weights": "sharp"}, "weights.*'sharp'.*uniform, ramp"),
+        ({"window_weights": "sharp"}, "weights.*'sharp'.*'uniform', 'ramp'"),
     ],
 )
 def test_upscale_refuses_what_cannot_be(model, clip, options, message):

@@ -4,15 +4,15 @@ import sys
 
 from experiments.train import main
 from stunet.errors import run_command
-from stunet.training.checkpoints import Checkpoints
+from stunet.training.workdir.checkpoints import Checkpoints
 
 _read = Checkpoints._read
 
 
-def fail_on_newest(checkpoints, step, abstract):
+def fail_on_newest(checkpoints, step, *args):
     if step == checkpoints._manager.latest_step():
         raise OSError("a failed disk")
-    return _read(checkpoints, step, abstract)
+    return _read(checkpoints, step, *args)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def _restore_process():
     """Restores what training in this process changes: signal handler and compiler settings."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "prepare_compiler", lambda: None)
+        patch.setattr(train, "prepare_compiler", lambda cache: None)
         yield
     signal.signal(signal.SIGTERM, handler)
 

@@ -9,11 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from data.pipeline import parse_config
 from experiments import train
 from stunet.training.config import TrainConfig, parse_train_config
+from stunet.training.mesh import make_mesh
+from stunet.training.parameters import put_or_init
+from stunet.training.workdir.resuming import recorded_config
+from stunet.training.workdir.run_model import open_initial_model
+from stunet.weights.model_folder import read_model_folder
+from stunet.weights.trees import flatten
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +114,28 @@ def train_here(config: dict, workdir: Path) -> int:
     return train.train(parse(config), workdir)
 
 
+def parameters(workdir: Path, name: str) -> dict[str, np.ndarray]:
+    """Returns the parameters of a run's "initial" or "model" by path, new ones initialised."""
+    if name == "model":
+        return flatten(read_model_folder(workdir / name).params)
+    config = recorded_config(workdir, parse_config)
+    model = open_initial_model(workdir / name)[1]
+    mesh = make_mesh(devices=jax.devices()[:1])
+    params = put_or_init(config.stage, model, model.params, mesh, config.seed)
+    return {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+
+
+def program_environment(compile_cache: Path, devices: int = 1) -> dict[str, str]:
+    """Returns variables for fast compilation and a shared compile cache."""
+    return {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "STUNET_HEARTBEAT_S": "60",  # how long a process waits for a killed one
+    }
+
+
 def start(
     config: Path,
     workdir: Path,
@@ -117,12 +149,7 @@ def start(
     Within `full_disk`, the process inherits the limit.
     """
 
-    environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = os.environ | program_environment(compile_cache, devices)
     return subprocess.Popen(
         [sys.executable, "-m", command, f"--config={config}", f"--workdir={workdir}", *options],
         cwd=ROOT,
@@ -156,6 +183,13 @@ def start_cluster(
         )
         for number, command in enumerate(commands)
     ]
+
+
+def ended(*processes: subprocess.Popen, timeout: float = 300) -> list[tuple[str, str, int]]:
+    """Waits for processes, and returns (stdout, stderr, exit code) of each."""
+    with ThreadPoolExecutor() as readers:  # a process whose pipe is full would wait
+        texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
+    return [(*text, process.returncode) for text, process in zip(texts, processes, strict=True)]
 
 
 def signal_at(process: subprocess.Popen, workdir: Path, step: int, number: int) -> None:

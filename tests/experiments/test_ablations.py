@@ -34,7 +34,6 @@ from experiments.benchmarks.harness.workloads import ProgramCall, program_calls
 from experiments.common.flops import model_flops
 from experiments.common.networks import IF_M
 from experiments.configs import tiny_t2i
-from experiments.tpu.programs import adapt_attention
 from stunet.errors import UserError
 from stunet.models.unet import UNet, init_unet
 from stunet.models.unet_config import TemporalConfig, UNetConfig
@@ -90,7 +89,7 @@ def network(config, scale):
     if scale == "cpu":
         image, tokens = from_dict(UNetConfig, tiny_t2i.get_config().unet.to_dict(), "unet"), 20
     else:
-        image, tokens = adapt_attention(IF_M, config.data.resolution), 77
+        image, tokens = IF_M, 77
     temporal = from_dict(TemporalConfig, config.temporal.to_dict(), "temporal")
     unet = dataclasses.replace(image, temporal=temporal)
     return unet, jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), tokens

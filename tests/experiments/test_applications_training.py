@@ -15,7 +15,7 @@ from stunet.errors import UserError
 from stunet.model import load
 from stunet.weights.model_folder import read_model_folder
 from stunet.weights.trees import flatten, is_added
-from tests.experiments.runs import changed, train_here
+from tests.experiments.runs import changed, parameters, train_here
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,7 @@ def styles(root, style):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_style_changes_the_network_of_images_and_not_the_text_encoder(styles, rank):
-    workdir = styles[rank]
-    before, after = (
-        flatten(read_model_folder(workdir / name).params) for name in ("initial", "model")
-    )
+    before, after = (parameters(styles[rank], name) for name in ("initial", "model"))
     assert before.keys() == after.keys()
     same = {path for path, leaf in after.items() if np.array_equal(leaf, before[path])}
     text = {path for path in after if path.startswith("text_encoder/")}
@@ -77,7 +74,7 @@ def test_a_style_goes_into_a_model_of_videos(styles, video):
 def test_a_style_starts_from_the_image_model_in_a_model_of_videos(root, style, video, t2i_run):
     again = changed(style, init_from=str(video), total_steps=1)
     assert train_here(again, root / "style_of_video") == 0
-    before = flatten(read_model_folder(root / "style_of_video" / "initial").params)
+    before = parameters(root / "style_of_video", "initial")
     images = flatten(read_model_folder(t2i_run[0] / "model").params)
     assert before.keys() == images.keys()
     assert all(np.array_equal(leaf, before[path]) for path, leaf in images.items())
@@ -113,9 +110,7 @@ def test_conditional_trains_what_was_added_and_starts_as_the_video_model(
     conditional = changed(conditional, data__num_frames=4)
     assert train_here(conditional, root / "fill") == 0
     source = flatten(read_model_folder(video / "model").params)
-    before, after = (
-        flatten(read_model_folder(root / "fill" / name).params) for name in ("initial", "model")
-    )
+    before, after = (parameters(root / "fill", name) for name in ("initial", "model"))
     new = before.keys() - source.keys()
     assert "unet/cond_conv_in/kernel" in new and all(is_added(path) for path in new)
     assert sum(path.endswith("/given/kernel") for path in new) == len(new) - 1 > 2

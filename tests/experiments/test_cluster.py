@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from stunet.training.metrics import read_metrics
-from tests.experiments.runs import signal_at, start, start_cluster, write_config
+from stunet.training.logs.metrics import read_metrics
+from tests.experiments.runs import ended, signal_at, start, start_cluster, write_config
 
 pytestmark = pytest.mark.cluster
 
@@ -19,13 +19,6 @@ CLIP_MESHES = [(2, 2), (1, 4)]
 
 def losses(workdir):
     return [row["loss"] for row in read_metrics(workdir / "metrics.csv")]
-
-
-def ended(*processes, timeout=300):
-    """Returns (stdout, stderr, exit code) of each process."""
-    with ThreadPoolExecutor() as readers:  # a process whose pipe is full would wait
-        texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
-    return [(*text, process.returncode) for text, process in zip(texts, processes, strict=True)]
 
 
 def finish(*processes):

@@ -1,12 +1,15 @@
 import importlib
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.pipeline import parse_config
-from experiments.configs import base_128, shapes
+from experiments.configs import base_128, base_128_t2i, shapes
 from experiments.ucf101 import ZeroShotConfig
-from stunet.models.unet_config import check_video_shape
+from stunet.diffusion import Schedule
+from stunet.models.unet_config import check_training_shape
 from stunet.schema import from_dict, to_dict
 from stunet.training.config import parse_train_config
 from stunet.training.stages import SpatialSuperResolution, TextToVideo
@@ -42,7 +45,11 @@ def test_config_of_another_program(name):
     assert_within(plain(values), to_dict(config), name)
 
 
-WITH_ARGUMENT = {"base_128": base_128.SLICES, "shapes": shapes.STAGES}
+WITH_ARGUMENT = {
+    "base_128": base_128.SLICES,
+    "base_128_t2i": base_128_t2i.SLICES,
+    "shapes": shapes.STAGES,
+}
 NAMES = {path.stem for path in CONFIGS.glob("[!_]*.py")} - {*WITH_ARGUMENT, *OTHERS}
 CASES = [(name,) for name in sorted(NAMES)]
 CASES += [(name, argument) for name, arguments in WITH_ARGUMENT.items() for argument in arguments]
@@ -65,6 +72,22 @@ def test_config(case):
     stage, data = config.stage, config.data
     if not stage.init_from:
         unet = stage.architecture(None)
-        check_video_shape(unet, data.num_frames, data.resolution, data.resolution)
+        check_training_shape(unet, data.num_frames, data.resolution, data.resolution)
     elif isinstance(stage, TextToVideo | SpatialSuperResolution):
         assert data.num_frames % stage.temporal.stride == 0
+        assert data.num_frames // stage.temporal.stride >= 2
+
+
+def test_the_schedule_for_128_pixels_is_that_of_if_on_averaged_frames():
+    config = parse_train_config(fields_of("base_128", "v5p"), parse_config)
+    shifted, original = config.diffusion.schedule, Schedule()
+    assert (
+        fields_of("base_128_t2i", "v5p")["diffusion"] == fields_of("base_128", "v5p")["diffusion"]
+    )
+    t = np.arange(50, 951)
+    timestep, log_snr = shifted.level_at(t, np)
+    # Averaging 2x2 pixels divides the variance of noise by 4: the log-SNR rises by ln 4.
+    np.testing.assert_allclose(log_snr + math.log(4), original.log_snr(t, np), atol=0.25)
+    # The network receives IF's timestep of the same noise.
+    np.testing.assert_allclose(original.log_snr(timestep, np), log_snr, atol=1e-6)
+    assert timestep[450] == pytest.approx(701.5, abs=0.1)  # of nominal time 500

@@ -3,7 +3,8 @@
 
 import pytest
 
-from experiments.tpu.hlo_costs import Cost, costs, time_by_kind
+from experiments.tpu.hlo_costs import KERNELS, Cost, costs, time_by_kind
+from experiments.tpu.topologies import between_slices_bytes, collective_bytes
 
 HLO = """
 %conv (a: bf16[8,64,64,256], k: bf16[3,3,256,256]) -> bf16[8,64,64,256] {
@@ -72,3 +73,37 @@ def test_time_is_the_maximum_of_products_and_memory():
     assert conv.peak_seconds == pytest.approx(costs_of_products()[0].flops / 1e12)
     assert conv.seconds == pytest.approx(costs_of_products()[0].bytes / 1e8)
     assert next(iter(times)) == max(times, key=lambda kind: times[kind].seconds)
+
+
+KERNEL = """
+ENTRY %main (q: bf16[8,6,256,64], k: bf16[8,6,384,64]) -> bf16[8,6,256,64] {
+  %i = s8[1,1,1]{2,1,0} parameter(0)
+  %q = bf16[8,6,256,64]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %k = bf16[8,6,384,64]{3,2,1,0:T(8,128)(2,1)} parameter(2)
+  %memory = bf16[8,6,256,64]{3,2,1,0:T(8,128)(2,1)} custom-call(), custom_call_target="AllocateBuffer"
+  %splash_mha_fwd_no_residuals.1 = bf16[8,6,256,64]{3,2,1,0:T(8,128)(2,1)} custom-call(%i, %q, %k, %k), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,1]{2,1,0}, bf16[8,6,256,64]{3,2,1,0}, bf16[8,6,384,64]{3,2,1,0}, bf16[8,6,384,64]{3,2,1,0}}
+  ROOT %splash_mha_dkv_no_residuals.2 = bf16[8,6,384,64]{3,2,1,0:T(8,128)(2,1)} custom-call(%i, %q, %k, %k), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,1]{2,1,0}, bf16[8,6,256,64]{3,2,1,0}, bf16[8,6,384,64]{3,2,1,0}, bf16[8,6,384,64]{3,2,1,0}}
+}
+"""
+
+
+def test_flops_of_attention_kernels_are_counted_by_hand():
+    forward, gradient = costs(KERNEL)
+    pairs = 8 * 6 * 256 * 384
+    assert (forward.kind, forward.flops) == (KERNELS, 2 * 2 * pairs * 64)
+    assert (gradient.kind, gradient.flops) == (KERNELS, 5 * 2 * pairs * 64)
+    # Heads of 64 take 128 in memory. The first operand is an index.
+    assert forward.bytes == 1 + 8 * 6 * (256 + 384 + 384 + 256) * 128 * 2
+
+
+def test_transfers_between_slices_are_not_collectives_within_one():
+    hlo = """
+  %all-reduce.1 = bf16[144,8,128]{2,1,0:T(8,128)(2,1)} all-reduce(%a), replica_groups={{0,1,2,3}}
+  %send.1 = (bf16[36,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%b, %c), channel_id=12, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send.2 = (f32[4,128]{1,0}, u32[], token[]) send(%b, %c), \
+frontend_attributes={_xla_megascale_transfer_type="ALL_GATHER"}
+  %send-done.1 = token[] send-done(%send.1)
+"""
+    assert collective_bytes(hlo) == {"all-reduce": 144 * 8 * 128 * 2}
+    assert between_slices_bytes(hlo) == {"all-reduce": 36 * 8 * 128 * 2, "all-gather": 4 * 128 * 4}

@@ -61,7 +61,8 @@ def test_help_of_a_program():
     command = [sys.executable, "-m", "experiments.train", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert found == ["--config=FILE", "--cluster=TEXT", "--workdir=TEXT", "--allow_changed=TEXT"]
+    names = ["cluster", "workdir", "allow_changed", "profile_steps"]
+    assert found == ["--config=FILE", *(f"--{name}=TEXT" for name in names)]
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 

@@ -1,5 +1,6 @@
 """Processes that are stopped and killed, and resumed."""
 
+import json
 import random
 import re
 import shutil
@@ -15,7 +16,7 @@ from data.moving_shapes.moving_shapes_builder import MovingShapesConfig
 from experiments import train
 from stunet.errors import UserError
 from stunet.signals import SIGNALS
-from stunet.training.metrics import read_metrics
+from stunet.training.logs.metrics import read_metrics
 from tests.experiments.runs import changed, full_disk, parse, signal_at, start, train_here
 
 
@@ -35,7 +36,7 @@ def interrupted(root, t2i_run):
     stopped = launch()
     signal_at(stopped, workdir, rng.randrange(1, 7), number)
     out, err = stopped.communicate(timeout=300)
-    stops = stopped.returncode, out, err, number
+    stops = stopped.returncode, out, err, number, (workdir / "model").exists()
     saved = sorted(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
     first = len((workdir / "metrics.csv").read_text().splitlines()) - 1
     killed = launch()
@@ -52,8 +53,8 @@ def files(folder):
 
 
 def test_a_signal_saves_and_exits_75(interrupted):
-    _, (code, out, err, number), (saved, last_step), _, _ = interrupted
-    assert code == 75 and out == ""
+    _, (code, out, err, number, exported), (saved, last_step), _, _ = interrupted
+    assert code == 75 and out == "" and not exported
     (line,) = [line for line in err.splitlines() if line.startswith("experiments.train: ")]
     assert int(re.search(rf"{number.name} after step (\d+)", line)[1]) == last_step
     assert "Traceback" not in err
@@ -92,7 +93,13 @@ def test_console(t2i_run):
 def test_what_a_finished_run_leaves(t2i_run):
     names = {path.name for path in t2i_run[0].iterdir()}
     folders = {"initial", "checkpoints", "model", "tensorboard"}
-    assert names == folders | {"metrics.csv", "loss.png", "run.json", "DONE"}
+    assert names == folders | {
+        "metrics.csv",
+        "telemetry.jsonl",
+        "loss.png",
+        "run.json",
+        "DONE",
+    }
 
 
 def test_a_finished_run_is_not_trained_again(config, t2i_run, capsys):
@@ -166,17 +173,23 @@ def test_more_steps_continue_a_finished_run(config, finished, t2i_run):
         ({"data__seed": 1}, "data.seed: 1, expected 0"),
     ],
 )
-def test_a_finished_run_refuses_other_settings(config, finished, change, message):
-    contents = files_below(finished)
-    with pytest.raises(UserError, match=f"config.{message}"):
-        train_here(changed(config, **change), finished)
-    assert files_below(finished) == contents
+def test_other_settings_are_refused(config, finished, change, message):
+    for is_finished in (True, False):
+        if not is_finished:
+            (finished / "DONE").unlink()
+        contents = files_below(finished)
+        with pytest.raises(UserError, match=f"config.{message}"):
+            train_here(changed(config, **change), finished)
+        assert files_below(finished) == contents
 
 
 def test_a_finished_run_may_be_reported_and_stored_differently(config, finished, capsys):
     again = changed(config, log_every=3, checkpoint_every=5, keep_checkpoints=1, remat="blocks")
     assert train_here(again, finished) == 0
     assert "is finished: 20 steps" in capsys.readouterr().out
+    lower = changed(again, optimizer__learning_rate=5e-4)
+    assert train.train(parse(lower), finished, ["optimizer.learning_rate"]) == 0
+    assert capsys.readouterr().err == ""  # nothing was trained with it
 
 
 def test_other_data_is_refused_unless_it_is_allowed(config, finished, monkeypatch, capsys):
@@ -186,10 +199,15 @@ def test_other_data_is_refused_unless_it_is_allowed(config, finished, monkeypatc
     with pytest.raises(UserError, match=message):
         train_here(longer, finished)
     assert (finished / "DONE").exists()
-    assert train.train(parse(longer), finished, allow_changed_data=True) == 0
+    longer = changed(longer, data__seed=1)
+    assert train.train(parse(longer), finished, ["data", "data.seed"]) == 0
     output = capsys.readouterr().err
     assert re.search("moving_shapes/.* until now, other/1.0.0 from now on", output)
-    assert "other/1.0.0" in (finished / "run.json").read_text()
+    assert "data.seed: 0 until now, 1 from now on" in output
+    record = json.loads((finished / "run.json").read_text())
+    assert record["data"] == "other/1.0.0"
+    steps, fields = zip(*((c["step"], c["field"]) for c in record["changes"]), strict=True)
+    assert set(steps) == {20} and set(fields) == {"total_steps", "data.seed", "data"}
 
 
 def test_a_workdir_of_an_older_version_resumes(config, finished):

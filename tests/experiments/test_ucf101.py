@@ -20,11 +20,13 @@ from stunet.evaluation.c3d import C3D
 from stunet.evaluation.i3d import I3D
 from stunet.evaluation.torch_weights import torch_parameters
 from stunet.video_io import read_video, to_uint8
+from tests.experiments.runs import ended, start_cluster, write_config
 from tests.parity import metric_cases as cases
 from tests.tiny import save_tiny_model
 
 REAL_PROMPTS = Path(__file__).parents[3] / "shared" / "ucf101_prompts.tsv"
 REAL = {"RedCircle": 1, "BlueStar": 1}
+BLUE = "a blue star that is spinning and spinning and spinning"  # more than the model's 12 tokens
 
 
 def write_avi(path, video):
@@ -46,7 +48,7 @@ def config(tmp_path_factory):
         for seed in range(count):
             video = render(attributes, seed, 16, 32, 8.0)
             write_avi(root / "UCF-101" / label / f"v_{label}_g{seed:02d}_c01.avi", video)
-    (root / "prompts.tsv").write_text("RedCircle\ta red circle\nBlueStar\ta blue star\n")
+    (root / "prompts.tsv").write_text(f"RedCircle\ta red circle\nBlueStar\t{BLUE}\n")
     for name, network, shape in (
         ("i3d", I3D(cases.I3D_STEM, 5), (1, 9, 224, 224, 3)),
         ("c3d", C3D(cases.C3D_WIDTH, 7), (1, 16, 128, 128, 3)),
@@ -70,7 +72,9 @@ def config(tmp_path_factory):
 
 def test_generates_measures_and_resumes(config, tmp_path, capsys, monkeypatch):
     ucf101.compare(config, tmp_path)
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    (warning,) = (line for line in errors.splitlines() if "truncated" in line)
+    assert "prompts.tsv: prompts: 1 of 2 truncated to the 12 tokens" in warning
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["clips"]["num_clips"] == 4 and report["reference"]["num_clips"] == 2
     fvd, score = (report["metrics"][name]["value"] for name in ("fvd", "inception_score"))
@@ -79,7 +83,7 @@ def test_generates_measures_and_resumes(config, tmp_path, capsys, monkeypatch):
     assert here.split()[-2:] == [f"{fvd:.2f}", f"{score:.2f}"]
     assert here.startswith("here, 4 clips of 16 ") and path == str(tmp_path / "report.json")
     rows = [row.split("\t") for row in (tmp_path / "prompts.tsv").read_text().splitlines()]
-    assert Counter(prompt for _, prompt in rows) == {"a red circle": 2, "a blue star": 2}
+    assert Counter(prompt for _, prompt in rows) == {"a red circle": 2, BLUE: 2}
     assert all(("red" in prompt) == name.endswith("_RedCircle.mp4") for name, prompt in rows)
 
     # Resuming regenerates the missing clip, equal to the first, and no other batch.
@@ -87,6 +91,16 @@ def test_generates_measures_and_resumes(config, tmp_path, capsys, monkeypatch):
     before = [read_video(path)[0] for path in paths]
     assert np.abs(before[0] - before[1]).mean() > 0.01
     paths[3].unlink()
+    requests = record_requests(monkeypatch)
+    ucf101.generate_clips(config, tmp_path)
+    assert [len(request.prompts) for request in requests] == [2]
+    np.testing.assert_array_equal(read_video(paths[3])[0], before[3])
+    with pytest.raises(UserError, match="another steps,"):
+        ucf101.generate_clips(dataclasses.replace(config, steps=3), tmp_path)
+
+
+def record_requests(monkeypatch):
+    """Returns a list to which every request that is run from now on is added."""
     requests, run = [], ucf101.run
 
     def recording_run(models, request):
@@ -94,11 +108,37 @@ def test_generates_measures_and_resumes(config, tmp_path, capsys, monkeypatch):
         return run(models, request)
 
     monkeypatch.setattr(ucf101, "run", recording_run)
-    ucf101.generate_clips(config, tmp_path)
-    assert [len(request.prompts) for request in requests] == [2]
-    np.testing.assert_array_equal(read_video(paths[3])[0], before[3])
-    with pytest.raises(UserError, match="another steps,"):
-        ucf101.generate_clips(dataclasses.replace(config, steps=3), tmp_path)
+    return requests
+
+
+@pytest.mark.cluster
+def test_two_processes_share_the_clips_and_one_resumes(config, tmp_path, monkeypatch):
+    ucf101.generate_clips(config, tmp_path / "one")
+    expected = {path.name: read_video(path)[0] for path in (tmp_path / "one" / "clips").iterdir()}
+
+    def check(workdir):
+        found = {path.name: read_video(path)[0] for path in (workdir / "clips").iterdir()}
+        assert found.keys() == expected.keys() and len(found) == 4
+        for name, video in found.items():
+            # Rounding to 8 bits and H.264 magnify differences of 1e-6 in single pixels.
+            assert np.abs(video - expected[name]).mean() < 1e-4
+
+    path = write_config(tmp_path / "config.py", dataclasses.asdict(config))
+    workdir = tmp_path / "two"
+    command = ("experiments.ucf101",) * 2
+    runs = ended(*start_cluster(path, workdir, tmp_path / "cache", commands=command))
+    assert [code for *_, code in runs] == [0, 0], runs
+    (out, err, _), (quiet_out, quiet_err, _) = runs
+    check(workdir)
+    assert (workdir / "report.json").is_file() and "Lumiere" in out and "Lumiere" not in quiet_out
+    # Each process generated one of the two batches.
+    assert "2/2" in err and "process 0 of 2" in err and "generating" not in quiet_err
+
+    sorted((workdir / "clips").iterdir())[3].unlink()
+    requests = record_requests(monkeypatch)
+    ucf101.generate_clips(config, workdir)
+    assert len(requests) == 1
+    check(workdir)
 
 
 def test_apportion():

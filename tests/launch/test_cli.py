@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import experiments.launch.__main__ as launcher
 from experiments.launch.commands import plan
+from experiments.launch.jobset import jobset, kueue_queue
 from tests.launch.examples import example
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,15 @@ def test_dry_run_prints_all_and_runs_nothing(tmp_path, launcher):
     assert printed == [argv for _, argv in plan(example(launcher))]
 
 
+def test_jobset_prints_the_manifest_of_the_run_or_of_a_queue():
+    ran = run(f"--config={CONFIGS}/jobset.py")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert list(yaml.safe_load_all(ran.stdout)) == [jobset(example("jobset"))]
+    ran = run(f"--config={CONFIGS}/jobset.py", "--queue_slices=4")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert list(yaml.safe_load_all(ran.stdout)) == kueue_queue(example("jobset"), 4)
+
+
 def test_help_has_the_docstring_and_the_flags():
     ran = run("--help")
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -65,6 +76,7 @@ def test_it_runs_what_it_printed(tmp_path):
         ([f"--config={CONFIGS}/queued_resources.py"], "gcloud: .*PATH"),
         ([f"--config={CONFIGS}/xpk.py", "--config.project="], "project: .*'xpk'"),
         ([f"--config={CONFIGS}/xpk.py", "--config.zoom=1"], "--config.*zoom"),
+        ([f"--config={CONFIGS}/xpk.py", "--queue_slices=1"], "--queue_slices=1: .*'jobset'"),
         (["--dry"], "'dry'"),
     ],
 )

@@ -11,8 +11,9 @@ from tests.launch.examples import example
 
 CHECKOUT = {"repository": "https://example.org/me/stunet.git", "revision": "4f2a"}
 TRAIN = [
-    *("python", "-m", "experiments.train", "--config=experiments/configs/tiny_t2i.py"),
-    "--workdir=/mnt/my-bucket/runs/tiny_t2i",
+    *("env", "JAX_COORDINATOR_PORT=8476", "python", "-m", "experiments.train"),
+    "--config=experiments/configs/tiny_t2i.py",
+    "--workdir=gs://my-bucket/runs/tiny_t2i",
     "--cluster=auto",
     "--config.total_steps=7500",
     '--config.sample_prompts=("a red circle", "a blue star")',
@@ -33,13 +34,18 @@ def test_xpk():
         *("xpk", "workload", "create", "--workload=tiny-t2i", *where),
         *("--tpu-type=v6e-4", "--num-slices=1"),
         "--docker-image=us-east5-docker.pkg.dev/my-project/stunet/stunet:1",
-        "--storage=my-bucket",
         *("--max-restarts=100", "--restart-on-exit-codes=75"),
         "--termination-grace-period-seconds=300",
         f"--command=exec {shlex.join(TRAIN)}",
     ]
     wait = "--wait-for-job-completion=tiny-t2i"
     assert commands.xpk_wait(config) == ["xpk", "workload", "list", wait, *where]
+
+
+def test_xpk_mounts_a_storage():
+    argv = commands.xpk_create(example("xpk", workdir="disk://my-disk/runs/x"))
+    assert "--storage=my-disk" in argv
+    assert "--workdir=/mnt/my-disk/runs/x" in argv[-1]
 
 
 def test_xpk_takes_a_checkout_too():
@@ -89,7 +95,6 @@ def host(tmp_path):
             f'[ "$2" = ps ] && echo "{running}"\n'
             + "".join(f'[ "$1" = {name} ] && exit {code}\n' for name, code in fails.items())
             + "exit 0",
-            "gcsfuse": "exit 0",
         }
         for name, lines in programs.items():
             (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
@@ -108,39 +113,39 @@ def script_of(argv):
     return argv[-1].removeprefix("--command=")
 
 
-def test_start_mounts_and_runs_the_container(host):
+def test_start_runs_the_container(host):
     config = example("queued_resources", image="eu-docker.pkg.dev/p/r/stunet:1", checkout=None)
     code, calls = host(script_of(commands.start(config)), mounted=False)
     assert code == 0
     assert calls == [
-        ["mkdir", "-p", "/mnt/my-bucket"],
-        ["gcsfuse", "--implicit-dirs", "my-bucket", "/mnt/my-bucket"],
         ["gcloud", "auth", "configure-docker", "eu-docker.pkg.dev", "--quiet"],
         ["docker", "ps", "--format={{.Names}}"],
         ["docker", "rm", "tiny-t2i"],
         [
             *("docker", "run", "--detach", "--name=tiny-t2i", "--privileged", "--net=host"),
             *("--shm-size=16g", "--stop-timeout=300", "--env=PYTHONUNBUFFERED=1"),
-            "--volume=/mnt/my-bucket:/mnt/my-bucket",
             *("eu-docker.pkg.dev/p/r/stunet:1", "bash", "-c", f"exec {shlex.join(TRAIN)}"),
         ],
     ]
 
 
 def test_start_mounts_a_disk(host):
-    script = script_of(commands.start(example("queued_resources", workdir="disk://my-disk/x")))
-    assert host(script, mounted=False)[1][:2] == [
+    config = example("queued_resources", workdir="disk://my-disk/x")
+    code, calls = host(script_of(commands.start(config)), mounted=False)
+    assert code == 0
+    assert calls[:2] == [
         ["mkdir", "-p", "/mnt/my-disk"],
         ["mount", "-o", "discard,defaults", "/dev/sdb", "/mnt/my-disk"],
     ]
+    assert "--volume=/mnt/my-disk:/mnt/my-disk" in calls[-1]
+    assert "--workdir=/mnt/my-disk/x" in calls[-1][-1]
 
 
 def test_start_does_not_train_if_mounting_fails(host):
-    code, calls = host(
-        script_of(commands.start(example("queued_resources"))), mounted=False, gcsfuse=1
-    )
+    config = example("queued_resources", workdir="disk://my-disk/x")
+    code, calls = host(script_of(commands.start(config)), mounted=False, mount=1)
     assert code == 1
-    assert calls[-1][0] == "gcsfuse"
+    assert calls[-1][0] == "mount"
 
 
 def test_start_leaves_a_running_container_alone(host):
@@ -168,14 +173,14 @@ def test_training_in_a_checkout(tmp_path, fails):
     )
     if fails == "nothing":
         assert ran.returncode == 75
-        expected = [str(tmp_path / "stunet"), *TRAIN[1:6], f"--config.{override}"]
+        expected = [str(tmp_path / "stunet"), *TRAIN[3:8], f"--config.{override}"]
         assert ran.stdout.splitlines() == expected
     else:
         assert (ran.returncode, ran.stdout) == (1, "")  # xpk would restart git's 128
 
 
 BAD = [
-    ({"launcher": "slurm"}, "launcher.*slurm.*'xpk', 'queued_resources'"),
+    ({"launcher": "slurm"}, "launcher.*slurm.*'jobset', 'queued_resources', 'xpk'"),
     ({"zones": "z"}, "'zones'.*'zone'"),
     ({"project": ""}, "project: .*'queued_resources'"),
     ({"runtime_version": ""}, "runtime_version: .*'queued_resources'"),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.errors import UserError
 from stunet.models.t5 import T5Config, T5Encoder, relative_position_buckets
 
 CONFIG = T5Config(
@@ -164,5 +165,5 @@ def test_bfloat16_is_close_to_float32(params, encode, batch):
     ],
 )
 def test_invalid_config_raises(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(CONFIG, **change)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from experiments.common.flops import model_flops
 from stunet.errors import UserError
 from stunet.models.layers import (
     GroupNorm,
+    ResBlock,
     TextAttention,
     TextPooling,
     UpsampledConv,
@@ -21,8 +23,14 @@ from stunet.models.layers import (
     upsample_space,
 )
 from stunet.models.partitioning import Partitioning
+from stunet.models.remat import REMAT_POLICIES
 from stunet.models.unet import UNet, init_unet, partitioned_unet
-from stunet.models.unet_config import TemporalConfig, UNetConfig, check_video_shape
+from stunet.models.unet_config import (
+    TemporalConfig,
+    UNetConfig,
+    check_training_shape,
+    check_video_shape,
+)
 from stunet.weights.trees import count_parameters, is_temporal, partition
 from tests.tiny import UNET, fast_compiles, random_params
 
@@ -225,7 +233,7 @@ def test_rematerialisation_saves_fewer_residuals_for_the_same_gradient():
     x = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
     text = jax.random.normal(jax.random.key(2), (1, 3, 8))
     gradients, residuals = {}, {}
-    for remat in ("none", "elementwise", "blocks"):
+    for remat in REMAT_POLICIES:
         unet = UNet(UNET, Partitioning(remat))
 
         def loss(params, unet=unet):
@@ -236,17 +244,31 @@ def test_rematerialisation_saves_fewer_residuals_for_the_same_gradient():
         backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
         saved = sum(array.size for array in jax.tree.leaves(backward))
         residuals[remat] = saved - count_parameters(params)
-    for remat in ("elementwise", "blocks"):
+    for remat in REMAT_POLICIES:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
             gradients[remat],
             gradients["none"],
         )
-    assert residuals["none"] > 1.5 * residuals["elementwise"] > 1.5 * residuals["blocks"]
+    assert residuals["none"] > 1.5 * residuals["elementwise"]
+    assert residuals["elementwise"] > residuals["convolutions"] > residuals["blocks"]
+    assert residuals["elementwise"] > 1.5 * residuals["blocks"]
+
+
+@pytest.mark.parametrize(("remat", "recomputed"), [("convolutions", 0), ("blocks", 1)])
+def test_convolutions_that_the_gradient_of_a_frozen_residual_block_recomputes(remat, recomputed):
+    block = Partitioning(remat).wrap(ResBlock)(8, 4)
+    x, embedding = jnp.ones((1, 2, 4, 4, 8)), jnp.ones((1, 8))
+    params = jax.eval_shape(block.init, jax.random.key(0), x, embedding)
+    gradient = jax.grad(lambda x, params: block.apply(params, x, embedding).sum())
+    flops = model_flops(gradient, x, params)
+    convolutions = [path for path in flops if "conv_" in path]
+    each = 2.0 * 2 * 16 * 9 * 8 * 8
+    assert sum(flops[path] for path in convolutions) == (4 + recomputed) * each
 
 
 def test_unknown_remat_policies_raise():
-    with pytest.raises(UserError, match=r"^remat: .*'all'.*none, elementwise, blocks"):
+    with pytest.raises(UserError, match=r"^remat: .*'all'.* convolutions, blocks"):
         Partitioning("all")
 
 
@@ -334,3 +356,27 @@ def test_video_shapes():
         check_video_shape(config, 5, 8, 8)
     with pytest.raises(UserError, match="8x7,.* 2$"):
         check_video_shape(config, 2, 8, 7)
+
+
+@pytest.mark.parametrize(
+    ("resample", "num_frames", "size", "message"),
+    [
+        ((True, False), 4, 8, None),
+        ((True, False), 2, 8, r"^data.num_frames: 2,.*\(True, False\) leaves 1 at level 1,.* 4 "),
+        ((False, True), 2, 8, r"^data.num_frames: 2,.*\(False, True\) leaves 1 at level 2,.* 4 "),
+        ((False, False), 1, 8, "^data.num_frames: 1,.* leaves 1 at level 0,.* 2 "),
+        ((False, False), 2, 8, None),
+        ((False, False), 2, 4, "^frame size: 4x4 leaves 1x1 pixels at level 2,.* 8x8$"),
+    ],
+)
+def test_sizes_that_do_not_train_every_parameter(resample, num_frames, size, message):
+    temporal = TemporalConfig(resample, head_dim=8)
+    config = UNetConfig(
+        (8,) * 3, (1,) * 3, (False,) * 3, 8, 8, 8, 2, norm_groups=4, temporal=temporal
+    )
+    check_video_shape(config, num_frames, size, size)
+    if message is None:
+        check_training_shape(config, num_frames, size, size)
+    else:
+        with pytest.raises(UserError, match=message):
+            check_training_shape(config, num_frames, size, size)

@@ -25,15 +25,17 @@ def write_t5(folder: Path) -> Path:
     return folder
 
 
-def write_pipeline(folder: Path, unet: dict = cases.STAGE_ONE) -> Path:
-    """Writes a pipeline of stage I."""
+def write_pipeline(
+    folder: Path, unet: dict = cases.STAGE_ONE, scheduler: dict = cases.SCHEDULER
+) -> Path:
+    """Writes a pipeline, by default of stage I."""
     write_unet(folder / "unet", unet)
     write_t5(folder / "text_encoder")
     (folder / "tokenizer").mkdir()
     (folder / "text_encoder" / "spiece.model").rename(folder / "tokenizer" / "spiece.model")
     (folder / "scheduler").mkdir()
     path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(cases.SCHEDULER))
+    path.write_text(json.dumps(scheduler))
     return folder
 
 

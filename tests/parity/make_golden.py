@@ -20,13 +20,6 @@ VOCAB_SIZE = 300
 def main():
     """Computes and writes all golden files."""
     cases.GOLDEN.mkdir(exist_ok=True)
-    for name, output in torch_reference.outputs().items():
-        np.save(cases.GOLDEN / f"{name}.npy", output)
-    for name, output in torch_metrics.OUTPUTS.items():
-        np.save(cases.GOLDEN / f"{name}.npy", output())
-    tokenizer, ids = torch_metrics.clip_tokenizer()
-    (cases.GOLDEN / "clip_tokenizer.json").write_bytes(tokenizer)
-    (cases.GOLDEN / "clip_ids.json").write_text(json.dumps(ids) + "\n")
     model = io.BytesIO()  # with a file, the model would contain its path
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([prompt.text for prompt in draw_prompts("train", 500)]),
@@ -44,6 +37,13 @@ def main():
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     ids = {text: pieces.encode(text) for text in cases.SENTENCES}
     (cases.GOLDEN / "spiece_ids.json").write_text(json.dumps(ids, indent=2) + "\n")
+    for name, output in torch_reference.outputs().items():
+        np.save(cases.GOLDEN / f"{name}.npy", output)
+    for name, output in torch_metrics.OUTPUTS.items():
+        np.save(cases.GOLDEN / f"{name}.npy", output())
+    tokenizer, ids = torch_metrics.clip_tokenizer()
+    (cases.GOLDEN / "clip_tokenizer.json").write_bytes(tokenizer)
+    (cases.GOLDEN / "clip_ids.json").write_text(json.dumps(ids) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.api import Sampling, generate
 from stunet.conversion.convert import import_if
 from stunet.conversion.sentence_piece import tokenizer_json
-from stunet.diffusion import Ancestral, guided_denoiser, run_steps, thresholded_denoiser
 from stunet.model import load
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet
@@ -29,10 +29,14 @@ def _fast_compiles():
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """Imports the stage I pipeline."""
+    """Imports the pipelines of both stages."""
     folder = tmp_path_factory.mktemp("golden")
-    import_if(folders.write_pipeline(folder / "if"), folder / "model", None, lambda size: None)
-    return load(folder / "model")
+    found = {}
+    for name, stage in cases.STAGES.items():
+        source = folders.write_pipeline(folder / f"{name} hub", stage.unet, stage.scheduler)
+        import_if(source, folder / name, None, lambda size: None)
+        found[name] = load(folder / name)
+    return found
 
 
 def golden(name):
@@ -71,34 +75,46 @@ def test_unet(tmp_path, name):
 
 def test_t5(imported):
     ids, mask = cases.t5_inputs()
-    params = {"params": imported.params["text_encoder"]}
-    states = T5Encoder(imported.text_encoder).apply(params, jnp.asarray(ids), jnp.asarray(mask))
+    model = imported["stage_one"]
+    params = {"params": model.params["text_encoder"]}
+    states = T5Encoder(model.text_encoder).apply(params, jnp.asarray(ids), jnp.asarray(mask))
     assert relative_error(states, golden("t5")) <= 1e-4
 
 
-def test_guided_trajectory(imported):
-    start, steps, text, empty = cases.trajectory_inputs()
-    params = {"params": imported.params["unet"]}
-    denoiser = guided_denoiser(
-        lambda x_t, t, text: UNet(imported.unet).apply(params, x_t, t, text),
-        imported.schedule,
-        imported.prediction,
-        jnp.asarray(text),
-        jnp.asarray(empty),
-        cases.SCALE,
-        learned_variance=imported.variance == "learned_range",
+@pytest.mark.parametrize("name", list(cases.STAGES))
+def test_text_preprocessing(imported, name):
+    ids, mask = imported[name].tokenizer(cases.TEXTS)
+    np.testing.assert_array_equal([ids, mask], golden("token_ids"))
+
+
+def test_guided_trajectories_of_both_stages(imported):
+    """Samples from text to image with IF's sampler, guidance scales and noise level."""
+    estimates = {"sampling": [], "enlarging": []}
+
+    def on_progress(report):
+        if report.done:
+            estimates[report.stage].append(np.asarray(report.estimate))
+
+    sampling = Sampling(
+        steps=cases.STAGES["stage_one"].steps,
+        upscale_steps=cases.STAGES["stage_two"].steps,
+        negative_prompt=cases.NEGATIVE_PROMPT,
+        seed=cases.SEED,
+        chunk=1,
     )
-    denoiser = thresholded_denoiser(denoiser, imported.schedule, imported.threshold)
-    sampler = Ancestral().bind(imported.schedule, cases.STEPS, variance=imported.variance)
-    assert imported.variance == "learned_range" and sampler.grid.timesteps[0] == 900
-    table = channels_last(steps)
-    run = jax.jit(
-        lambda x: run_steps(sampler, denoiser, sampler.init(x), 0, cases.STEPS, table.__getitem__)
-    )
-    got = channels_first(run(channels_last(start)).x)
-    expected = golden("trajectory")
-    assert expected.std() > 0.1 and np.abs(expected).max() <= 1
-    assert np.abs(got - expected).max() <= 1e-3
+    with pytest.warns(UserWarning, match="prompt: 1 of 2 truncated to the 77 tokens"):
+        result = generate(
+            imported["stage_one"],
+            cases.PROMPTS,
+            upscalers=[imported["stage_two"]],
+            sampling=sampling,
+            progress=on_progress,
+        )
+    np.testing.assert_allclose(result.videos, estimates["enlarging"][-1], atol=1e-6)
+    for name, found in zip(cases.STAGES, estimates.values(), strict=True):
+        expected = golden(f"trajectory_{name}")
+        assert expected.std() > 0.5 and np.abs(expected).max() <= 1
+        assert np.abs(channels_first(np.stack(found)) - expected).max() <= cases.TOLERANCE
 
 
 def test_sentence_piece(tmp_path):

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.api import Sampling, generate
 from stunet.conversion import deepfloyd_if, t5_v1_1
+from stunet.conversion.convert import import_if
+from stunet.diffusion import Ancestral
 from stunet.evaluation.c3d import C3D
 from stunet.evaluation.clip import init_clip
 from stunet.evaluation.clip_network import clip_config
 from stunet.evaluation.i3d import I3D
 from stunet.evaluation.torch_weights import torch_parameters
+from stunet.model import load
 from tests.parity import cases
+from tests.tiny import fast_compiles
 
 torch = pytest.importorskip("torch", reason="needs torch, diffusers, transformers, sentencepiece")
 diffusers = pytest.importorskip("diffusers")
@@ -41,17 +46,73 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", [*cases.UNETS, "t5", "trajectory"])
+def golden(name):
+    return np.load(cases.GOLDEN / f"{name}.npy")
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    from tests.parity import torch_reference
+
+    return torch_reference.pipelines()
+
+
+@pytest.mark.parametrize("name", [*cases.UNETS, "t5"])
 def test_golden_is_current(name):
     from tests.parity import torch_reference
 
-    output = {
-        "t5": torch_reference.t5_states,
-        "trajectory": torch_reference.trajectory,
-    }.get(name, lambda: torch_reference.unet_output(name))()
-    # Ten guided steps amplify rounding: PyTorch on two kinds of CPU differed by 1.6e-4.
-    atol = 5e-4 if name == "trajectory" else 1e-5
-    np.testing.assert_allclose(output, np.load(cases.GOLDEN / f"{name}.npy"), atol=atol)
+    output = torch_reference.t5_states() if name == "t5" else torch_reference.unet_output(name)
+    np.testing.assert_allclose(output, golden(name), atol=1e-5)
+
+
+def test_golden_trajectories_are_current(pipelines):
+    from tests.parity import torch_reference
+
+    steps = {name: stage.steps for name, stage in cases.STAGES.items()}
+    expected = torch_reference.trajectories(pipelines, steps, cases.NEGATIVE_PROMPT)
+    for name, estimates in expected.items():
+        # Guided steps amplify rounding, which differs between kinds of CPU.
+        np.testing.assert_allclose(estimates, golden(f"trajectory_{name}"), atol=5e-4)
+    np.testing.assert_array_equal(
+        torch_reference.token_ids(pipelines["stage_one"]), golden("token_ids")
+    )
+
+
+def test_default_settings_of_saved_pipelines(pipelines, tmp_path):
+    """Both sides use their own steps, guidance scales and noise level, and no negative prompt."""
+    from tests.parity import torch_reference
+
+    models = {}
+    for name, pipeline in pipelines.items():
+        pipeline.save_pretrained(tmp_path / name)
+        import_if(tmp_path / name, tmp_path / f"{name} model", None, lambda size: None)
+        models[name] = load(tmp_path / f"{name} model")
+    estimates = {"sampling": [], "enlarging": []}
+
+    def on_progress(report):
+        if report.done:
+            estimates[report.stage].append(np.asarray(report.estimate)[:, 0])
+
+    sampling = Sampling(seed=cases.SEED, chunk=1)
+    with fast_compiles(), pytest.warns(UserWarning, match="truncated"):
+        generate(
+            models["stage_one"],
+            cases.PROMPTS,
+            upscalers=[models["stage_two"]],
+            sampling=sampling,
+            progress=on_progress,
+        )
+    expected = torch_reference.trajectories(pipelines, dict.fromkeys(cases.STAGES), None)
+    assert {name: len(found) for name, found in expected.items()} == {
+        "stage_one": 100,
+        "stage_two": 50,
+    }
+    for (name, found), ours in zip(expected.items(), estimates.values(), strict=True):
+        timesteps = Ancestral().bind(models[name].schedule, len(found)).grid.timesteps
+        assert timesteps.tolist() == pipelines[name].scheduler.timesteps.tolist()
+        difference = np.abs(np.moveaxis(np.stack(ours), -1, -3) - found).max((1, 2, 3, 4))
+        # Before, the estimate is the predicted noise times up to 72: 7e-3 at timestep 980.
+        assert difference[timesteps <= 900].max() <= cases.TOLERANCE
 
 
 def test_golden_pieces_are_current():

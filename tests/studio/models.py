@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from stunet.diffusion import SuperResolution
+from stunet.diffusion import SamplingDefaults, SuperResolution
 from stunet.schema import to_dict
 from tests.tiny import RESOLUTION, UNET, save_tiny_model
 
@@ -19,7 +19,8 @@ def save_models(root: Path) -> dict[str, str]:
     upscaler_config = {
         "stage": "ssr",
         "resolution": FACTOR * RESOLUTION,
-        "super_resolution": to_dict(SuperResolution(FACTOR, steps=STEPS)),
+        "super_resolution": to_dict(SuperResolution(FACTOR)),
+        "sampling": to_dict(SamplingDefaults("ancestral", STEPS, 2.0)),
     }
     image_unet = UNET.text_to_image()
     folders = {

@@ -135,7 +135,7 @@ def paint(panel, width=60, height=0):
             position = (screenshot.width // 2, screenshot.height // 2)
             return screenshot.convert("RGB").getpixel(position)
 
-    _wait_until(lambda: middle_pixel() != EMPTY_CANVAS)
+    wait_until(lambda: middle_pixel() != EMPTY_CANVAS)
     unpainted, box = middle_pixel(), canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
@@ -147,10 +147,12 @@ def paint(panel, width=60, height=0):
             page.mouse.up()
         return middle_pixel() != unpainted
 
-    _wait_until(paint_strokes)
+    wait_until(paint_strokes)
 
 
-def _wait_until(condition):
+def wait_until(condition):
+    """Waits until a function returns a true value."""
     deadline = time.monotonic() + TIMEOUT / 1000
     while not condition():
         assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -27,6 +28,7 @@ from tests.studio.page_driver import (
     start_button,
     upload,
     wait_for_result,
+    wait_until,
 )
 from tests.tiny import FPS, NUM_FRAMES
 
@@ -168,7 +170,7 @@ def test_generate_by_keyboard_with_style_and_enlarged(open_page, pause):
     assert settings["upscale"] == ["ssr"] and settings["style"] == "style"
     assert settings["steps"] == 10 and settings["upscale_steps"] == [STEPS]
     assert settings["num_frames"] == NUM_FRAMES  # the field contains 0
-    press_tab_until(page, ON_START_BUTTON, limit=30)
+    press_tab_until(page, ON_START_BUTTON)
 
 
 def test_animate(open_page, files):
@@ -299,10 +301,11 @@ from pathlib import Path
 from stunet.engine.applications import APPLICATIONS, Option
 from stunet.engine.cascade import load_models
 from stunet.studio.page import Studio, build
+from stunet.studio.storage import Storage
 from stunet.studio.uploads import Limits
 
 def describe(folder):
-    page = build(Studio(load_models(folder), None, Path("."), Limits()))
+    page = build(Studio(load_models(folder), None, Storage(Path("."), 1), Limits()))
     components = page.config["components"]
     tabs = [c["props"]["label"] for c in components if c["type"] == "tabitem"]
     labels = [str(c["props"].get("label")) for c in components]
@@ -340,7 +343,7 @@ assert not any(label == "Rate" for _, label, _ in found)
 def client(address):
     import httpx  # comes with Gradio, which `address` needs
 
-    with httpx.Client(base_url=address, trust_env=False) as client:
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -362,6 +365,122 @@ def test_files_of_the_server_are_not_accepted_as_uploads(client, root):
             assert refused or kinds[event["inputs"][0]] == "video"  # refused by Gradio
             refusals += refused
     assert refusals
+
+
+def folder_of(root):
+    """Returns the temporary folder of the studio that runs with this TMPDIR."""
+    (folder,) = root.glob("stunet-studio-*")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"host": "evil.com:7860"}, {"origin": "http://evil.com"}, {"sec-fetch-site": "cross-site"}],
+    ids=str,
+)
+def test_requests_of_other_sites_are_refused(client, address, root, header):
+    name = "evil-" + header[min(header)].translate(str.maketrans(":/", "--")) + ".png"
+    upload = {"files": {"files": (name, b"content")}}
+    join = {"json": {"fn_index": 0, "data": [], "session_hash": "evil"}}
+    requests = [
+        ("POST", "/gradio_api/upload", upload),
+        ("POST", "/gradio_api/queue/join", join),
+        ("GET", "/gradio_api/queue/data?session_hash=evil", {}),
+        ("GET", "/gradio_api/heartbeat/evil", {}),
+        ("GET", f"/gradio_api/file={folder_of(root) / 'studio.lock'}", {}),
+        ("GET", "/config", {}),
+        ("GET", "/theme.css", {}),
+        ("OPTIONS", "/gradio_api/upload", {"headers": {"access-control-request-method": "POST"}}),
+    ]
+    for method, path, content in requests:
+        headers = {**content.get("headers", {}), **header}
+        answer = client.request(method, path, **{**content, "headers": headers})
+        assert answer.status_code == 403 and answer.text.count("\n") == 1, path
+        assert next(iter(header)) in answer.text.lower()
+        assert "access-control-allow-origin" not in answer.headers
+    assert not list(folder_of(root).rglob(name))
+    (path,) = client.post("/gradio_api/upload", **upload, headers={"origin": address}).json()
+    assert (folder_of(root) / path).read_bytes() == b"content"
+
+
+def test_unfinished_uploads_are_removed(address, root):
+    host, port = address.removeprefix("http://").split(":")
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\nContent-Disposition: "
+        'form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head.encode() + bytes(500_000))
+        wait_until(lambda: any(f.stat().st_size for f in folder_of(root).glob("tmp*")))
+    wait_until(lambda: not list(folder_of(root).glob("tmp*")))
+
+
+@pytest.fixture
+def start(root, address):
+    """Starts further studios, whose temporary folders are in `root/"ends"`."""
+    folder, servers = root / "ends", []
+    folder.mkdir(exist_ok=True)
+
+    def start_studio(*arguments):
+        command = [sys.executable, "-m", "tests.studio.pausable_studio", str(root / "no"), "--port"]
+        environment = os.environ | {"TMPDIR": str(folder), "XDG_CACHE_HOME": str(root / "cache")}
+        command += ["0", "--model", str(root / "models" / "fill"), *map(str, arguments)]
+        server = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        servers.append(server)
+        return server, server.stdout.readline().strip()
+
+    yield start_studio
+    for server in servers:
+        server.kill()
+        server.communicate()
+
+
+def test_the_ends_of_studios(start, root):
+    """Killed, by a lost terminal, and by repeated Ctrl-C while it compiles; with a log-in."""
+    import httpx
+
+    def get(path, **options):
+        return httpx.get(address + path, trust_env=False, timeout=60, **options)
+
+    killed, _ = start()
+    left = folder_of(root / "ends")
+    killed.kill()
+    killed.wait()
+    assert left.is_dir()
+
+    password = root / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    server, address = start("--auth", f"anna:{password}")
+    assert folder_of(root / "ends") != left  # the other one was deleted
+    for path in ("/", "/config", "/gradio_api/startup-events", "/gradio_api/queue/data"):
+        assert get(path).status_code == 401
+    assert get("/", auth=("anna", "wrong")).status_code == 401
+    assert get("/", auth=("anna", "secret")).status_code == 200
+    server.send_signal(signal.SIGHUP)
+    assert server.wait(60) == 0 and not list((root / "ends").iterdir())
+    assert server.stderr.read() == ""
+
+    server, address = start()
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
+        config = client.get("/config").json()
+        values = {c["id"]: c["props"].get("value") for c in config["components"]}
+        event = next(e for e in config["dependencies"] if len(e["inputs"]) > 4)
+        data = ["a red circle", *(values[component] for component in event["inputs"][1:])]
+        job = {"fn_index": event["id"], "data": data, "session_hash": "job"}
+        client.post("/gradio_api/queue/join", json=job).raise_for_status()
+        events = {"session_hash": "job"}
+        with client.stream("GET", "/gradio_api/queue/data", params=events) as answer:
+            assert any("compiling" in line for line in answer.iter_lines())
+            server.send_signal(signal.SIGINT)
+            wait_until(lambda: server.poll() is not None or not list((root / "ends").iterdir()))
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) in (0, 130)
+    assert server.stderr.read() in ("", "stunet: cancelled\n")
+    assert not list((root / "ends").iterdir())
 
 
 def test_missing_values_are_reported(open_page):

@@ -117,6 +117,10 @@ def test_each_application_generates_a_video(models, files, application, values, 
     result = run_request(models, parse(application, files, **values), statuses.append)
     upscale_steps = {"edit": [STEPS], "upscale": [COMMON["steps"]]}.get(application)
     assert result.settings.get("upscale_steps") == upscale_steps
+    scales = {"edit": [2.0], "upscale": [COMMON["guidance_scale"]]}.get(application)
+    assert result.settings.get("upscale_guidance_scale") == scales
+    samplers = "ancestral" if application == "upscale" else "dpm2m"
+    assert result.settings["sampler"] == samplers
     assert COMMON["steps"] == result.settings["steps"] != STEPS
     totals = {status.stage: status.total for status in statuses if status.done}
     assert totals.get("enlarging") == (upscale_steps or [None])[0]
@@ -156,6 +160,12 @@ def test_values_of_the_components_enter_the_request(files):
     )
     for value in (0, None):
         assert parse("generate", files, num_frames=value).num_frames is None
+    upscale = {"upscale_steps": 3.0, "upscale_guidance_scale": 1.5}
+    sampling = parse("generate", files, enlarge=True, **upscale).sampling
+    assert (sampling.upscale_steps, sampling.upscale_guidance_scale) == (3, 1.5)
+    for values in ({"enlarge": False}, {"enlarge": True, **dict.fromkeys(upscale, 0)}):
+        sampling = parse("generate", files, **(upscale | values)).sampling
+        assert sampling.upscale_steps is None and sampling.upscale_guidance_scale is None
     assert parse("inpaint", files, video="clip.mp4", outpaint=[0, 8, 0, 0]).outpaint == (0, 8, 0, 0)
     assert parse("animate", files, image="image.png").image == files / "image.png"
 
@@ -169,6 +179,7 @@ def test_values_of_the_components_enter_the_request(files):
         ("generate", {"seed": 2**32}, r"Seed.*4294967296.*0 to 4294967295"),
         ("generate", {"steps": 501}, r"Steps.*501.*1 to 500"),
         ("generate", {"guidance_scale": -1}, r"Guidance scale.*-1.*0 to 100"),
+        ("edit", {"enlarge": True, "upscale_steps": 501}, r"Upscaling steps.*501.*0 to 500"),
         ("generate", {"style_strength": 1.6}, r"Style strength.*1\.6.*0 to 1\.5"),
         ("generate", {"num_frames": -1}, r"Frames.*-1.*1 to 1200"),
         ("generate", {"num_frames": 1201}, r"Frames.*1201.*1 to 1200"),

@@ -36,7 +36,10 @@ def main(folder: str, out: str) -> None:
             mock.patch("jax.local_devices", lambda devices=devices: devices),
             mock.patch("jax.device_put", device_put),
         ):
-            results[f"states/{count}"] = make_local_encoder(model)(TEXTS)
+            encode = make_local_encoder(
+                model.text_encoder, model.tokenizer, model.params["text_encoder"]
+            )
+            results[f"states/{count}"] = encode(TEXTS)
         results[f"rows/{count}"] = [shape[0] for shape in shapes]
     np.savez(out, **results)
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 
@@ -6,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.checksums import CHECKSUMS, read_checksums
 from stunet.errors import UserError
-from stunet.training.checkpoints import Checkpoints, DataState
 from stunet.training.settings import OptimizerConfig
 from stunet.training.step import init_state, make_optimizer
+from stunet.training.workdir.checkpoints import Checkpoints, DataState
 
 
 def make_state(step=0, width=4, **optimizer):
@@ -134,6 +136,7 @@ def test_unraisable_errors_are_hidden_only_if_restoring_failed(workdir, damaged,
     if damaged:
         for step in ("8", "12", "16"):
             damage(workdir / "checkpoints" / step, "truncated")
+            (workdir / "checkpoints" / step / CHECKSUMS).unlink()
         with pytest.raises(UserError):
             restore(workdir)
         assert seen == []
@@ -188,3 +191,79 @@ def test_another_optimizer(workdir):
         restore(workdir, make_state(name="adafactor"))
     assert names(workdir) == ["12", "16", "8"]
     assert_is(restore(workdir, make_state(learning_rate=3.0, clip_norm=2.0))[0], 16)
+
+
+def positions(size):
+    """Returns positions in a file of which bytes are damaged."""
+    return sorted({0, size // 3, size - 1}) if size else []
+
+
+def test_no_byte_of_a_checkpoint_can_change_unnoticed(workdir):
+    folder = workdir / "checkpoints" / "16"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    covered = [folder / name for name in read_checksums(folder)]
+    rest = {folder / name for name in ("_CHECKPOINT_METADATA", "commit_success.txt", CHECKSUMS)}
+    assert len(covered) > 10 and set(files) - rest == set(covered)
+    kept = Checkpoints(workdir, keep=3)
+    try:
+        for path in covered:
+            content = path.read_bytes()
+            damaged = [content + b"\0", content[:-1]] if content else [b"\0"]
+            for place in positions(len(content)):
+                flipped = bytearray(content)
+                flipped[place] ^= 1
+                damaged.append(bytes(flipped))
+            for changed in damaged:
+                path.write_bytes(changed)
+                assert f"{path}: " in kept._find_damage(16)
+            path.unlink()
+            assert f"{path}: " in kept._find_damage(16)
+            path.write_bytes(content)
+        assert kept._find_damage(16) is None
+    finally:
+        kept.close()
+
+
+def flip(path, place=0):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_falls_back_and_names_the_file(workdir):
+    largest = max(
+        (workdir / "checkpoints" / "16").rglob("d/*"), key=lambda path: path.stat().st_size
+    )
+    flip(largest)
+    restored, lines = restore(workdir)
+    assert_is(restored, 12)
+    assert f"{largest}: " in lines[0] and len(lines) == 2
+
+
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_the_metadata_without_a_checksum_do_not_affect_what_is_restored(workdir, place):
+    flip(workdir / "checkpoints" / "16" / "_CHECKPOINT_METADATA", place)
+    assert_is(restore(workdir)[0], 16)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_damaged_checksums_fall_back(workdir, missing):
+    path = workdir / "checkpoints" / "16" / CHECKSUMS
+    path.unlink() if missing else flip(path, 30)
+    restored, lines = restore(workdir)
+    assert_is(restored, 12)
+    assert CHECKSUMS in lines[0] and len(lines) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_checkpoints_of_older_versions_have_no_checksums(workdir, damaged):
+    folder = workdir / "checkpoints" / "16"
+    (folder / CHECKSUMS).unlink()
+    data = folder / "data" / "metadata"
+    data.write_text(json.dumps({"position": 32, "fingerprint": "dataset"}))
+    if damaged:
+        damage(folder, "truncated")
+    restored, lines = restore(workdir)
+    assert_is(restored, 12 if damaged else 16)
+    assert f"{folder}: " in lines[0]
+    assert ("checksums" in lines[0]) and len(lines) == (3 if damaged else 1)

@@ -10,13 +10,16 @@ from stunet.diffusion import (
     Schedule,
     SuperResolution,
     draw_mask,
+    sample_training_time,
     variational_loss,
 )
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import init_unet
 from stunet.training import losses, networks
 from stunet.training.losses import (
+    NUM_NOISE_BINS,
     denoising_loss,
+    noise_bins,
     stratified_uniform,
     text_denoising_loss,
     video_to_float,
@@ -73,12 +76,27 @@ def test_noise_levels_of_any_batch_are_stratified(first):
     assert not np.array_equal(u, stratified_uniform(position, SEED + 1))
 
 
+# The network's timestep of a continuous time differs from it by up to 5.
+@pytest.mark.parametrize(
+    ("kind", "length", "difference"), [("cosine", 1000, 0), ("continuous_cosine", 999, 5)]
+)
+def test_noise_bins_are_quarters_of_the_timesteps(kind, length, difference):
+    position = jnp.arange(64, dtype=jnp.uint32)
+    schedule = Schedule(kind=kind)
+    t, _ = sample_training_time(schedule, stratified_uniform(position, SEED))
+    bins = np.asarray(noise_bins(position, SEED))
+    first = bins * length / NUM_NOISE_BINS
+    assert (first <= t + difference).all()
+    assert (t - difference < first + length / NUM_NOISE_BINS).all()
+    assert set(bins) == set(range(NUM_NOISE_BINS))
+
+
 class FakeUNet:
     """Replaces the U-Net: records its inputs and returns a constant."""
 
     def __init__(self, monkeypatch, output=(0, 0, 0)):
         self.output, self.inputs = output, None
-        monkeypatch.setattr(networks, "partitioned_unet", lambda config, mesh, remat: self.apply)
+        monkeypatch.setattr(networks, "partitioned_unet", lambda *settings: self.apply)
 
     def apply(self, variables, x, t, text, noise_level, cond):
         self.inputs, self.noise_level, self.cond = (x, t, text), noise_level, cond

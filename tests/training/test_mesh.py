@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,14 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from stunet.errors import UserError
+from stunet.sharding import parameter_shardings, replicated
 from stunet.training.mesh import (
     AXES,
     batch_sharding,
     check_batch,
+    count_slices,
     make_mesh,
-    parameter_shardings,
     put_batch,
-    replicated,
 )
 
 
@@ -39,6 +40,16 @@ def test_one_device():
 def test_invalid_axes(axes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(*axes)
+
+
+def test_devices_that_are_not_tpus_form_one_slice():
+    def device(platform, **index):
+        return SimpleNamespace(platform=platform, **index)
+
+    tpus = [device("tpu", slice_index=n // 2) for n in range(6)]
+    assert count_slices(tpus) == 3
+    assert count_slices([device("tpu")] * 2) == 1
+    assert count_slices([device("cpu", slice_index=0), device("cpu", slice_index=1)]) == 1
 
 
 def test_batches_that_do_not_divide_among_devices():
@@ -90,7 +101,8 @@ def test_batches_are_split_over_data_and_fsdp():
 PROGRAM = """
 import jax, numpy as np
 from stunet.training.settings import OptimizerConfig
-from stunet.training.mesh import make_mesh, parameter_shardings, put_batch
+from stunet.sharding import parameter_shardings
+from stunet.training.mesh import make_mesh, put_batch
 from stunet.training.step import init_state, make_optimizer, make_train_step
 
 def loss(params, frozen, batch):

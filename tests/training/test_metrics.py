@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from stunet.errors import UserError
-from stunet.training.metrics import MetricsLog, plot_loss, read_metrics
+from stunet.training.logs.metrics import MetricsLog, plot_loss, read_metrics
 from tests.experiments.runs import full_disk
 
 HEADER = "step,loss,grad_norm\r\n"

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stunet.training.losses import NUM_NOISE_BINS, noise_bins
 from stunet.training.settings import OptimizerConfig
 from stunet.training.step import init_state, make_optimizer, make_train_step
 
@@ -192,3 +193,65 @@ def test_a_model_stored_in_bfloat16_is_trained_in_float32():
     state = init_state(stored, make_optimizer(OptimizerConfig(), 10**6))
     for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)):
         assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+def convolution_loss(trained, frozen, batch):
+    x = batch["x"]
+    for name in ("first", "second"):
+        layer = trained[name]
+        window = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (1, 1), "SAME", dimension_numbers=window
+        )
+        x = jnp.tanh(x + layer["bias"])
+    return jnp.square(x - batch["x"]).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_telemetry_changes_no_bit_of_loss_and_parameters(parts):
+    """XLA removes what a program does not return, so `plain` computes no telemetry."""
+    rng = np.random.default_rng(0)
+    params = {
+        name: {
+            "kernel": jnp.asarray(rng.normal(size=(3, 3, 8, 8)) / 9, jnp.float32),
+            "bias": jnp.zeros(8),
+        }
+        for name in ("first", "second")
+    }
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=3, weight_decay=0.1)
+    optimizer = make_optimizer(config, 10**6)
+
+    def bins(batch):
+        return noise_bins(batch["position"], 7)
+
+    whole = make_train_step(convolution_loss, optimizer, 0.9, parts, noise_bins=bins)
+
+    def plain(*args):
+        state, metrics = whole(*args)
+        return state, {name: metrics[name] for name in ("loss", "grad_norm")}
+
+    results = []
+    for step in map(jax.jit, (plain, whole)):
+        state = init_state(params, optimizer)
+        for i in range(4):
+            x = jnp.asarray(np.random.default_rng(i).normal(size=(6, 8, 8, 8)), jnp.float32)
+            batch = {"x": x, "position": jnp.arange(6 * i, 6 * i + 6, dtype=jnp.uint32)}
+            before = state
+            state, metrics = step(state, {}, batch)
+        results.append((state, metrics["loss"], metrics["grad_norm"]))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def norm(tree):
+        return np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+    change = jax.tree.map(jnp.subtract, state.params, before.params)
+    np.testing.assert_allclose(metrics["param_norm"], norm(state.params), rtol=1e-5)
+    np.testing.assert_allclose(metrics["update_norm"], norm(change), rtol=1e-4)
+    losses = convolution_loss(before.params, {}, batch)
+    found = np.asarray(bins(batch))
+    for number in range(NUM_NOISE_BINS):
+        mean = np.where(found == number, losses, 0).mean()
+        np.testing.assert_allclose(metrics["noise_loss"][number], mean, rtol=1e-5)
+        np.testing.assert_allclose(metrics["noise_share"][number], np.mean(found == number))
+    np.testing.assert_allclose(metrics["noise_loss"].sum(), metrics["loss"], rtol=1e-5)

@@ -3,22 +3,20 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
-from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import train
 from stunet.engine.sampling import encode_text
 from stunet.errors import UserError
 from stunet.model import load, model_from_folder
 from stunet.text_states import open_text_states, write_text_states
 from stunet.training.text_cache import check_text_states, encoder_identity, make_local_encoder
+from stunet.training.workdir.run_model import export_model
 from stunet.weights.model_folder import open_model_folder, read_model_folder, text_encoder_digest
 from tests.experiments.runs import T2I, changed, parse
-from tests.tiny import MAX_TOKENS, T5, UNET, save_tiny_model
+from tests.tiny import MAX_TOKENS, T5, UNET, remove_checksums, save_tiny_model
 from tests.training.encode_on_devices import TEXTS
 
 CAPTIONS = ["a red circle", "a blue square spinning", "something else"]
@@ -30,10 +28,13 @@ def model(tmp_path_factory):
     return model_from_folder(open_model_folder(folder), folder)
 
 
+def identity(model):
+    return encoder_identity(model.text_encoder_digest, model.tokenizer)
+
+
 def write_states(folder, model):
-    write_text_states(
-        folder, CAPTIONS, make_local_encoder(model), encoder_identity(model), captions_per_shard=2
-    )
+    encode = make_local_encoder(model.text_encoder, model.tokenizer, model.params["text_encoder"])
+    write_text_states(folder, CAPTIONS, encode, identity(model), captions_per_shard=2)
 
 
 def test_cached_states_belong_to_one_text_encoder(model, tmp_path):
@@ -51,7 +52,7 @@ def test_cached_states_belong_to_one_text_encoder(model, tmp_path):
     other = dataclasses.replace(model, params={**model.params, "text_encoder": replaced})
     tokenizer = dataclasses.replace(model.tokenizer, max_tokens=MAX_TOKENS + 1)
     for wrong in other, dataclasses.replace(model, tokenizer=tokenizer):
-        with pytest.raises(UserError, match=f"^{folder}: .*another.*{encoder_identity(wrong)}"):
+        with pytest.raises(UserError, match=f"^{folder}: .*another.*{identity(wrong)}"):
             check_text_states(folder, wrong)
 
     # A model without a text encoder reads any states of its width.
@@ -87,6 +88,7 @@ def test_the_digest_is_read_from_the_model_folder(tmp_path):
     lazy = open_model_folder(folder)
     assert model_from_folder(lazy, folder).text_encoder_digest == true
     config = folder / "config.json"
+    remove_checksums(folder)
     content = json.loads(config.read_text())
     assert content["text_encoder_digest"] == true
     config.write_text(json.dumps(content | {"text_encoder_digest": "0" * 64}))
@@ -99,7 +101,7 @@ def test_the_digest_is_read_from_the_model_folder(tmp_path):
 
 @pytest.mark.parametrize("stage", ["t2i", "t2v"])
 def test_a_saved_model_has_the_digest_of_its_own_text_encoder(stage, tmp_path):
-    """A stage that trains the text encoder computes it at each save, others copy it."""
+    """A stage that trains the text encoder computes it at each export, others copy it."""
     unet = UNET if stage == "t2v" else UNET.text_to_image()
     num_frames = 4 if stage == "t2v" else 1
     initial = save_tiny_model(tmp_path / "initial", unet, num_frames)
@@ -109,13 +111,13 @@ def test_a_saved_model_has_the_digest_of_its_own_text_encoder(stage, tmp_path):
         del config["unet"], config["text_encoder"]
         config |= {"init_from": "initial", "temporal": {"resample": (True,), "head_dim": 8}}
     path = initial / "config.json"
+    remove_checksums(initial)
     marker = "0" * 64  # what a digest that is not computed again would be
     path.write_text(json.dumps(json.loads(path.read_text()) | {"text_encoder_digest": marker}))
     content, run = open_model_folder(initial), parse(config)
-    trained, frozen = run.stage.split(content.params, 0)
+    trained, _ = run.stage.split(content.params, 0)
     ema = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, trained)
-    state = SimpleNamespace(step=1, ema=ema)
-    train.save(run, tmp_path, mock.Mock(), state, frozen, content)
+    export_model(run, initial, ema, tmp_path / "model")
     stored = json.loads((tmp_path / "model" / "config.json").read_text())["text_encoder_digest"]
     saved = read_model_folder(tmp_path / "model").params["text_encoder"]
     assert stored == (text_encoder_digest(saved) if stage == "t2i" else marker)

@@ -12,6 +12,7 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 from stunet import signals
+from stunet.compiling import shared_cache_environment
 from stunet.errors import UserError
 
 SEEDS = (0, 1, 2)
@@ -189,7 +190,8 @@ def run(
 
 def run_process(command: list[str], log: TextIO, running: set[subprocess.Popen]) -> int:
     """Runs a command and returns its exit code; `running` contains the process until it ends."""
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+    environment = shared_cache_environment()  # most runs differ in their seed only
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     running.add(process)
     try:
         return process.wait()

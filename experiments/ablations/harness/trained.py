@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments.ablations.harness.ablation import SEEDS, Chain, Command, Inputs, Phase, heading
 from experiments.configs import base_128, tiny_t2v
 from stunet.errors import UserError, writing
-from stunet.training.metrics import read_metrics
+from stunet.training.logs.metrics import read_metrics
 from stunet.video_io import read_video, write_image
 
 # Training steps at each scale, of the variant that sets the compute.

@@ -11,7 +11,6 @@ from stunet.diffusion import COND_CHANNELS, MaskMixture
 from stunet.errors import UserError
 from stunet.models.unet_config import UNetConfig
 from stunet.training.initial_model import (
-    cast_frozen_kernels,
     check_module_names,
     check_network,
     continued_model,
@@ -27,9 +26,9 @@ from stunet.training.stages.stage import (
     check_trained_part,
     in_trained_part,
 )
-from stunet.weights.inflation import add_conditioning
+from stunet.weights.inflation import with_new_parameters
 from stunet.weights.model_folder import ModelFolder
-from stunet.weights.trees import Tree
+from stunet.weights.trees import Tree, cast_spatial_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +79,10 @@ class Conditional(Stage):
             )
         video_unet = with_dtype(start.model.unet, run)
         check_network(video_unet, start.model.text_encoder, None, run, data)
-        unet, params = add_conditioning(
-            start.unet_params, video_unet, COND_CHANNELS, self.cond_in_blocks
-        )
+        unet = self.architecture(video_unet)
+        params = with_new_parameters(start.unet_params, unet)
         check_module_names(self.frozen, params, start.folder)
-        params = cast_frozen_kernels(self.frozen_dtype, params)
+        params = cast_spatial_kernels(self.frozen_dtype, params)
         return continued_model(self.name, start, unet, params, run, data)
 
     def is_trained(self, path: str) -> bool:

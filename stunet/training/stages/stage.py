@@ -10,7 +10,8 @@ import numpy as np
 
 from stunet.diffusion import SuperResolution
 from stunet.errors import UserError
-from stunet.models.t5 import TextEncoderConfig
+from stunet.models.t5 import T5Config, TextEncoderConfig, init_text_encoder
+from stunet.models.unet import init_unet
 from stunet.models.unet_config import UNetConfig
 from stunet.training.losses import Batch, denoising_loss
 from stunet.training.networks import Networks
@@ -48,7 +49,9 @@ class Stage(abc.ABC):
     Attributes:
       name: Name of the stage in configs and model folders.
       init_from: Model that the stage starts from; "" for a new model.
-      text_encoder: Text encoder that the stage trains; None keeps that of `init_from`.
+      text_encoder: Architecture of a text encoder that the stage trains, or the folder of a frozen
+        one: a text encoder folder, a model folder, a training workdir or the name of a shipped
+        model. None keeps that of `init_from`.
       super_resolution: Settings of a stage that trains a super-resolution model.
       frozen: Names of U-Net modules that are not trained.
       frozen_dtype: Type of the kernels of the text-to-image network, "float32" or "bfloat16"; None
@@ -58,11 +61,16 @@ class Stage(abc.ABC):
 
     name: ClassVar[str]
     init_from: str = ""
-    text_encoder: TextEncoderConfig | None = None
+    text_encoder: TextEncoderConfig | str | None = None
     super_resolution: SuperResolution | None = None
     frozen: tuple[str, ...] = ()
     frozen_dtype: str | None = None
     sample_prompts: tuple[str, ...] = ()
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the stage trains a new text encoder."""
+        return isinstance(self.text_encoder, TextEncoderConfig)
 
     def check_data(self, data: DataFormat) -> None:
         """Checks that the data suits the stage.
@@ -70,7 +78,7 @@ class Stage(abc.ABC):
         Raises:
           UserError: it does not.
         """
-        if self.text_encoder is not None and data.text_states:
+        if self.trains_text_encoder and data.text_states:
             raise UserError(
                 f"data.text_states: True, expected False, because stage {self.name!r} trains the "
                 "text encoder"
@@ -89,7 +97,10 @@ class Stage(abc.ABC):
     def initial_model(
         self, run: RunConfig, data: DataFormat, captions: Callable[[], list[str]]
     ) -> ModelFolder:
-        """Makes the model before the first update.
+        """Makes the model before the first update, without reading or computing parameters.
+
+        Leaves of its parameters are lazy tensors (or arrays), and shapes if they are to be
+        initialised by `init`.
 
         Args:
           run: The run's settings.
@@ -100,6 +111,23 @@ class Stage(abc.ABC):
           UserError: the stage cannot start from `init_from`, or the networks do not fit each other
             or the data.
         """
+
+    def init(self, unet: UNetConfig, text_encoder: T5Config | None, key: jax.Array) -> Tree:
+        """Initialises the parameters of the networks.
+
+        `jax.jit` eliminates the computation of those that the initial model has from elsewhere.
+
+        Args:
+          unet: Architecture of the U-Net.
+          text_encoder: Architecture of the text encoder, None for a model without one.
+          key: Key of the run's seed.
+        """
+        if self.init_from:
+            return {"unet": init_unet(unet, key)}
+        params = {"unet": init_unet(unet, jax.random.fold_in(key, 0))}
+        if self.trains_text_encoder:
+            params["text_encoder"] = init_text_encoder(text_encoder, jax.random.fold_in(key, 1))
+        return params
 
     @abc.abstractmethod
     def is_trained(self, path: str) -> bool:
@@ -146,6 +174,41 @@ def check_init_from(stage: Stage) -> None:
         raise UserError(
             "init_from: empty, expected a model folder, a training workdir or the name of a "
             "shipped model"
+        )
+
+
+def check_new_or_continued(stage: Stage, only_new: Sequence[str], only_continued: Sequence[str]):
+    """Checks a stage that trains a new model or, with `init_from`, continues an existing one.
+
+    Args:
+      stage: The stage, with the fields `unet`, `text_encoder` and `text_denoising`.
+      only_new: Names of fields that must be unset with `init_from`.
+      only_continued: Names of fields that must be unset without `init_from`.
+
+    Raises:
+      UserError: Fields of both are set, a new model lacks an architecture, or the loss of a text
+        encoder is set for a frozen one.
+    """
+    if not stage.init_from:
+        for name, expected in (
+            ("unet", "an architecture"),
+            ("text_encoder", "an architecture or the folder of a text encoder"),
+        ):
+            if not getattr(stage, name):
+                raise UserError(
+                    f"{name}: {getattr(stage, name)!r}, expected {expected} (or a model in "
+                    "init_from)"
+                )
+    case, unset = (
+        ("a model in init_from", only_new) if stage.init_from else ("a new model", only_continued)
+    )
+    for name in unset:
+        if value := getattr(stage, name):
+            raise UserError(f"{name}: {value!r}, expected it to be unset for {case}")
+    if stage.text_denoising and not stage.trains_text_encoder:
+        raise UserError(
+            f"text_denoising: {stage.text_denoising}, expected 0 for the frozen text encoder "
+            f"{stage.text_encoder!r}"
         )
 
 

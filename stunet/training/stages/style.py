@@ -2,19 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 
 from stunet.errors import UserError
 from stunet.models.unet_config import UNetConfig
-from stunet.training.initial_model import (
-    check_module_names,
-    check_network,
-    continued_model,
-    read_start_model,
-    with_dtype,
-)
+from stunet.schema import Range, check_fields
+from stunet.training.initial_model import continued_image_model
 from stunet.training.settings import DataFormat, RunConfig
 from stunet.training.stages.stage import Stage, check_init_from, in_trained_part
 from stunet.weights.low_rank import add_adapters, init_adapters
@@ -35,19 +30,18 @@ class Style(Stage):
       sample_prompts: Prompts of the samples drawn during training.
 
     Raises:
-      UserError: `init_from` is empty or `adapter_rank` is negative.
+      UserError: `init_from` is empty or a field has the wrong type or is out of range.
     """
 
     name: ClassVar[str] = "style"
     init_from: str = field()
-    adapter_rank: int = 0
+    adapter_rank: Annotated[int, Range(0, 2**16)] = 0
     frozen: tuple[str, ...] = ()
     sample_prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_fields(self)
         check_init_from(self)
-        if self.adapter_rank < 0:
-            raise UserError(f"adapter_rank: {self.adapter_rank}, expected at least 0")
 
     def architecture(self, start: UNetConfig | None) -> UNetConfig:
         """See `Stage.architecture`."""
@@ -58,11 +52,9 @@ class Style(Stage):
     ) -> ModelFolder:
         """See `Stage.initial_model`."""
         sampled = "sample_prompts" if self.sample_prompts else None
-        start = read_start_model(self.init_from, run, data, sampled, images_only=True)
-        unet = with_dtype(start.model.unet, run)
-        check_network(unet, start.model.text_encoder, None, run, data)
-        check_module_names(self.frozen, start.unet_params, start.folder)
-        return continued_model(self.name, start, unet, start.unet_params, run, data)
+        return continued_image_model(
+            self.name, self.init_from, None, self.frozen, run, data, sampled
+        )
 
     def is_trained(self, path: str) -> bool:
         """Whether a parameter is trained: those of the U-Net are."""

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ from stunet.diffusion import SuperResolution, downsample, upsample
 from stunet.errors import UserError
 from stunet.models.t5 import TextEncoderConfig
 from stunet.models.unet_config import TemporalConfig, UNetConfig
+from stunet.schema import Range
 from stunet.training.initial_model import (
-    cast_frozen_kernels,
     check_module_names,
     check_network,
     continued_model,
@@ -27,12 +27,13 @@ from stunet.training.settings import DataFormat, DiffusionConfig, RunConfig
 from stunet.training.stages.stage import (
     SampleTools,
     Stage,
+    check_new_or_continued,
     check_trained_part,
     in_trained_part,
 )
-from stunet.weights.inflation import inflate
+from stunet.weights.inflation import with_new_parameters
 from stunet.weights.model_folder import ModelFolder
-from stunet.weights.trees import Tree
+from stunet.weights.trees import Tree, cast_spatial_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,11 @@ class SpatialSuperResolution(Stage):
     Attributes:
       super_resolution: Enlargement factor, augmentation noise and residual scale.
       temporal: Temporal modules to add.
-      init_from: Super-resolution model of images to inflate. "" trains a new model and its text
-        encoder.
+      init_from: Super-resolution model of images to inflate. "" trains a new model.
       unet: Architecture of a new U-Net, None with `init_from`.
       text_encoder: Architecture of a new text encoder, None with `init_from`. A tokenizer with its
-        `vocab_size` is trained on the captions.
+        `vocab_size` is trained on the captions. Or the folder of a text encoder, which stays
+        frozen.
       text_denoising: Weight of `text_denoising_loss` for a new text encoder.
       trained: With `init_from`, "added" trains the temporal modules, "unet" all of the U-Net.
       frozen: Names of U-Net modules of `init_from` that are not trained even if `trained` includes
@@ -65,25 +66,18 @@ class SpatialSuperResolution(Stage):
     temporal: TemporalConfig
     init_from: str = ""
     unet: UNetConfig | None = None
-    text_encoder: TextEncoderConfig | None = None
-    text_denoising: float = 0.0
+    text_encoder: TextEncoderConfig | str | None = None
+    text_denoising: Annotated[float, Range(0)] = 0.0
     trained: Literal["added", "unet"] = "added"
     frozen: tuple[str, ...] = ()
     frozen_dtype: Literal["float32", "bfloat16"] | None = None
-    sample_videos: int = 2
+    sample_videos: Annotated[int, Range(0, 1000)] = 2
 
     def __post_init__(self):
-        if self.init_from:
-            self._check_unset("a model in init_from", "unet", "text_encoder", "text_denoising")
-        else:
-            for name in ("unet", "text_encoder"):
-                if getattr(self, name) is None:
-                    raise UserError(
-                        f"{name}: None, expected an architecture (or a model in init_from)"
-                    )
-            self._check_unset("a new model", "frozen", "frozen_dtype")
-            if self.trained != "added":
-                raise UserError(f"trained: {self.trained!r}, expected 'added' for a new model")
+        only_new = ("unet", "text_encoder", "text_denoising")
+        check_new_or_continued(self, only_new, ("frozen", "frozen_dtype"))
+        if not self.init_from and self.trained != "added":
+            raise UserError(f"trained: {self.trained!r}, expected 'added' for a new model")
         check_trained_part(self.trained, self.frozen_dtype)
 
     def check_data(self, data: DataFormat) -> None:
@@ -114,17 +108,18 @@ class SpatialSuperResolution(Stage):
             raise UserError(
                 f"init_from: {start.folder} is a model of videos, expected one of images"
             )
-        images = with_dtype(start.model.unet, run)
-        unet = self.architecture(images)
+        unet = self.architecture(with_dtype(start.model.unet, run))
         check_network(unet, start.model.text_encoder, self.super_resolution, run, data)
-        unet, params = inflate(start.unet_params, images, self.temporal, jax.random.key(run.seed))
+        params = with_new_parameters(start.unet_params, unet)
         check_module_names(self.frozen, params, start.folder)
-        params = cast_frozen_kernels(self.frozen_dtype, params)
+        params = cast_spatial_kernels(self.frozen_dtype, params)
         return continued_model(self.name, start, unet, params, run, data, self.super_resolution)
 
     def is_trained(self, path: str) -> bool:
-        """Whether a parameter is trained: all are in a new model."""
-        return not self.init_from or in_trained_part(path, self.trained, self.frozen)
+        """Whether a parameter is trained: all are in a new model, except a frozen text encoder."""
+        if self.init_from:
+            return in_trained_part(path, self.trained, self.frozen)
+        return self.trains_text_encoder or in_trained_part(path, "unet")
 
     def loss(
         self, networks: Networks, diffusion: DiffusionConfig, params: Tree, batch: Batch, seed: int
@@ -151,8 +146,3 @@ class SpatialSuperResolution(Stage):
         low = downsample(videos, factor)
         enlarged = tools.upscale(low, captions)
         return captions, np.concatenate([upsample(low, factor), enlarged], axis=2)
-
-    def _check_unset(self, case: str, *names: str) -> None:
-        for name in names:
-            if value := getattr(self, name):
-                raise UserError(f"{name}: {value!r}, expected it to be unset for {case}")

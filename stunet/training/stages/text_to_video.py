@@ -4,14 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-import jax
-
 from stunet.errors import UserError
 from stunet.models.unet_config import TemporalConfig, UNetConfig
 from stunet.schema import to_dict
 from stunet.training.initial_model import (
     StartModel,
-    cast_frozen_kernels,
     check_module_names,
     check_network,
     continued_model,
@@ -25,9 +22,9 @@ from stunet.training.stages.stage import (
     check_trained_part,
     in_trained_part,
 )
-from stunet.weights.inflation import inflate
+from stunet.weights.inflation import with_new_parameters
 from stunet.weights.model_folder import ModelFolder
-from stunet.weights.trees import flatten
+from stunet.weights.trees import cast_spatial_kernels, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +68,11 @@ class TextToVideo(Stage):
         sampled = "sample_prompts" if self.sample_prompts else None
         start = read_start_model(self.init_from, run, data, sampled)
         self._check_temporal(start)
-        unet, params = with_dtype(self.architecture(start.model.unet), run), start.unet_params
+        unet = with_dtype(self.architecture(start.model.unet), run)
         check_network(unet, start.model.text_encoder, None, run, data)
-        if start.model.unet.temporal is None:
-            images = with_dtype(start.model.unet, run)
-            unet, params = inflate(params, images, self.temporal, jax.random.key(run.seed))
+        params = with_new_parameters(start.unet_params, unet)
         check_module_names(self.frozen, params, start.folder)
-        params = cast_frozen_kernels(self.frozen_dtype, params)
+        params = cast_spatial_kernels(self.frozen_dtype, params)
         return continued_model(self.name, start, unet, params, run, data)
 
     def is_trained(self, path: str) -> bool:

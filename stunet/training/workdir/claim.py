@@ -4,21 +4,28 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from stunet.errors import UserError
+from stunet.paths import AnyPath, is_remote
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
-    """Locks an existing folder against other processes that claim it.
+def claim_folder(folder: AnyPath) -> Iterator[None]:
+    """Locks a folder against other processes that claim it.
 
-    The lock ends with the block, and with the process if it is killed. File systems without locks
-    (some network file systems) lock nothing.
+    A folder on disk has to exist. Its lock ends with the block, and with the process if it is
+    killed. File systems without locks (some network file systems) lock nothing. A folder in a
+    bucket is claimed by a lease that expires (`stunet.training.workdir.lease`).
 
     Raises:
       UserError: another process has claimed the folder.
     """
+    if is_remote(folder):
+        from stunet.training.workdir.lease import hold_lease  # needs the extra `gcs`
+
+        with hold_lease(folder):
+            yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -1,0 +1,1 @@
+"""What a training run logs: metrics, telemetry, TensorBoard, traces."""

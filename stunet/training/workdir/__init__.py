@@ -1,0 +1,1 @@
+"""The folder of a run: claim, checkpoints, models, and what may change on resuming."""
