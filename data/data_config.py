@@ -102,9 +102,26 @@ class DataConfig(abc.ABC):
           `[num_frames, resolution, resolution, 3]`, float32 in [-1, 1] or uint8.
         """
 
+    def draw(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        """Draws an example of a record.
+
+        Args:
+          record: A record of the dataset.
+          rng: Source of all random choices; it differs per example.
+
+        Returns:
+          The clip as `decode` returns it, cropped to `crop`; and one of its captions.
+        """
+        video = self.decode_crop(record, rng)
+        texts = split_captions(record)
+        return video, texts[int(rng.integers(len(texts))) if len(texts) > 1 else 0]
+
     def decode_crop(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """Returns the clip of a record, cropped to `crop` at random; see `decode`."""
-        video = self.decode(record, rng)
+        return self.crop_video(self.decode(record, rng), rng)
+
+    def crop_video(self, video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns a random crop of a clip; the whole clip if `crop` is None."""
         top, left, height, width = self.draw_crop(rng)
         return video[:, top : top + height, left : left + width]
 

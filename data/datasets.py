@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.data_config import DataConfig
+from data.emoji.emoji_builder import EmojiConfig
 from data.moving_shapes.moving_shapes_builder import MovingShapesConfig
 from data.ucf101.ucf101_builder import Ucf101Config
 from data.video_folder.video_folder_builder import VideoFolderConfig
@@ -18,6 +19,7 @@ from stunet.schema import from_dict
 
 DATASETS: dict[str, type[DataConfig]] = {
     "moving_shapes": MovingShapesConfig,
+    "emoji": EmojiConfig,
     "video_folder": VideoFolderConfig,
     "ucf101": Ucf101Config,
 }

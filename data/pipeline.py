@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data.data_config import DataConfig, Record, split_captions
+from data.data_config import DataConfig, Record
 from data.datasets import DATASETS, parse_config
 from data.parts import BuildParts, build_locally
 from data.preparation import quiet_resource_tracker, start_reader
@@ -223,14 +223,8 @@ def _example(config: DataConfig, source: Sequence[Record], position: int) -> dic
     record = source[int(_order(config.seed, epoch, len(source))[rank])]
     rng = np.random.default_rng((config.seed, 1, position))
     dropped = rng.random() < config.caption_dropout
-    video = config.decode_crop(record, rng)
-    texts = split_captions(record)
-    choice = int(rng.integers(len(texts))) if len(texts) > 1 else 0
-    return {
-        "video": video,
-        "caption": "" if dropped else texts[choice],
-        "position": position,
-    }
+    video, caption = config.draw(record, rng)
+    return {"video": video, "caption": "" if dropped else caption, "position": position}
 
 
 @functools.lru_cache(maxsize=4)  # around the end of an epoch, threads read from two orders

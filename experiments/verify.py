@@ -10,8 +10,9 @@ Files without a checksum, such as logs and files of older versions, are counted 
 
 import os
 import posixpath
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from absl import flags
 from tqdm import tqdm
@@ -21,8 +22,11 @@ from stunet.checksums import CHECKSUMS, check_files, read_checksums
 from stunet.errors import BucketError, UserError, run_command
 from stunet.paths import AnyPath, is_remote, list_objects, user_path
 from stunet.text_states import DESCRIPTION, open_text_states
+from stunet.training.workdir.checkpoint_tensors import check_checkpoint
 
 FLAGS = flags.FlagValues()
+
+Check = Callable[[AnyPath, Callable[[int], object]], Collection[str]]  # returns compared files
 
 
 def main(argv: list[str]) -> int:
@@ -49,19 +53,17 @@ def verify(root: AnyPath) -> int:
     covered: set[str] = set()
     damaged = 0
     with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, leave=False) as bar:
-        for folder, is_text_states in _folders(sizes):
+        for folder, check in _folders(sizes):
             path = root / folder
             try:
-                if is_text_states:
-                    names = _check_text_states(path)
-                else:
-                    names = read_checksums(path).keys()
-                    check_files(path, progress=bar.update)
+                names = check(path, bar.update)
             except BucketError:
                 raise
             except UserError as error:
                 damaged += 1
                 bar.write(f"damaged: {error}", file=sys.stderr)
+                continue
+            if not names:
                 continue
             found = {posixpath.join(folder, name) for name in names}
             covered |= found
@@ -75,18 +77,35 @@ def verify(root: AnyPath) -> int:
     return 2 if damaged else 0
 
 
-def _folders(names: dict[str, int]) -> Iterator[tuple[str, bool]]:
-    """Yields the folders with checksums, and whether their checksums are those of text states."""
+def _folders(names: Collection[str]) -> Iterator[tuple[str, Check]]:
+    """Yields the folders that have checksums, or should have, and how to compare their files."""
     for name in sorted(names):
         folder, file = posixpath.split(name)
-        if file in (CHECKSUMS, DESCRIPTION):
-            yield folder, file == DESCRIPTION
+        if file == CHECKSUMS:
+            yield folder, _check_files
+        elif file == DESCRIPTION:
+            yield folder, _check_text_states
+        elif (step := re.fullmatch(r"((?:.*/)?\d+)/data/metadata", name)) and (
+            f"{step[1]}/{CHECKSUMS}" not in names
+        ):
+            yield step[1], _check_lost_checksums
 
 
-def _check_text_states(folder: AnyPath) -> list[str]:
-    """Compares all states of a folder, and returns the names of its files."""
+def _check_files(folder: AnyPath, progress: Callable[[int], object]) -> Collection[str]:
+    check_files(folder, progress=progress)
+    return read_checksums(folder).keys()
+
+
+def _check_text_states(folder: AnyPath, progress: Callable[[int], object]) -> Collection[str]:
     states = open_text_states(folder)
-    return states.check() if states.has_checksums else []
+    return states.check() if states.has_checksums else ()
+
+
+def _check_lost_checksums(
+    checkpoint: AnyPath, progress: Callable[[int], object]
+) -> Collection[str]:
+    check_checkpoint(checkpoint)
+    return ()
 
 
 def _list_files(root: AnyPath) -> dict[str, int]:

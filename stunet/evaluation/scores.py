@@ -34,6 +34,32 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, float(distance))  # rounding may make it negative for equal sets
 
 
+def polynomial_mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the squared MMD with the kernel (x . y / D + 1)^3 (1801.01401, eq. 4).
+
+    The estimate is unbiased, so that sets of different size are comparable; it can be negative.
+
+    Args:
+      a: Features `[N, D]`.
+      b: Features `[M, D]`.
+
+    Raises:
+      UserError: a set has fewer than two clips.
+    """
+    if min(len(a), len(b)) < 2:
+        raise UserError(f"MMD: sets of {len(a)} and {len(b)} clips, expected 2 or more")
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def mean_of_pairs(x: np.ndarray) -> float:
+        values = kernel(x, x)
+        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
+
+    return float(mean_of_pairs(a) + mean_of_pairs(b) - 2 * kernel(a, b).mean())
+
+
 def inception_score(
     probabilities: np.ndarray, splits: int = 10, seed: int = 0
 ) -> tuple[float, float]:

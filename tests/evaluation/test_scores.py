@@ -3,7 +3,7 @@ import pytest
 from scipy import linalg
 
 from stunet.errors import UserError
-from stunet.evaluation.scores import frechet_distance, inception_score
+from stunet.evaluation.scores import frechet_distance, inception_score, polynomial_mmd
 
 
 def whitened(count, dim, seed):
@@ -50,6 +50,23 @@ def test_equal_sets_and_too_few():
     assert 0 <= frechet_distance(a, a) < 1e-9
     with pytest.raises(UserError, match=r"30 and 1 clips, expected 2"):
         frechet_distance(a, a[:1])
+
+
+def test_mmd_of_a_closed_form():
+    """One feature."""
+    a, b = np.array([[1.0], [-1.0], [0.0]]), np.array([[0.0], [0.0]])
+    # Pairs within a: (1 * -1 + 1)^3 = 0 once, (0 + 1)^3 = 1 twice.
+    assert polynomial_mmd(a, b) == pytest.approx(2 / 3 + 1 - 2)
+    shifted = np.array([[2.0], [2.0]])
+    assert polynomial_mmd(shifted, b) == pytest.approx(125 + 1 - 2)
+    with pytest.raises(UserError, match="3 and 1 clips"):
+        polynomial_mmd(a, b[:1])
+
+
+def test_mmd_is_unbiased():
+    rng = np.random.default_rng(5)
+    values = [polynomial_mmd(*rng.standard_normal((2, 10, 6))) for _ in range(400)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
 def test_inception_score_of_closed_forms():

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stunet.checksums import CHECKSUMS, read_checksums
+from experiments.verify import verify
+from stunet.checksums import CHECKSUMS, DamageError, read_checksums
 from stunet.errors import UserError
 from stunet.training.settings import OptimizerConfig
 from stunet.training.step import init_state, make_optimizer
+from stunet.training.workdir.checkpoint_tensors import open_averages
 from stunet.training.workdir.checkpoints import Checkpoints, DataState
 
 
@@ -250,6 +252,9 @@ def test_the_metadata_without_a_checksum_do_not_affect_what_is_restored(workdir,
 def test_damaged_checksums_fall_back(workdir, missing):
     path = workdir / "checkpoints" / "16" / CHECKSUMS
     path.unlink() if missing else flip(path, 30)
+    assert verify(workdir) == 2
+    with pytest.raises(DamageError, match=CHECKSUMS):
+        open_averages(path.parent)
     restored, lines = restore(workdir)
     assert_is(restored, 12)
     assert CHECKSUMS in lines[0] and len(lines) == 2
@@ -263,6 +268,8 @@ def test_checkpoints_of_older_versions_have_no_checksums(workdir, damaged):
     data.write_text(json.dumps({"position": 32, "fingerprint": "dataset"}))
     if damaged:
         damage(folder, "truncated")
+    else:
+        open_averages(folder)
     restored, lines = restore(workdir)
     assert_is(restored, 12 if damaged else 16)
     assert f"{folder}: " in lines[0]

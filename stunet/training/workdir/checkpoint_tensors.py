@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stunet.checksums import check_files, report_unchecked
+from stunet.checksums import CHECKSUMS, DamageError, check_files, report_unchecked
 from stunet.errors import UserError
+from stunet.files import read_json
 from stunet.paths import AnyPath, absolute
 from stunet.weights.safetensors_io import split_into_shards
 from stunet.weights.trees import Tree, flatten, is_added, unflatten
@@ -16,6 +17,7 @@ from stunet.weights.trees import Tree, flatten, is_added, unflatten
 # Parameters are read in groups of this size, because Orbax parses the metadata of all parameters
 # whenever it reads some.
 GROUP_BYTES = 10**9
+HAS_CHECKSUMS = "has_checksums"  # in the data of a checkpoint; older versions wrote none
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,33 @@ def complete_steps(workdir: AnyPath) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def check_checkpoint(checkpoint: AnyPath, share: slice = slice(None)) -> bool:
+    """Compares the files of a checkpoint with their checksums.
+
+    Args:
+      checkpoint: Folder of a complete checkpoint, `WORKDIR/checkpoints/STEP`.
+      share: Selects files; see `check_files`.
+
+    Returns:
+      Whether it has checksums. Those of older versions have none.
+
+    Raises:
+      DamageError: A file is missing or damaged, maybe the checksums themselves.
+      UserError: A file or the bucket cannot be read now.
+    """
+    if check_files(checkpoint, share=share):
+        return True
+    try:
+        data = read_json(checkpoint / "data" / "metadata")
+    except UserError:  # whoever reads the checkpoint reports it
+        return False
+    if data.get(HAS_CHECKSUMS):
+        raise DamageError(
+            f"{checkpoint / CHECKSUMS}: missing, but the checkpoint was written with checksums"
+        )
+    return False
+
+
 def open_averages(checkpoint: AnyPath) -> Tree:
     """Opens the averaged parameters of a checkpoint, of which one group is in memory at a time.
 
@@ -99,7 +128,7 @@ def open_averages(checkpoint: AnyPath) -> Tree:
       UserError: The checkpoint is damaged; also raised when a tensor is read.
     """
     checkpoint = absolute(checkpoint)
-    if not check_files(checkpoint):
+    if not check_checkpoint(checkpoint):
         report_unchecked(checkpoint)
     reader = _GroupReader(checkpoint / "state")
     shapes = reader.shapes()

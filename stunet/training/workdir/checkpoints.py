@@ -14,16 +14,16 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from stunet.checksums import CHECKSUMS, DamageError, check_files, write_checksums
+from stunet.checksums import CHECKSUMS, DamageError, write_checksums
 from stunet.cluster import agree, all_processes_agree, is_first_process, run_on_first_process
 from stunet.errors import UserError, writing
 from stunet.paths import AnyPath, absolute, is_remote
 from stunet.training.step import TrainState
 from stunet.training.workdir import checkpoint_markers
+from stunet.training.workdir.checkpoint_tensors import HAS_CHECKSUMS, check_checkpoint
 from stunet.weights.trees import compare_shapes
 
 _STEP_METADATA = "_CHECKPOINT_METADATA"  # written after the checksums, and not used
-_HAS_CHECKSUMS = "has_checksums"  # in the data of a checkpoint; older versions wrote none
 
 
 class DataState(NamedTuple):
@@ -113,7 +113,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state._asdict()),
-                    data=ocp.args.JsonSave({**data._asdict(), _HAS_CHECKSUMS: True}),
+                    data=ocp.args.JsonSave({**data._asdict(), HAS_CHECKSUMS: True}),
                 ),
             )
         self._steps.append(step)
@@ -232,7 +232,7 @@ class Checkpoints:
         """Compares this process's share of a checkpoint's files with their checksums."""
         share = slice(jax.process_index(), None, jax.process_count())
         try:
-            check_files(self.folder / str(step), share=share)
+            check_checkpoint(self.folder / str(step), share)
         except DamageError as error:
             return str(error)
         return None
@@ -246,10 +246,8 @@ class Checkpoints:
         folder = self.folder / str(step)
         data = self._handlers["data"].restore(folder / "data", args=ocp.args.JsonRestore())
         if not (folder / CHECKSUMS).exists():
-            if data.get(_HAS_CHECKSUMS):
-                raise FileNotFoundError(f"no {CHECKSUMS}")
             report(f"{folder}: not covered by checksums, damage would not be noticed")
-        data.pop(_HAS_CHECKSUMS, None)
+        data.pop(HAS_CHECKSUMS, None)
         tree = abstract._asdict()
         restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
         args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)

@@ -42,6 +42,7 @@ FREE = (
 # `initial/` depend on them.
 FIXED = (
     "stage",
+    "seed",  # of new parameters, which every start initialises again if they are frozen
     "unet",
     "temporal",
     "text_encoder",

@@ -1,0 +1,1 @@
+"""The world of animated emoji: Microsoft's Fluent emoji over plain backgrounds."""

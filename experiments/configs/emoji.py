@@ -1,0 +1,127 @@
+"""The emoji models: 16 frames of 32x32 pixels, and super-resolution to 128x128.
+
+npm install --prefix datasets/emoji_packages --ignore-scripts ...   # see docs/emoji.md
+python -m experiments.train --config=experiments/configs/emoji.py:t2i --workdir=runs/emoji/t2i
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import tiny_conditional, tiny_ssr, tiny_t2i, tiny_t2v
+from stunet.errors import UserError
+
+STAGES = ("t2i", "t2v", "conditional", "ssr")  # in order of dependence
+INIT_FROM = {"t2v": "t2i", "conditional": "t2v"}
+WORKDIR = "runs/emoji"
+SAMPLE_PROMPTS = (
+    "a woman with dark skin running on a white background",
+    "a brown horse galloping on a green background",
+    "a whale spouting water on an orange background",
+    "a thumb going up on a blue background",
+    "a butterfly fluttering on a black background",
+    "a face crying loudly on a pink background",
+    "a rocket flying on a purple background",
+    "a flame burning on a grey background",
+)
+
+
+def get_config(stage: str) -> ConfigDict:
+    """Returns the config of a stage.
+
+    Raises:
+      UserError: there is no such stage.
+    """
+    if stage not in STAGES:
+        raise UserError(f"emoji.py:{stage}: unknown stage, expected one of {', '.join(STAGES)}")
+    config = _STAGES[stage]()
+    if stage in INIT_FROM:
+        config.init_from = f"{WORKDIR}/{INIT_FROM[stage]}"
+    return config
+
+
+def _data(num_frames: int, resolution: int) -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "emoji",
+            "source": "datasets/emoji_packages",
+            "data_dir": "datasets",
+            "split": "train",
+            "concepts": ("moving",),
+            "num_frames": num_frames,
+            "resolution": resolution,
+            "frame_size": 48 if resolution == 32 else 256,  # 256 is the size of the files
+            "min_size": 0.8,
+            "fps": 8.0,
+            "seed": 0,
+            "caption_dropout": 0.1,
+            "text_states": False,
+        }
+    )
+
+
+def _t2i() -> ConfigDict:
+    config = tiny_t2i.get_config()
+    config.data = _data(num_frames=1, resolution=32)
+    config.unet.channels = (32, 64, 128, 256)
+    config.unet.layers_per_block = (1, 1, 2, 2)
+    config.unet.attention_levels = (False, False, True, True)
+    config.unet.head_dim = 32
+    config.unet.text_dim = config.unet.cross_attention_dim = 128
+    config.unet.time_embedding_dim = 256
+    config.text_encoder.t5.vocab_size = 1024
+    config.text_encoder.t5.d_model = 128
+    config.text_encoder.t5.d_kv = 32
+    config.text_encoder.t5.d_ff = 256
+    config.text_encoder.max_tokens = 32
+    config.diffusion.schedule.log_snr_shift = -1.5
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.cooldown_steps = 3000
+    config.total_steps = 10_000
+    config.checkpoint_every = 500
+    config.sample_prompts = SAMPLE_PROMPTS
+    return config
+
+
+def _t2v() -> ConfigDict:
+    config = tiny_t2v.get_config()
+    config.data = _data(num_frames=16, resolution=32)
+    config.temporal.resample = (True, True, False)
+    config.temporal.head_dim = 32
+    config.temporal.relative = True
+    config.diffusion.schedule.log_snr_shift = -3.0
+    config.optimizer.name = "muon"
+    config.optimizer.cooldown_steps = 2000
+    config.batch_size = 4
+    config.total_steps = 6000
+    config.checkpoint_every = 500
+    config.sample_prompts = SAMPLE_PROMPTS
+    return config
+
+
+def _conditional() -> ConfigDict:
+    config = tiny_conditional.get_config()
+    config.data = _data(num_frames=16, resolution=32)
+    # As for shapes: the package stores one copy of the position features, and fidelity to known
+    # pixels is decided at less noise than motion.
+    config.frozen = ("position", "position_feed_forward")
+    config.diffusion.schedule.log_snr_shift = -2.0
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.cooldown_steps = 1500
+    config.conditioning.none = 0.25
+    config.conditioning.first_frame = 0.25
+    config.batch_size = 4
+    config.total_steps = 4000
+    return config
+
+
+def _ssr() -> ConfigDict:
+    config = tiny_ssr.get_config()
+    config.data = {**_data(num_frames=8, resolution=128).to_dict(), "crop": 64}
+    config.text_encoder.max_tokens = 32
+    config.total_steps = 3000
+    config.optimizer.cooldown_steps = 1000
+    return config
+
+
+_STAGES = {"t2i": _t2i, "t2v": _t2v, "conditional": _conditional, "ssr": _ssr}
