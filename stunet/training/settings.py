@@ -56,7 +56,7 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    learning_rate: Annotated[float, Range(0, 1e38)] = 1e-4  # fits into float32
+    learning_rate: Annotated[float, Range(0)] = 1e-4
     warmup_steps: Annotated[int, Range(0)] = 100
     cooldown_steps: Annotated[int, Range(0)] = 0
     weight_decay: Annotated[float, Range(0)] = 0.0

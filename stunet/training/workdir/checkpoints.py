@@ -146,22 +146,30 @@ class Checkpoints:
             report(f"{self.folder / str(step)}: incomplete checkpoint")
         damaged = []
         for step in steps:
-            # A request that fails is no damage: it ends all processes.
-            state, reason = None, agree(lambda step=step: self._find_damage(step))
-            if all_processes_agree(reason is None):
+            failure = None
+            with ThreadPoolExecutor(1) as pool:  # compared while it is read
+                comparing = pool.submit(self._find_damage, step)
                 try:
                     with _quiet_failure():
                         self._check_fit(step, abstract)
-                        state, data = self._read(step, abstract, report)
-                except UserError:
-                    raise
+                        state, data = self._read(step, abstract)
                 except Exception as error:  # storage layers raise errors of many types
-                    reason = textwrap.shorten(str(error) or repr(error), 120, placeholder=" ...")
-            if not all_processes_agree(state is not None):
+                    failure = error
+            # A request that fails is no damage: it ends all processes.
+            reason = agree(comparing.result)
+            if all_processes_agree(reason is None) and isinstance(failure, UserError):
+                raise failure
+            if failure is not None:
+                text = str(failure) or repr(failure)
+                reason = reason or textwrap.shorten(text, 120, placeholder=" ...")
+            if not all_processes_agree(reason is None):
                 reason = reason or "in another process"
                 report(f"{self.folder / str(step)}: unreadable checkpoint ({reason})")
                 damaged.append(step)
                 continue
+            folder = self.folder / str(step)
+            if not (folder / CHECKSUMS).exists():
+                report(f"{folder}: not covered by checksums, damage would not be noticed")
             if incomplete or damaged:
                 report(f"falling back to the checkpoint of step {step}")
             # Not before another one was restored: otherwise the next start would train from
@@ -237,16 +245,12 @@ class Checkpoints:
             return str(error)
         return None
 
-    def _read(
-        self, step: int, abstract: TrainState, report: Callable[[str], None]
-    ) -> tuple[TrainState, DataState]:
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, DataState]:
         # By the handlers, because the manager synchronises processes after reading. A process
         # that failed to read would not arrive there but in another collective, which over Gloo
         # ends all processes.
         folder = self.folder / str(step)
         data = self._handlers["data"].restore(folder / "data", args=ocp.args.JsonRestore())
-        if not (folder / CHECKSUMS).exists():
-            report(f"{folder}: not covered by checksums, damage would not be noticed")
         data.pop(HAS_CHECKSUMS, None)
         tree = abstract._asdict()
         restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
