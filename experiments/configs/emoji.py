@@ -61,8 +61,8 @@ def _data(num_frames: int, resolution: int) -> ConfigDict:
 def _t2i() -> ConfigDict:
     config = tiny_t2i.get_config()
     config.data = _data(num_frames=1, resolution=32)
-    config.unet.channels = (32, 64, 128, 256)
-    config.unet.layers_per_block = (1, 1, 2, 2)
+    config.unet.channels = (32, 64, 128, 192)
+    config.unet.layers_per_block = (1, 1, 1, 2)
     config.unet.attention_levels = (False, False, True, True)
     config.unet.head_dim = 32
     config.unet.text_dim = config.unet.cross_attention_dim = 128
@@ -74,7 +74,8 @@ def _t2i() -> ConfigDict:
     config.text_encoder.max_tokens = 32
     config.diffusion.schedule.log_snr_shift = -1.5
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 2e-3
+    config.batch_size = 16
     config.optimizer.cooldown_steps = 3000
     config.total_steps = 10_000
     config.checkpoint_every = 500
