@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from stunet.errors import UserError
-from stunet.paths import user_path
+from stunet.paths import AnyPath, check_outputs, user_path
 from stunet.schema import MAX_SEED
 
 MAX_CLIPS = 100_000  # of a measurement, all in memory
@@ -80,6 +80,23 @@ def read_flags(
         raise UserError(f"--config: no field to override: {name}{hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def read_input_and_output(
+    flag_values: flags.FlagValues, argv: list[str], doc: str
+) -> tuple[AnyPath, AnyPath]:
+    """Parses the command line of a program that converts one file: INPUT OUTPUT.
+
+    Raises:
+      UserError: there are other arguments, or both are the same file.
+    """
+    arguments: list[str] = []
+    read_flags(flag_values, argv, doc, unknown=arguments)
+    if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
+        raise UserError(f"{' '.join(arguments) or 'no arguments'}: expected an input and an output")
+    source, out = map(user_path, arguments)
+    check_outputs([("OUTPUT", out)], [("INPUT", source)])
+    return source, out
 
 
 def _check_values(flag_values: flags.FlagValues) -> None:

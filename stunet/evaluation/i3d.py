@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from stunet.evaluation.batch_norm import BatchNorm
 from stunet.evaluation.features import Extractor, Resize
 from stunet.evaluation.torch_weights import (
     leading_size,
@@ -30,7 +31,6 @@ from stunet.paths import AnyPath, user_path
 RESOLUTION = 224  # yields 7x7 positions
 MIN_FRAMES = 9  # fewer yield less than 2 time steps
 STEM, CLASSES = 64, 400
-EPSILON = 1e-3  # of batch normalisation
 
 # Widths of the four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after pooling.
 _MODULES = {
@@ -54,20 +54,6 @@ _ORIGIN_HINTS = {
 }
 
 
-class _Norm(nn.Module):
-    """Batch normalisation with running statistics."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
-        weight = self.param("weight", ones, shape)
-        bias = self.param("bias", zeros, shape)
-        mean = self.param("running_mean", zeros, shape)
-        variance = self.param("running_var", ones, shape)
-        scale = weight * jax.lax.rsqrt(variance + EPSILON)
-        return x * scale + (bias - mean * scale)
-
-
 class _Unit(nn.Module):
     """Convolution, normalisation, ReLU."""
 
@@ -80,7 +66,7 @@ class _Unit(nn.Module):
         x = nn.Conv(self.features, (self.kernel,) * 3, self.stride, use_bias=False, name="conv3d")(
             x
         )
-        return nn.relu(_Norm(name="bn")(x))
+        return nn.relu(BatchNorm(name="bn")(x))
 
 
 class _Mixed(nn.Module):

@@ -115,5 +115,5 @@ def test_code_in_a_checkpoint_is_not_run(executed, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("arguments", [[], ["one"], ["one", "two", "three"], ["--x=1", "two"]])
 def test_wrong_arguments(arguments):
-    with pytest.raises(UserError, match="checkpoint and an output"):
+    with pytest.raises(UserError, match="an input and an output"):
         import_i3d.main(["import_i3d", *arguments])
