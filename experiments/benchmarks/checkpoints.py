@@ -1,12 +1,16 @@
-"""Measures how long checkpoints take: to save, to compare with their checksums, and to restore.
+"""Measures how long checkpoints take: to save, and to restore with and without checksums.
 
-    python -m experiments.benchmarks.checkpoints --gigabytes=1 --repeats=3 --folder=/data/tmp
+    python -m experiments.benchmarks.checkpoints --gigabytes=1 --repeats=5 --folder=/data/tmp
 
 Writes random parameters with their averages and a momentum to a new folder in --folder, and deletes
-it. "compare" is the part of "restore" in which the files are read for their checksums. Prints the
-fastest of the repetitions.
+it. Checkpoints are restored twice in turn; the second one of each pair has no checksums, like those
+of older versions. --cold drops the page cache before each restore (Linux, as root). Prints the
+fastest and the median of the repetitions.
 """
 
+import json
+import os
+import statistics
 import sys
 import tempfile
 import time
@@ -18,9 +22,10 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.common.program_flags import read_flags
-from stunet.checksums import check_files
-from stunet.errors import run_command
+from stunet.checksums import CHECKSUMS
+from stunet.errors import UserError, run_command
 from stunet.training.step import TrainState
+from stunet.training.workdir.checkpoint_tensors import HAS_CHECKSUMS
 from stunet.training.workdir.checkpoints import Checkpoints, DataState
 
 FLAGS = flags.FlagValues()
@@ -30,6 +35,9 @@ _REPEATS = flags.DEFINE_integer(
 )
 _FOLDER = flags.DEFINE_string(
     "folder", None, "write there; default: the system's temporary folder", flag_values=FLAGS
+)
+_COLD = flags.DEFINE_bool(
+    "cold", False, "read from the disk instead of the page cache", flag_values=FLAGS
 )
 _ARRAYS = 16
 
@@ -41,7 +49,8 @@ def main(argv: list[str]) -> None:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    seconds: dict[str, list[float]] = {"save": [], "compare": [], "restore": []}
+    names = ("save", "restore", "restore without checksums")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
         for step in tqdm(range(1, _REPEATS.value + 1), desc="checkpoints", leave=False):
             checkpoints = Checkpoints(Path(folder), keep=1)
@@ -49,16 +58,40 @@ def main(argv: list[str]) -> None:
             checkpoints.save(state._replace(step=jnp.int32(step)), DataState(step))
             checkpoints.wait()
             seconds["save"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            check_files(checkpoints.folder / str(step))
-            seconds["compare"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            jax.block_until_ready(checkpoints.restore(abstract, print))
-            seconds["restore"].append(time.perf_counter() - start)
+            for name in names[1:]:
+                if _COLD.value:
+                    drop_page_cache()
+                start = time.perf_counter()
+                jax.block_until_ready(checkpoints.restore(abstract, lambda line: None))
+                seconds[name].append(time.perf_counter() - start)
+                remove_checksums(checkpoints.folder / str(step))
             checkpoints.close()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    fastest = ", ".join(f"{name} {min(values):.2f} s" for name, values in seconds.items())
-    print(f"{size / 1e9:.2f} GB: {fastest}")
+    print(f"{size / 1e9:.2f} GB:")
+    for name, values in seconds.items():
+        print(f"  {name:26} {min(values):.2f} s, median {statistics.median(values):.2f} s")
+
+
+def remove_checksums(checkpoint: Path) -> None:
+    """Makes a checkpoint one of an older version."""
+    (checkpoint / CHECKSUMS).unlink(missing_ok=True)
+    path = checkpoint / "data" / "metadata"
+    data = json.loads(path.read_text())
+    data.pop(HAS_CHECKSUMS, None)
+    path.write_text(json.dumps(data))
+
+
+def drop_page_cache() -> None:
+    """Drops the system's page cache.
+
+    Raises:
+      UserError: the system is not Linux, or the user is not root.
+    """
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError as error:
+        raise UserError(f"--cold: the page cache cannot be dropped ({error.strerror})") from error
 
 
 def random_state(nbytes: int) -> TrainState:
