@@ -19,9 +19,9 @@ from stunet.schema import from_dict
 
 DATASETS: dict[str, type[DataConfig]] = {
     "moving_shapes": MovingShapesConfig,
-    "emoji": EmojiConfig,
     "video_folder": VideoFolderConfig,
     "ucf101": Ucf101Config,
+    "emoji": EmojiConfig,
 }
 
 

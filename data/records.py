@@ -90,13 +90,28 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
                 raise
 
 
-@contextlib.contextmanager
-def silence_config_warning() -> Iterator[None]:
-    """Silences the warning of TFDS about builder configs that are not in `BUILDER_CONFIGS`."""
+def make_builder(
+    kind: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, data_dir: str
+) -> tfds.core.DatasetBuilder:
+    """Returns a TFDS builder. A built dataset is compared with its checksums before.
+
+    Args:
+      kind: Class of the builder.
+      config: Its config.
+      data_dir: Folder of datasets, on disk or in a bucket.
+
+    Raises:
+      UserError: the dataset is damaged.
+    """
+    root = user_path(data_dir)
+    folder = root / kind.name / config.name / str(kind.VERSION)
+    if is_remote(folder) or folder.is_dir():
+        check_dataset(folder)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of configs that are not in BUILDER_CONFIGS
     try:
-        yield
+        with reporting_damage(folder):  # the constructor reads the description of the dataset
+            return kind(config=config, data_dir=str(root), file_format="array_record")
     finally:
         logging.set_verbosity(verbosity)
 

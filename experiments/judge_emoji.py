@@ -31,7 +31,7 @@ import stunet
 from data.data_config import Record
 from data.emoji.composition import plain_layout
 from data.emoji.emoji_builder import EmojiConfig
-from data.emoji.judge import agreement, recognise
+from data.emoji.recognition import agreement, recognise
 from data.emoji.vocabulary import Emoji, motions, plain_caption
 from data.pipeline import parse_config, prepare
 from data.records import read

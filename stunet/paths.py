@@ -72,10 +72,13 @@ def output_file(text: str) -> AnyPath:
     """Returns the path of a file to write that a user wrote, on disk or in a bucket.
 
     Raises:
-      UserError: As `user_path`, or the path is that of a folder ("new/", ".."), or the name has
-        nothing before its ending ("..mp4").
+      UserError: As `user_path`, or the path is that of a folder ("new/", ".."), the name has
+        nothing before its ending ("..mp4"), or a line break, which would split the lines that
+        commands print.
     """
     path = user_path(text)
+    if text.splitlines() not in ([], [text]):
+        raise UserError(f"{' '.join(text.splitlines())}: contains a line break, expected a path")
     if text.endswith(("/", "/.")) or not path.stem.strip("."):
         raise UserError(f"{text}: not the name of a file, expected one such as video.mp4")
     return path

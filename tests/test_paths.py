@@ -219,6 +219,13 @@ def test_paths_that_are_no_file_to_write(text):
         paths.output_file(text)
 
 
+@pytest.mark.parametrize("text", ["a\nb.mp4", "b.mp4\n", "new\r/b.mp4", "a\u2028.mp4"])
+def test_outputs_have_names_of_one_line(text):
+    with pytest.raises(UserError, match="line break") as error:
+        paths.output_file(text)
+    assert "\n" not in str(error.value)
+
+
 def test_outputs_are_other_files_than_each_other_and_the_inputs(tmp_path):
     clip, link = tmp_path / "clip.mp4", tmp_path / "link.mp4"
     link.symlink_to(clip)

@@ -15,9 +15,8 @@ from data.emoji.composition import Layout, compose, draw_layout, shrink
 from data.emoji.packages import EmojiFiles, find_emoji
 from data.emoji.vocabulary import Emoji, all_captions, draw_caption, select_concepts
 from data.preparation import available_cores
-from data.records import progress, silence_config_warning
+from data.records import make_builder, progress
 from stunet.errors import UserError
-from stunet.paths import user_path
 from stunet.schema import Range
 
 SPLITS = ("train", "heldout")
@@ -57,10 +56,7 @@ class EmojiConfig(TfdsDataConfig):
         """Returns the TFDS builder."""
         size = self.frame_size or self.resolution
         config = EmojiBuilderConfig(name=f"{size}px", frame_size=size, source=self.source)
-        with silence_config_warning():
-            return FluentEmoji(
-                config=config, data_dir=str(user_path(self.data_dir)), file_format="array_record"
-            )
+        return make_builder(FluentEmoji, config, self.data_dir)
 
     def emoji(self) -> list[Emoji]:
         """Returns the emoji of the split, in the order of its records, of all concepts."""

@@ -10,9 +10,8 @@ import tensorflow_datasets as tfds
 from data.data_config import Record, TfdsDataConfig
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.moving_shapes.vocabulary import MOTIONS, Attributes, caption, draw_attributes
-from data.records import progress, silence_config_warning
+from data.records import make_builder, progress
 from stunet.errors import UserError
-from stunet.paths import user_path
 from stunet.schema import Range
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
@@ -52,10 +51,7 @@ class MovingShapesConfig(TfdsDataConfig):
         config = MovingShapesBuilderConfig(
             name=f"n{self.num_examples}", num_examples=self.num_examples
         )
-        with silence_config_warning():
-            return MovingShapes(
-                config=config, data_dir=str(user_path(self.data_dir)), file_format="array_record"
-            )
+        return make_builder(MovingShapes, config, self.data_dir)
 
     def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """Renders a record: a window of its clip, or one frame at a random time."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.emoji.judge import agreement, recognise
+from data.emoji.recognition import agreement, recognise
 from data.emoji.vocabulary import Emoji
 from experiments.judge_emoji import draw_emoji, motion_energy
 
