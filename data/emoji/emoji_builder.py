@@ -15,7 +15,7 @@ from data.emoji.composition import Layout, compose, draw_layout, shrink
 from data.emoji.packages import EmojiFiles, find_emoji
 from data.emoji.vocabulary import Emoji, all_captions, draw_caption, select_concepts
 from data.preparation import available_cores
-from data.records import make_builder, progress
+from data.records import make_builder, progress, read
 from stunet.errors import UserError
 from stunet.schema import Range
 
@@ -59,8 +59,14 @@ class EmojiConfig(TfdsDataConfig):
         return make_builder(FluentEmoji, config, self.data_dir)
 
     def emoji(self) -> list[Emoji]:
-        """Returns the emoji of the split, in the order of its records, of all concepts."""
-        return read_index(self.make_builder(), self.split)
+        """Returns the emoji of the split, in the order of its records, of all concepts.
+
+        Raises:
+          UserError: the dataset has not been built, or has no such split.
+        """
+        builder = self.make_builder()
+        read(builder, self.split)
+        return read_index(builder, self.split)
 
     def select_records(self, records: Sequence[Record]) -> Sequence[Record]:
         """Returns the records of `concepts`, repeated so that rare concepts are drawn as well."""
@@ -78,10 +84,18 @@ class EmojiConfig(TfdsDataConfig):
         return [text for emoji in self._selected().values() for text in all_captions(emoji)]
 
     def _selected(self) -> dict[int, Emoji]:
-        """Returns the emoji of `concepts` by the position of their records."""
-        index = dict(enumerate(self.emoji()))
-        selected = select_concepts(self.concepts, {emoji.concept for emoji in index.values()})
-        return {position: emoji for position, emoji in index.items() if emoji.concept in selected}
+        """Returns the emoji of `concepts` by the position of their records.
+
+        Raises:
+          UserError: there is no such concept, or the split has none of them.
+        """
+        index, builder = self.emoji(), self.make_builder()
+        known = {emoji.concept for split in SPLITS for emoji in read_index(builder, split)}
+        selected = select_concepts(self.concepts, known)
+        found = {n: emoji for n, emoji in enumerate(index) if emoji.concept in selected}
+        if not found:
+            raise UserError(f"concepts: {', '.join(self.concepts)} not in split {self.split!r}")
+        return found
 
     def draw(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """Composes a record over a random background, with a caption that names it."""

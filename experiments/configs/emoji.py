@@ -1,7 +1,7 @@
 """The emoji models: 16 frames of 32x32 pixels, and super-resolution to 128x128.
 
-    npm install --prefix datasets/emoji_packages --ignore-scripts ...   # docs/emoji.md
-    python -m experiments.train --config=experiments/configs/emoji.py:t2i --workdir=runs/emoji/t2i
+npm install --prefix datasets/emoji_packages --ignore-scripts ...   # docs/emoji.md
+python -m experiments.train --config=experiments/configs/emoji.py:t2i --workdir=runs/emoji/t2i
 """
 
 from ml_collections import ConfigDict

@@ -227,6 +227,19 @@ def test_rare_concepts_are_repeated(config):
     assert len(pipeline.open_records(runners)) == len(expected) >= 12
 
 
+def test_concepts_and_splits_that_a_dataset_lacks(config):
+    for changes, message in (
+        ({"concepts": ("hors",)}, "'hors'.*'horse'"),
+        ({"concepts": ("horse",), "split": "heldout"}, "horse not in split 'heldout'"),
+        ({"split": "test"}, "no split 'test'"),
+        ({"frame_size": 20}, "20px.*no such dataset"),
+    ):
+        changed = dataclasses.replace(config, **changes)
+        for read in (pipeline.open_records, pipeline.captions):
+            with pytest.raises(UserError, match=message):
+                read(changed)
+
+
 def test_examples_show_what_their_captions_name(config):
     small = dataclasses.replace(config, min_size=0.1)
     videos, captions = pipeline.whole_examples(small, 40)
