@@ -122,14 +122,16 @@ def main(argv: list[str]) -> None:
     features = {name: measure(clips, networks, name) for name, clips in rows.items()}
 
     known_emoji = [emoji for emoji, _ in everything]
+    positions = [known_emoji.index(emoji) for emoji in requested]
     energy = motion_energy(real)
     scores: dict[str, dict[str, Any]] = {}
     for name, found in features.items():
         scores[name] = compare(found, references, known_emoji, requested)
         scores[name]["motion_energy_ratio"] = motion_energy(rows[name]) / energy
-        if "motion" in found and name != "real":
-            scores[name]["fvd"] = frechet_distance(found["motion"], features["real"]["motion"])
-            scores[name]["mmd"] = polynomial_mmd(found["motion"], features["real"]["motion"])
+        if "motion" in found:
+            truth = references["motion"][positions]
+            scores[name]["fvd"] = frechet_distance(found["motion"], truth)
+            scores[name]["mmd"] = polynomial_mmd(found["motion"], truth)
     if model is not None:
         order = np.roll(np.arange(len(requested)), 1)
         others = [requested[index] for index in order]

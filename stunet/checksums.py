@@ -24,7 +24,7 @@ from stunet.files import check_not_lfs_pointer, read_bytes
 from stunet.paths import AnyPath, is_remote, list_checksums, object_checksum, write_text
 
 CHECKSUMS = "checksums.json"
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**18  # fits into a processor's cache, from which the checksum is computed
 # A file can change again without a new time of modification, whose steps are up to 2 s.
 _SETTLED_SECONDS = 3
 
@@ -183,7 +183,7 @@ def _cached_checksum(path: Path, version: tuple[int, ...]) -> FileChecksum:
 
 def _read_checksum(path: Path) -> FileChecksum:
     size = crc = 0
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
             crc = google_crc32c.extend(crc, block)
             size += len(block)
