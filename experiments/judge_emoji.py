@@ -104,6 +104,10 @@ def main(argv: list[str]) -> None:
         networks["motion"] = load_i3d(_I3D.value)
     model = stunet.load(_MODEL.value) if _MODEL.value else None
     config = data_config(model)
+    if config.num_frames < 2:
+        raise UserError(f"--model: {_MODEL.value} makes images, expected a model of videos")
+    for name, network in networks.items():
+        network.check_frames(-(-config.num_frames // _FRAME_STEPS[name]))
     known = moving_records(config)
     requested = draw_emoji([emoji for emoji, _ in known[_SPLIT.value]], _CLIPS.value, _SEED.value)
 

@@ -27,7 +27,9 @@ from data.emoji.vocabulary import (
     plain_caption,
     select_concepts,
 )
+from experiments import judge_emoji
 from stunet.errors import UserError
+from stunet.evaluation.features import Extractor, Resize
 
 TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
@@ -343,3 +345,58 @@ def test_pictures_without_alpha_are_refused(tmp_path):
     Image.new("RGB", (16, 16)).save(file, "WEBP")
     with pytest.raises(UserError, match="1f40e.webp.*alpha"):
         shrink(file, 8)
+
+
+def test_report_of_the_judge(config, tmp_path, monkeypatch):
+    """Networks that return mean colours, and a model that draws nothing but black."""
+
+    def network(path):
+        assert path == "weights.safetensors"
+        return Extractor(
+            name="colours",
+            features=lambda videos: videos.mean((2, 3)),
+            resize=Resize(16, "bilinear"),
+            min_frames=1,
+            max_frames=None,
+            weights_sha256="",
+        )
+
+    def generate(model, prompts):
+        assert len(prompts) == 4 and all(text.endswith("a white background") for text in prompts)
+        return np.full((4, 3, 16, 16, 3), -1.0), {"steps": 5}
+
+    longer = dataclasses.replace(config, num_frames=3, fps=1000 / 42)
+    for name, value in (
+        ("load_efficientnet", network),
+        ("load_i3d", network),
+        ("data_config", lambda model: longer),
+        ("generate", generate),
+    ):
+        monkeypatch.setattr(judge_emoji, name, value)
+    monkeypatch.setattr(judge_emoji.stunet, "load", lambda path: None)
+    flags = ["--efficientnet=weights.safetensors", "--i3d=weights.safetensors", "--num_clips=4"]
+    judge_emoji.main(["judge_emoji", *flags, f"--out={tmp_path}/real"])
+    scores = json.loads((tmp_path / "real.json").read_text())["scores"]
+    assert scores.keys() == {"real", "stills"}
+    assert scores["real"]["motion_energy_ratio"] == 1
+    assert scores["stills"]["motion_energy_ratio"] == 0
+    assert scores["stills"]["fvd"] >= 0
+
+    monkeypatch.setattr(judge_emoji.stunet, "load", lambda path: "model")
+    judge_emoji.main(["judge_emoji", *flags, "--model=m", f"--out={tmp_path}/black"])
+    report = json.loads((tmp_path / "black.json").read_text())
+    assert report["scores"].keys() == {"generated", "real", "stills", "shuffled"}
+    assert report["scores"]["generated"]["motion_energy_ratio"] == 0
+    assert report["steps"] == 5 and (tmp_path / "black.png").exists()
+    assert report["scores"]["generated"]["fvd"] > report["scores"]["real"]["fvd"]
+
+
+def test_the_judge_refuses_image_models(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_emoji, "load_efficientnet", lambda path: None)
+    monkeypatch.setattr(judge_emoji.stunet, "load", lambda path: "model")
+    monkeypatch.setattr(
+        judge_emoji, "data_config", lambda model: dataclasses.replace(config, num_frames=1)
+    )
+    with pytest.raises(UserError, match="--model: pictures .*images.* videos"):
+        flags = ["--efficientnet=x", "--i3d=", "--model=pictures", f"--out={tmp_path}/out"]
+        judge_emoji.main(["", *flags])
