@@ -168,10 +168,12 @@ def _to_array(value: Any) -> np.ndarray:
 
 def _to_tensor(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
     values = storages[tensor.storage.key]
+    if math.prod(tensor.shape) > len(values):
+        raise ValueError("a tensor is larger than its storage")
     # Indices instead of `as_strided`, which would read beyond the storage.
     index = np.asarray(tensor.offset)
     for size, stride in zip(tensor.shape, tensor.strides, strict=True):
         index = index[..., None] + np.arange(size) * stride
-    if math.prod(tensor.shape) > len(values) or (index < 0).any():
-        raise ValueError("a tensor is larger than its storage")
+    if (index < 0).any():
+        raise ValueError("a tensor begins before its storage")
     return values[index]

@@ -130,6 +130,12 @@ def test_other_files_are_refused(tensors, tmp_path):
         with pytest.raises(UserError) as caught:
             read_torch_pickle(changed, "lite0.pth")
         assert str(caught.value).startswith("lite0.pth: ") and "\n" not in str(caught.value)
+    storage = Storage(("storage", Global("torch", "FloatStorage"), "0", "cpu", 3, None))
+    for offset, shape in ((0, (2**40,)), (-1, (2,)), (2, (2,))):
+        arguments = (storage, offset, shape, (1,), False, {})
+        call = Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
+        with pytest.raises(UserError, match="storage|index 3"):
+            read_torch_pickle(torch_file({"a": np.ones(3, np.float32)}, {"b": call}), "file")
     with pytest.raises(UserError, match="I3D"):
         file = tmp_path / "i3d.safetensors"
         from safetensors.numpy import save_file
