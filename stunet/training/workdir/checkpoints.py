@@ -146,23 +146,18 @@ class Checkpoints:
             report(f"{self.folder / str(step)}: incomplete checkpoint")
         damaged = []
         for step in steps:
-            failure = None
-            with ThreadPoolExecutor(1) as pool:  # compared while it is read
-                comparing = pool.submit(self._find_damage, step)
+            # A request that fails is no damage: it ends all processes.
+            state, reason = None, agree(lambda step=step: self._find_damage(step))
+            if all_processes_agree(reason is None):
                 try:
                     with _quiet_failure():
                         self._check_fit(step, abstract)
                         state, data = self._read(step, abstract)
+                except UserError:
+                    raise
                 except Exception as error:  # storage layers raise errors of many types
-                    failure = error
-            # A request that fails is no damage: it ends all processes.
-            reason = agree(comparing.result)
-            if all_processes_agree(reason is None) and isinstance(failure, UserError):
-                raise failure
-            if failure is not None:
-                text = str(failure) or repr(failure)
-                reason = reason or textwrap.shorten(text, 120, placeholder=" ...")
-            if not all_processes_agree(reason is None):
+                    reason = textwrap.shorten(str(error) or repr(error), 120, placeholder=" ...")
+            if not all_processes_agree(state is not None):
                 reason = reason or "in another process"
                 report(f"{self.folder / str(step)}: unreadable checkpoint ({reason})")
                 damaged.append(step)
