@@ -14,7 +14,6 @@ import logging
 import posixpath
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ from stunet.files import check_not_lfs_pointer, read_bytes
 from stunet.paths import AnyPath, is_remote, list_checksums, object_checksum, write_text
 
 CHECKSUMS = "checksums.json"
-_READ_THREADS = 4  # one reads while another computes, and slow file systems serve several
 _BLOCK_BYTES = 2**18  # fits into a processor's cache, from which the checksum is computed
 # A file can change again without a new time of modification, whose steps are up to 2 s.
 _SETTLED_SECONDS = 3
@@ -105,33 +103,27 @@ def check_files(
     found = {}
     if is_remote(folder) and selected:
         found = _list_remote(folder) if names is None else _ask_for(folder, selected)
-
-    def read(name: str) -> FileChecksum:
+    for name in selected:
         path = folder / name
         try:
             if is_remote(folder):
-                return found[name]
-            if size_only(name):
-                return expected[name]._replace(bytes=path.stat().st_size)
-            return _file_checksum(path)
+                actual = found[name]
+            elif size_only(name):
+                actual = expected[name]._replace(bytes=path.stat().st_size)
+            else:
+                actual = _file_checksum(path)
         except (KeyError, FileNotFoundError):
             raise DamageError(f"{path}: no such file, but {CHECKSUMS} lists it") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-    pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="checksums")
-    try:
-        for name, actual in zip(selected, pool.map(read, selected), strict=True):
-            if actual != expected[name]:
-                check_not_lfs_pointer(folder / name)
-                raise DamageError(
-                    f"{folder / name}: damaged or changed ({actual.bytes} bytes, CRC-32C "
-                    f"{actual.crc32c}), expected {expected[name].bytes} bytes and "
-                    f"{expected[name].crc32c} as in {CHECKSUMS}"
-                )
-            progress(actual.bytes)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        if actual != expected[name]:
+            check_not_lfs_pointer(path)
+            raise DamageError(
+                f"{path}: damaged or changed ({actual.bytes} bytes, CRC-32C {actual.crc32c}), "
+                f"expected {expected[name].bytes} bytes and {expected[name].crc32c} as in "
+                f"{CHECKSUMS}"
+            )
+        progress(actual.bytes)
     return True
 
 
