@@ -10,12 +10,12 @@ import json
 import sys
 
 from absl import flags
-from tqdm import tqdm
 
 import stunet
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.vocabulary import draw_prompts
 from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.step_bar import step_bar
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import SAMPLERS
 from stunet.errors import UserError, run_command
@@ -74,20 +74,15 @@ def main(argv: list[str]) -> None:
     model = stunet.load(_MODEL.value)
     prompts = draw_prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
 
-    with tqdm(desc="sampling", unit="step") as bar:
-
-        def on_progress(progress: stunet.Progress) -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
-
-        sampling = stunet.Sampling(
-            sampler=_SAMPLER.value,
-            steps=_STEPS.value,
-            guidance_scale=_SCALE.value,
-            seed=_SEED.value,
-        )
-        texts = [prompt.text for prompt in prompts]
-        generated = stunet.generate(model, texts, sampling=sampling, progress=on_progress)
+    sampling = stunet.Sampling(
+        sampler=_SAMPLER.value,
+        steps=_STEPS.value,
+        guidance_scale=_SCALE.value,
+        seed=_SEED.value,
+    )
+    texts = [prompt.text for prompt in prompts]
+    with step_bar("sampling") as progress:
+        generated = stunet.generate(model, texts, sampling=sampling, progress=progress)
     videos = generated.videos
     verdicts = [judge(video) for video in videos]
     result = {

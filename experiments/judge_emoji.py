@@ -36,6 +36,7 @@ from data.emoji.vocabulary import Emoji, motions, plain_caption
 from data.pipeline import parse_config, prepare
 from data.records import read
 from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.step_bar import step_bar
 from experiments.configs import emoji as emoji_config
 from stunet.compiling import prepare_compiler
 from stunet.errors import UserError, run_command
@@ -201,16 +202,9 @@ def clip(config: EmojiConfig, record: Record, kind: str) -> np.ndarray:
 
 def generate(model: stunet.Model, prompts: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns a clip per prompt, and the settings."""
-    with tqdm(desc="sampling", unit="step") as bar:
-
-        def on_progress(progress: stunet.Progress) -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
-
-        sampling = stunet.Sampling(
-            steps=_STEPS.value, guidance_scale=_SCALE.value, seed=_SEED.value
-        )
-        found = stunet.generate(model, prompts, sampling=sampling, progress=on_progress)
+    sampling = stunet.Sampling(steps=_STEPS.value, guidance_scale=_SCALE.value, seed=_SEED.value)
+    with step_bar("sampling") as progress:
+        found = stunet.generate(model, prompts, sampling=sampling, progress=progress)
     return found.videos, found.settings
 
 

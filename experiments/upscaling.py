@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import stunet
 from data import pipeline as data
 from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.step_bar import step_bar
 from experiments.configs import tiny_ssr
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import downsample, upsample
@@ -124,14 +124,9 @@ def main(argv: list[str]) -> None:
     results, report = {}, {}
     for name, sampling in variants.items():
         windows = windows_for(model, truth.shape[1], sampling)
-        with tqdm(desc=LABELS[name], unit="step") as bar:
-
-            def on_progress(progress: stunet.Progress, bar: tqdm = bar) -> None:
-                bar.total = progress.total
-                bar.update(progress.done - bar.n)
-
+        with step_bar(LABELS[name]) as progress:
             videos = stunet.upscale(
-                model, low_resolution, prompts, sampling=sampling, progress=on_progress
+                model, low_resolution, prompts, sampling=sampling, progress=progress
             ).videos
         shift = colour_shift(videos, low_resolution)
         results[name] = videos
