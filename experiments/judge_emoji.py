@@ -30,7 +30,7 @@ from tqdm import tqdm
 import stunet
 from data.data_config import Record
 from data.emoji.composition import plain_layout
-from data.emoji.emoji_builder import EmojiConfig
+from data.emoji.emoji_builder import SPLITS, EmojiConfig, read_index
 from data.emoji.recognition import agreement, recognise
 from data.emoji.vocabulary import Emoji, motions, plain_caption
 from data.pipeline import parse_config, prepare
@@ -52,7 +52,6 @@ SHEET_ROWS = 24
 BATCH = 4
 _BACKGROUND = "white"
 _FRAME_STEPS = {"appearance": 4, "motion": 1}
-_PHASES = {"reference": 0.0, "real": 0.5}
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "model folder or training workdir", flag_values=FLAGS)
@@ -72,9 +71,7 @@ _CLIPS = flags.DEFINE_integer(
     upper_bound=MAX_CLIPS,
     flag_values=FLAGS,
 )
-_SPLIT = flags.DEFINE_enum(
-    "split", "train", ["train", "heldout"], "split of the prompts", flag_values=FLAGS
-)
+_SPLIT = flags.DEFINE_enum("split", "train", SPLITS, "split of the prompts", flag_values=FLAGS)
 _STEPS = flags.DEFINE_integer(
     "steps", None, "sampling steps; default: the model's", flag_values=FLAGS
 )
@@ -114,8 +111,8 @@ def main(argv: list[str]) -> None:
 
     everything = [pair for split in sorted(known) for pair in known[split]]
     records = {emoji.code: record for emoji, record in everything}
-    references = measure([clip(config, r, "reference") for _, r in everything], networks, "real")
-    real = [clip(config, records[emoji.code], "real") for emoji in requested]
+    references = measure([clip(config, r, phase=0.0) for _, r in everything], networks, "real")
+    real = [clip(config, records[emoji.code], phase=0.5) for emoji in requested]
     rows = {"real": real, "stills": [np.repeat(video[:1], len(video), axis=0) for video in real]}
     settings: dict[str, Any] = {}
     if model is not None:
@@ -170,13 +167,12 @@ def data_config(model: stunet.Model | None) -> EmojiConfig:
 
 def moving_records(config: EmojiConfig) -> dict[str, list[tuple[Emoji, Record]]]:
     """Returns the emoji of `motions.tsv` with their records, by split."""
-    found = {}
-    for split in ("train", "heldout"):
-        records = read(config.make_builder(), split)
-        index = dataclasses.replace(config, split=split).emoji()
+    found, builder = {}, config.make_builder()
+    for split in SPLITS:
+        records = read(builder, split)
         found[split] = [
             (emoji, records[position])
-            for position, emoji in enumerate(index)
+            for position, emoji in enumerate(read_index(builder, split))
             if emoji.concept in motions()
         ]
     return found
@@ -195,9 +191,9 @@ def draw_emoji(emoji: Sequence[Emoji], count: int, seed: int) -> list[Emoji]:
     return result[:count]
 
 
-def clip(config: EmojiConfig, record: Record, kind: str) -> np.ndarray:
-    """Returns a real clip, `[T, H, W, 3]` float32 in [-1, 1]."""
-    return to_float(config.compose(record, plain_layout(_BACKGROUND, _PHASES[kind])))
+def clip(config: EmojiConfig, record: Record, phase: float) -> np.ndarray:
+    """Returns a real clip, `[T, H, W, 3]` float32 in [-1, 1], from a phase of its loop on."""
+    return to_float(config.compose(record, plain_layout(_BACKGROUND, phase)))
 
 
 def generate(model: stunet.Model, prompts: list[str]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -50,7 +50,7 @@ def draw_layout(min_size: float, can_mirror: bool, rng: np.random.Generator) -> 
     )
 
 
-def plain_layout(background: str, phase: float = 0.0) -> Layout:
+def plain_layout(background: str, phase: float) -> Layout:
     """Returns the layout of a large, centred emoji."""
     return Layout(phase, 1.0, 0.5, 0.5, False, background, BACKGROUNDS[background])
 

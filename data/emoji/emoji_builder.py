@@ -99,17 +99,16 @@ class EmojiConfig(TfdsDataConfig):
 
     def draw(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """Composes a record over a random background, with a caption that names it."""
-        emoji = _from_record(record)
-        layout = draw_layout(self.min_size, emoji.can_mirror, rng)
-        caption = draw_caption(emoji, layout.background, layout.mirrored, rng)
+        layout = draw_layout(self.min_size, bool(record["can_mirror"]), rng)
+        phrases = split_captions(record)
+        caption = draw_caption(phrases, layout.background, layout.mirrored, rng)
         is_still = self.num_frames == 1 and rng.random() < _STILL_SHARE
         video = self.compose(record, layout, is_still)
         return self.crop_video(video, rng), caption
 
     def decode(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """Composes a record over a random background, without crop."""
-        can_mirror = bool(record["can_mirror"])
-        return self.compose(record, draw_layout(self.min_size, can_mirror, rng))
+        return self.compose(record, draw_layout(self.min_size, bool(record["can_mirror"]), rng))
 
     def compose(self, record: Record, layout: Layout, is_still: bool = False) -> np.ndarray:
         """Composes a record with a given layout; see `data.emoji.composition.compose`."""
@@ -198,14 +197,3 @@ def read_index(builder: FluentEmoji, split: str) -> list[Emoji]:
     """Returns the emoji of a split of the built dataset, in the order of its records."""
     rows = builder.info.metadata[split]
     return [Emoji(*(tuple(v) if isinstance(v, list) else v for v in row)) for row in rows]
-
-
-def _from_record(record: Record) -> Emoji:
-    texts = {name: record[name].decode() for name in ("code", "name", "concept", "gender")}
-    tones = record["tones"].decode()
-    return Emoji(
-        **texts,
-        tones=tuple(tones.split(", ")) if tones else (),
-        phrases=split_captions(record),
-        can_mirror=bool(record["can_mirror"]),
-    )

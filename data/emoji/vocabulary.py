@@ -35,8 +35,8 @@ BACKGROUNDS: Mapping[str, tuple[float, float, float]] = {
 }
 
 _MOTIONS_FILE = Path(__file__).with_name("motions.tsv")
-_NOUNS = {"person": "person", "man": "man", "woman": "woman"}
 _PLURALS = {"people": "person", "men": "man", "women": "woman"}
+_GENDERS = {"person": "person", "man": "man", "woman": "woman", **_PLURALS}  # by the first noun
 _TONE_SUFFIX = " skin tone"
 _SYMBOLS, _FLAGS = 8, 9  # groups of Unicode
 # Concepts that a mirror image would change: they show letters, digits or the time of day.
@@ -102,9 +102,10 @@ def plain_caption(emoji: Emoji, background: str) -> str:
     return _TEMPLATES[0].format(emoji.phrases[0], _with_article(background))
 
 
-def draw_caption(emoji: Emoji, background: str, mirrored: bool, rng: np.random.Generator) -> str:
+def draw_caption(
+    phrases: Sequence[str], background: str, mirrored: bool, rng: np.random.Generator
+) -> str:
     """Draws a wording of the caption; the first phrase is as frequent as all others together."""
-    phrases = emoji.phrases
     index = 0 if len(phrases) == 1 or rng.random() < 0.5 else rng.integers(1, len(phrases))
     phrase = _mirror_words(phrases[index]) if mirrored else phrases[index]
     return _TEMPLATES[rng.integers(len(_TEMPLATES))].format(phrase, _with_article(background))
@@ -157,11 +158,10 @@ def select_concepts(names: Sequence[str], known: Iterable[str]) -> frozenset[str
 
 def _parse(variant: Mapping[str, Any], entry: Mapping[str, Any], persons: set[str]) -> Emoji:
     name, tones, details = _split_label(variant["label"])
-    noun = _noun(name)
     concept = _split_name(name)[0]
     if details:
         concept = f"{concept}: {', '.join(details)}"
-    gender = {**_NOUNS, **_PLURALS}.get(noun, "person" if concept in persons else "")
+    gender = _GENDERS.get(_noun(name), "person" if concept in persons else "")
     group = entry.get("group")
     can_mirror = group not in (None, _SYMBOLS, _FLAGS) and not _WRITTEN.search(name)
     return Emoji(
@@ -186,7 +186,7 @@ def _split_label(label: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 def _noun(label: str) -> str:
     """Returns the noun of a person that a name begins with, such as "man". Empty if none."""
     first, _, rest = label.partition(": ")[0].partition(" ")
-    return first if first in {*_NOUNS, *_PLURALS} and not rest.startswith("and ") else ""
+    return first if first in _GENDERS and not rest.startswith("and ") else ""
 
 
 def _split_name(label: str) -> tuple[str, str]:

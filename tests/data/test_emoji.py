@@ -155,13 +155,13 @@ def test_captions_contain_tags_but_no_repeated_names():
 def test_mirror_images_swap_left_and_right():
     emoji = by_name("backhand index pointing left")
     rng = np.random.default_rng(0)
-    assert "left" in draw_caption(emoji, "white", False, rng)
-    text = draw_caption(emoji, "white", True, rng)
+    assert "left" in draw_caption(emoji.phrases, "white", False, rng)
+    text = draw_caption(emoji.phrases, "white", True, rng)
     assert "right" in text
     assert "left" not in text
     captions = set(all_captions(emoji))
     drawn = {
-        draw_caption(emoji, background, mirrored, rng)
+        draw_caption(emoji.phrases, background, mirrored, rng)
         for background in BACKGROUNDS
         for mirrored in (False, True)
         for _ in range(50)
@@ -282,7 +282,7 @@ def test_compose_places_the_emoji_and_loops():
 
 
 def test_compose_blends_alpha_and_mirrors():
-    half = compose(animation([(255, 0, 0, 128)]), plain_layout("black"), 1, 16, 8.0)
+    half = compose(animation([(255, 0, 0, 128)]), plain_layout("black", 0.0), 1, 16, 8.0)
     black = np.array(BACKGROUNDS["black"]) * 255
     expected = black + 128 / 255 * (np.array([255, 0, 0]) - black)
     np.testing.assert_allclose(half[0], np.broadcast_to(expected, (16, 16, 3)), atol=0.51)
@@ -291,7 +291,7 @@ def test_compose_blends_alpha_and_mirrors():
     picture.paste((0, 255, 0, 255), (0, 0, 8, 16))
     content = io.BytesIO()
     picture.save(content, "WEBP", lossless=True)
-    layout = plain_layout("white")
+    layout = plain_layout("white", 0.0)
     video = compose(content.getvalue(), layout, 1, 16, 8.0)
     mirrored = compose(content.getvalue(), layout._replace(mirrored=True), 1, 16, 8.0)
     assert not np.array_equal(video, mirrored)
