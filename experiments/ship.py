@@ -1,11 +1,11 @@
 """Trains the models that the package ships, and writes them to `stunet/shipped`.
 
     python -m experiments.ship --workdir=runs/shapes
-    python -m experiments.ship --workdir=runs/shapes --minutes=10
+    python -m experiments.ship --workdir=runs/emoji --world=emoji --minutes=10
 
-Trains the stages of `experiments/configs/shapes.py` in WORKDIR/STAGE, each as soon as the stage
-that it starts from is trained, up to two in parallel. Then writes the models that
-`stunet.weights.shipped` names, with kernels in bfloat16.
+Trains the stages of `experiments/configs/WORLD.py` in WORKDIR/STAGE, each as soon as the stage that
+it starts from is trained, up to two in parallel. Then writes the models: WORLD, WORLD-fill,
+WORLD-ssr and WORLD-duotone, with kernels in bfloat16.
 
 The same command again resumes. `--minutes` stops it as Ctrl-C and SIGTERM do: after saving, with
 exit code 75.
@@ -14,20 +14,24 @@ exit code 75.
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import ml_dtypes
 import numpy as np
 from absl import flags
 
-from data.moving_shapes.duotone import NUM_IMAGES, write_duotone_images
+from data.moving_shapes.duotone import NUM_IMAGES, draw_scenes, write_duotone_images
+from data.pipeline import parse_config, prepare, whole_examples
 from experiments.common.parallel_runs import run_in_parallel
 from experiments.common.program_flags import read_flags
-from experiments.configs import shapes
+from experiments.configs import emoji, shapes
 from stunet.compiling import shared_cache_environment
 from stunet.errors import UserError, run_command
+from stunet.training.workdir.run_record import stored_record
 from stunet.weights import shipped
 from stunet.weights.low_rank import add_adapters, nearest_adapters
 from stunet.weights.model_folder import (
@@ -38,14 +42,42 @@ from stunet.weights.model_folder import (
 )
 from stunet.weights.trees import Tree, flatten, is_added, partition, unflatten
 
-FROM_STAGE = {
-    shipped.VIDEO_MODEL: "t2v_16",
-    shipped.CONDITIONAL_MODEL: "conditional",
-    shipped.UPSCALER: "ssr",
-    shipped.STYLE_MODEL: "style",
+
+@dataclass(frozen=True)
+class World:
+    """Models that are trained on one dataset.
+
+    Attributes:
+      config: The config file with the stages.
+      video_stage: The stage of the text-to-video model, which has the world's name.
+      scenes: Draws the pictures `[N, H, W, 3]` and captions that become the style's; its argument
+        is the workdir of stage "t2i".
+    """
+
+    config: ModuleType
+    video_stage: str
+    scenes: Callable[[Path], tuple[np.ndarray, list[str]]]
+
+    def models(self, name: str) -> dict[str, str]:
+        """Returns the names of the models by stage; the text-to-video model comes first."""
+        return {self.video_stage: name} | {stage: name + end for stage, end in ENDINGS.items()}
+
+
+def _emoji_scenes(t2i: Path) -> tuple[np.ndarray, list[str]]:
+    record, path = stored_record(t2i)
+    config = prepare(parse_config(record.config["data"], f"{path}: data"))
+    videos, captions = whole_examples(config, NUM_IMAGES)
+    return videos[:, 0], captions
+
+
+WORLDS = {
+    "shapes": World(shapes, "t2v_16", lambda t2i: draw_scenes(NUM_IMAGES)),
+    "emoji": World(emoji, "t2v", _emoji_scenes),
 }
-# Models that share the image model of another; a style stores adapters of `STYLE_RANK` on top.
-BASE = {shipped.CONDITIONAL_MODEL: shipped.VIDEO_MODEL, shipped.STYLE_MODEL: shipped.VIDEO_MODEL}
+ENDINGS = {"conditional": "-fill", "ssr": "-ssr", "style": "-duotone"}
+# Stages of models that share the image model of the text-to-video model; a style stores adapters of
+# `STYLE_RANK` on top.
+BASED = ("conditional", "style")
 STYLE_RANK = 3
 PARALLEL_STAGES = 2  # a single one leaves a third of two CPUs idle
 LEAVES = ("ssr", "style", "conditional")  # stages that no other stage starts from
@@ -53,6 +85,9 @@ LEAVES = ("ssr", "style", "conditional")  # stages that no other stage starts fr
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "keep the runs of the stages in this folder", flag_values=FLAGS
+)
+_WORLD = flags.DEFINE_enum(
+    "world", "shapes", list(WORLDS), "train the models of this world", flag_values=FLAGS
 )
 _OUT = flags.DEFINE_string(
     "out", str(shipped.FOLDER), "write the finished models to this folder", flag_values=FLAGS
@@ -70,21 +105,21 @@ def main(argv: list[str]) -> int:
     read_flags(FLAGS, argv, __doc__)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR: missing")
-    workdir = Path(_WORKDIR.value)
+    workdir, world = Path(_WORKDIR.value), WORLDS[_WORLD.value]
     end = None if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
-    needs = {stage: shapes.INIT_FROM.get(stage) for stage in shapes.STAGES}
-    code = run_in_parallel(needs, lambda stage: _start(stage, workdir), PARALLEL_STAGES, end)
+    needs = {stage: world.config.INIT_FROM.get(stage) for stage in world.config.STAGES}
+    code = run_in_parallel(needs, lambda stage: _start(stage, world, workdir), PARALLEL_STAGES, end)
     if code:
         return code
     out = Path(_OUT.value)
-    for name, stage in FROM_STAGE.items():
+    for stage, name in world.models(_WORLD.value).items():
         folder, base, adapters = out / name, None, None
         model = read_model_folder(workdir / stage / "model")
-        if name == shipped.STYLE_MODEL:
-            model, adapters = to_adapters(model, read_model_folder(out / BASE[name]))
+        if stage == "style":
+            model, adapters = to_adapters(model, read_model_folder(out / _WORLD.value))
         model = cast_kernels_to_bfloat16(model)
-        if name in BASE:
-            base = out / BASE[name]
+        if stage in BASED:
+            base = out / _WORLD.value
             model = without_base(model, base, adapters)
         write_model_folder(folder, model, base=base, adapters=adapters)
         size = sum(path.stat().st_size for path in folder.iterdir())
@@ -92,15 +127,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _start(stage: str, workdir: Path) -> subprocess.Popen:
+def _start(stage: str, world: World, workdir: Path) -> subprocess.Popen:
     """Starts or resumes the training of a stage."""
-    flags = [f"--config={shapes.__file__}:{stage}", f"--workdir={workdir / stage}"]
-    if stage in shapes.INIT_FROM:
-        flags.append(f"--config.init_from={workdir / shapes.INIT_FROM[stage]}")
+    flags = [f"--config={world.config.__file__}:{stage}", f"--workdir={workdir / stage}"]
+    if stage in world.config.INIT_FROM:
+        flags.append(f"--config.init_from={workdir / world.config.INIT_FROM[stage]}")
     if stage == "style":
         pictures = workdir / "duotone"
         if not (pictures / "captions.csv").exists():
-            write_duotone_images(pictures, NUM_IMAGES)
+            write_duotone_images(pictures, *world.scenes(workdir / "t2i"))
         flags.append(f"--config.data.source={pictures}")
     # Puts two progress bars on two lines.
     position = {"TQDM_POSITION": "1" if stage in LEAVES else "0"}

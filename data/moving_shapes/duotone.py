@@ -41,15 +41,26 @@ def distance_to_gradient(frames: np.ndarray) -> float:
     return float(np.linalg.norm(off, axis=-1).mean())
 
 
-def write_duotone_images(out: Path, count: int, seed: int = 0) -> None:
-    """Writes `count` images and their captions into the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    rng, rows = np.random.default_rng(seed), []
-    for number in range(count):
+def draw_scenes(count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Draws scenes of the moving-shapes world.
+
+    Returns:
+      `[count, RESOLUTION, RESOLUTION, 3]` float32 in [-1, 1], and their captions.
+    """
+    rng, frames, captions = np.random.default_rng(seed), [], []
+    for _ in range(count):
         attributes, scene_seed = draw_attributes("train", rng), int(rng.integers(2**31))
-        scene = render_at(attributes, scene_seed, rng.random(1), NOMINAL_SECONDS, RESOLUTION)[0]
-        rows.append((f"{number:03d}.png", caption(attributes, scene_seed)))
-        write_image(out / rows[-1][0], duotone(scene))
+        frames += [*render_at(attributes, scene_seed, rng.random(1), NOMINAL_SECONDS, RESOLUTION)]
+        captions.append(caption(attributes, scene_seed))
+    return np.stack(frames), captions
+
+
+def write_duotone_images(out: Path, frames: np.ndarray, captions: Sequence[str]) -> None:
+    """Writes frames `[N, H, W, 3]` in [-1, 1] in two colours, and their captions, to a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [(f"{number:03d}.png", text) for number, text in enumerate(captions)]
+    for (name, _), frame in zip(rows, frames, strict=True):
+        write_image(out / name, duotone(frame))
     with (out / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "caption"), *rows])
 
@@ -63,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes; default: 0")
     args = parser.parse_args(argv)
-    write_duotone_images(args.out, args.num_images, args.seed)
+    write_duotone_images(args.out, *draw_scenes(args.num_images, args.seed))
     print(args.out)
 
 

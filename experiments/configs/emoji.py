@@ -1,16 +1,16 @@
 """The emoji models: 16 frames of 32x32 pixels, and super-resolution to 128x128.
 
 npm install --prefix datasets/emoji_packages --ignore-scripts ...   # docs/emoji.md
-python -m experiments.train --config=experiments/configs/emoji.py:t2i --workdir=runs/emoji/t2i
+python -m experiments.ship --world=emoji --workdir=runs/emoji
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs import tiny_conditional, tiny_ssr, tiny_t2i, tiny_t2v
+from experiments.configs import tiny_conditional, tiny_ssr, tiny_style, tiny_t2i, tiny_t2v
 from stunet.errors import UserError
 
-STAGES = ("t2i", "t2v", "conditional", "ssr")  # in order of dependence
-INIT_FROM = {"t2v": "t2i", "conditional": "t2v"}
+STAGES = ("t2i", "t2v", "conditional", "ssr", "style")  # in order of dependence
+INIT_FROM = {"t2v": "t2i", "conditional": "t2v", "style": "t2i"}
 WORKDIR = "runs/emoji"
 SAMPLE_PROMPTS = (
     "a woman with dark skin running on a white background",
@@ -76,8 +76,8 @@ def _t2i() -> ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.batch_size = 16
-    config.optimizer.cooldown_steps = 3000
-    config.total_steps = 10_000
+    config.optimizer.cooldown_steps = 2000
+    config.total_steps = 6000
     config.checkpoint_every = 500
     config.sample_prompts = SAMPLE_PROMPTS
     return config
@@ -125,4 +125,12 @@ def _ssr() -> ConfigDict:
     return config
 
 
-_STAGES = {"t2i": _t2i, "t2v": _t2v, "conditional": _conditional, "ssr": _ssr}
+def _style() -> ConfigDict:
+    config = tiny_style.get_config()
+    config.data.source = f"{WORKDIR}/duotone"
+    config.data.resolution = 32
+    config.diffusion = _t2i().diffusion
+    return config
+
+
+_STAGES = {"t2i": _t2i, "t2v": _t2v, "conditional": _conditional, "ssr": _ssr, "style": _style}

@@ -28,8 +28,10 @@ from data.emoji.vocabulary import (
     select_concepts,
 )
 from experiments import judge_emoji
+from experiments.ship import WORLDS
 from stunet.errors import UserError
 from stunet.evaluation.features import Extractor, Resize
+from stunet.training.workdir.run_record import RunRecord, write_record
 
 TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
@@ -219,6 +221,14 @@ def test_splits(config):
     assert {r["code"].decode() for r in (records[i] for i in range(len(records)))} == {
         emoji.code for emoji in held_out
     }
+
+
+def test_pictures_of_the_style_are_those_of_the_image_model(config, tmp_path):
+    images = dataclasses.asdict(dataclasses.replace(config, num_frames=1))
+    write_record(RunRecord(config={"data": images}, stage="t2i"), tmp_path)
+    frames, captions = WORLDS["emoji"].scenes(tmp_path)
+    assert frames.shape == (len(captions), 16, 16, 3)
+    assert np.abs(frames).max() <= 1 and len(set(captions)) > 10
 
 
 def test_rare_concepts_are_repeated(config):

@@ -7,6 +7,7 @@ from data.moving_shapes.duotone import (
     DARK,
     LIGHT,
     distance_to_gradient,
+    draw_scenes,
     duotone,
     write_duotone_images,
 )
@@ -20,7 +21,7 @@ from tests.experiments.runs import changed, parameters, train_here
 
 @pytest.fixture(scope="module")
 def style(root, config, t2i_run):
-    write_duotone_images(root / "duotone", 6)
+    write_duotone_images(root / "duotone", *draw_scenes(6))
     config = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
         "stage": "style",
         "init_from": str(t2i_run[0]),

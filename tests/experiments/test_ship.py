@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import shapes
+from experiments.ship import WORLDS
 from stunet.errors import UserError
 from stunet.models.unet import init_unet
 from stunet.schema import to_dict
@@ -33,6 +34,14 @@ def save_style(folder):
     write_model_folder(
         folder, ModelFolder(config, {**model.params, "unet": params}, model.tokenizer)
     )
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_each_world_has_the_same_kinds_of_models(name):
+    world = WORLDS[name]
+    assert world.models(name).keys() <= set(world.config.STAGES)
+    found = tuple(model.replace(name, "shapes") for model in world.models(name).values())
+    assert found == shipped.NAMES
 
 
 def test_finished_stages_become_models_of_half_the_size(tmp_path):
