@@ -1,11 +1,14 @@
-"""Measures how well a model denoises moving-shapes clips, and how much their captions help.
+"""Measures how well a model denoises clips, and how much their captions help.
 
     python -m experiments.denoising --model=runs/t2i --out=runs/t2i/denoising
 
 Reports the mean squared error of the predicted clean clip (of images for a text-to-image model) by
-noise level: with the clip's caption, with a caption that names another shape, colour or motion, and
-with an empty caption. Models of equal resolution and length get the same clips and noise. Writes
-OUT.json and OUT.png (error over noise level).
+noise level: with the clip's caption, with another, and with an empty caption. Models of equal
+resolution and length get the same clips and noise. Writes OUT.json and OUT.png (error over noise
+level).
+
+Clips are of moving shapes, and other captions name another shape, colour or motion. A training
+workdir of another dataset is measured on that dataset, with the captions of other clips.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from absl import flags
 from tqdm import tqdm
 
 import stunet
+from data.data_config import DataConfig
 from data.moving_shapes.render import NOMINAL_SECONDS, render_at
 from data.moving_shapes.vocabulary import (
     COLOURS,
@@ -29,13 +33,15 @@ from data.moving_shapes.vocabulary import (
     caption,
     draw_attributes,
 )
+from data.pipeline import parse_config, prepare, whole_examples
 from experiments.common.program_flags import MAX_CLIPS, read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import add_noise, to_prediction
 from stunet.engine.sampling import encode_text, network
 from stunet.errors import UserError, run_command, writing
-from stunet.paths import output_file, write_text
+from stunet.paths import AnyPath, output_file, user_path, write_text
 from stunet.schema import MAX_SEED
+from stunet.training.workdir.run_record import read_record
 from stunet.video_io import check_writable
 
 CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
@@ -80,7 +86,13 @@ def main(argv: list[str]) -> None:
     model = stunet.load(_MODEL.value)
     if model.super_resolution or model.unet.cond_channels:
         raise UserError(f"{_MODEL.value}: needs pixels, expected a model that needs only a prompt")
-    clips, captions = draw_captioned_clips(model, _CLIPS.value, _SPLIT.value, _SEED.value)
+    data = run_data(user_path(_MODEL.value))
+    if data is None or data.name == "moving_shapes":
+        clips, captions = draw_captioned_clips(model, _CLIPS.value, _SPLIT.value, _SEED.value)
+    else:
+        data = dataclasses.replace(data, split=_SPLIT.value, seed=_SEED.value)
+        clips, own = whole_examples(data, _CLIPS.value)
+        captions = {"own": own, "another": [*own[1:], own[0]], "none": [""] * len(own)}
     errors = denoising_errors(model, clips, captions, _LEVELS.value, _BATCH.value, _SEED.value)
     print(f"{'log-SNR':10}" + "".join(f"{level:9}" for level in _LEVELS.value))
     for kind, values in errors.items():
@@ -90,6 +102,18 @@ def main(argv: list[str]) -> None:
     write_text(report, json.dumps({"errors": errors, "settings": settings}, indent=2) + "\n")
     plot(_LEVELS.value, errors, picture)
     print(f"{report}\n{picture}")
+
+
+def run_data(path: AnyPath) -> DataConfig | None:
+    """Returns the built dataset of a training workdir; None for other folders and names.
+
+    Raises:
+      UserError: the workdir's `run.json` is damaged, or its dataset cannot be built.
+    """
+    record = read_record(path)
+    if record is None:
+        return None
+    return prepare(parse_config(record.config["data"], f"{path}: data"))
 
 
 def draw_captioned_clips(

@@ -3,9 +3,9 @@
     python -m experiments.ablations --workdir=runs/ablations
 
 Starts from the models in the package, unless --t2i, --t2v, --ssr or --style name others.
---only=NAME runs one ablation; --ucf101=FOLDER adds one on UCF-101. Run the same command again to
-continue after an interruption. Writes WORKDIR/ablations.md, with the results of all ablations that
-have run in WORKDIR, and plots.
+--only=NAME runs one ablation; --ucf101=FOLDER and --emoji=FOLDER add those on these datasets.
+Run the same command again to continue after an interruption. Writes WORKDIR/ablations.md, with the
+results of all ablations that have run in WORKDIR, and plots.
 
     python -m experiments.ablations --scale=tpu --workdir=runs/ablations_tpu
 
@@ -42,6 +42,12 @@ _MODELS = {
         "start training from this text-to-image model, or from the one in this video model",
         flag_values=FLAGS,
     ),
+    "emoji_t2i": flags.DEFINE_string(
+        "emoji_t2i",
+        "emoji",
+        "start training on emoji from this model, as with --t2i",
+        flag_values=FLAGS,
+    ),
     "ssr": flags.DEFINE_string(
         "ssr", shipped.UPSCALER, "measure this super-resolution model", flag_values=FLAGS
     ),
@@ -58,12 +64,20 @@ _MODELS = {
         flag_values=FLAGS,
     ),
 }
-_UCF101 = flags.DEFINE_string(
-    "ucf101",
-    None,
-    "train on the videos of UCF-101 in this folder, too; default: leave out that ablation",
-    flag_values=FLAGS,
-)
+_DATASETS = {
+    "ucf101": flags.DEFINE_string(
+        "ucf101",
+        None,
+        "train on the videos of UCF-101 in this folder, too; default: leave out that ablation",
+        flag_values=FLAGS,
+    ),
+    "emoji": flags.DEFINE_string(
+        "emoji",
+        None,
+        "train on the emoji built in this folder, too; default: leave out that ablation",
+        flag_values=FLAGS,
+    ),
+}
 _SCALE = flags.DEFINE_enum(
     "scale",
     "cpu",
@@ -94,8 +108,8 @@ def main(argv: list[str]) -> None:
     workdir, scale = Path(_WORKDIR.value), _SCALE.value
     available = {name: ABLATIONS[name] for name in ABLATIONS if _is_available(name, scale)}
     if _ONLY.value is not None and _ONLY.value not in available:
-        if scale == "cpu" and "ucf101" in _inputs(_ONLY.value, scale):
-            raise UserError(f"--ucf101: not set, {_ONLY.value} needs the folder of UCF-101")
+        for name in _missing_datasets(_ONLY.value) if scale == "cpu" else ():
+            raise UserError(f"--{name}: not set, {_ONLY.value} needs the folder of the dataset")
         raise UserError(
             f"--only: unknown ablation {_ONLY.value!r} at --scale={scale}, expected one of "
             f"{', '.join(available)}"
@@ -109,16 +123,17 @@ def main(argv: list[str]) -> None:
         print(report)
 
 
-def _inputs(name: str, scale: str) -> tuple[str, ...]:
-    """Returns the inputs of an ablation; () if there is none of this name and scale."""
-    return (ABLATIONS[name].inputs(scale) or ()) if name in ABLATIONS else ()
+def _missing_datasets(name: str) -> list[str]:
+    """Returns the datasets of an ablation that are not set; [] if there is no such ablation."""
+    inputs = (ABLATIONS[name].inputs("cpu") or ()) if name in ABLATIONS else ()
+    return [dataset for dataset in inputs if dataset in _DATASETS and not _DATASETS[dataset].value]
 
 
 def _is_available(name: str, scale: str) -> bool:
-    """Returns whether the ablation has this scale and its dataset is set."""
+    """Returns whether the ablation has this scale and its datasets are set."""
     if ABLATIONS[name].inputs(scale) is None:
         return False
-    return scale == "tpu" or "ucf101" not in _inputs(name, scale) or _UCF101.value is not None
+    return scale == "tpu" or not _missing_datasets(name)
 
 
 def run_here(ablations: Mapping[str, Ablation], workdir: Path) -> None:
@@ -130,12 +145,13 @@ def run_here(ablations: Mapping[str, Ablation], workdir: Path) -> None:
         for name, flag in _MODELS.items()
         if name in names
     }
-    if "ucf101" in names:
-        inputs["ucf101"] = Path(_UCF101.value).resolve()
-    if "t2i" in names:
-        image_model = extract_text_to_image(read_model_folder(inputs["t2i"]))
-        inputs["t2i"] = workdir / "t2i"
-        write_model_folder(inputs["t2i"], image_model)
+    inputs |= {
+        name: Path(flag.value).resolve() for name, flag in _DATASETS.items() if name in names
+    }
+    for name in names & {"t2i", "emoji_t2i"}:
+        image_model = extract_text_to_image(read_model_folder(inputs[name]))
+        inputs[name] = workdir / name
+        write_model_folder(inputs[name], image_model)
     for name, ablation in ablations.items():
         run(ablation, workdir / name, inputs, _SET.value, jobs=_JOBS.value)
         write_text(workdir / f"{name}.md", ablation.report(workdir / name, "cpu"))

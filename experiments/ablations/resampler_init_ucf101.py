@@ -18,7 +18,7 @@ ABLATION = dataclasses.replace(
     question=f"{resampler_init.ABLATION.question} On UCF-101",
     field_inputs={scale: {"init_from": "t2i", "data.source": "ucf101"} for scale in ("cpu", "tpu")},
     shared=False,
-    judged=False,
+    judges=(),
 )
 
 

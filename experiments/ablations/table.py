@@ -1,6 +1,8 @@
 """Table of all ablations, in the order in which they run and appear in the report."""
 
 from experiments.ablations import (
+    additions,
+    additions_emoji,
     attention_depth,
     cost,
     frozen_image_model,
@@ -22,6 +24,8 @@ ABLATIONS: dict[str, Ablation] = {
         resampler_init_ucf101.ABLATION,
         temporal_resampling.ABLATION,
         temporal_blocks.ABLATION,
+        additions.ABLATION,
+        additions_emoji.ABLATION,
         attention_depth.ABLATION,
         frozen_image_model.ABLATION,
         window_length.ABLATION,

@@ -14,6 +14,8 @@ import pytest
 
 from data.pipeline import parse_config
 from experiments.ablations import (
+    additions,
+    additions_emoji,
     attention_depth,
     cost,
     frozen_image_model,
@@ -33,7 +35,7 @@ from experiments.ablations.table import ABLATIONS
 from experiments.benchmarks.harness.workloads import ProgramCall, program_calls
 from experiments.common.flops import model_flops
 from experiments.common.networks import IF_M
-from experiments.configs import tiny_t2i
+from experiments.configs import emoji, tiny_t2i
 from stunet.errors import UserError
 from stunet.models.unet import UNet, init_unet
 from stunet.models.unet_config import TemporalConfig, UNetConfig
@@ -47,6 +49,8 @@ from tests.tiny import UNET
 
 STEPS = 40
 COMPARED_FIELDS = {
+    additions: "temporal",
+    additions_emoji: "temporal",
     attention_depth: "temporal",
     frozen_image_model: "trained",
     resampler_init: "temporal",
@@ -84,10 +88,11 @@ def test_variants_differ_in_the_compared_field_and_seeds_in_nothing_else(module,
     assert other_seed == other_variant
 
 
-def network(config, scale):
+def network(config, scale, t2i=None):
     """Returns the network of a config, its parameter shapes, and the tokens of a caption."""
     if scale == "cpu":
-        image, tokens = from_dict(UNetConfig, tiny_t2i.get_config().unet.to_dict(), "unet"), 20
+        t2i = t2i or tiny_t2i.get_config()
+        image, tokens = from_dict(UNetConfig, t2i.unet.to_dict(), "unet"), 20
     else:
         image, tokens = IF_M, 77
     temporal = from_dict(TemporalConfig, config.temporal.to_dict(), "temporal")
@@ -95,8 +100,8 @@ def network(config, scale):
     return unet, jax.eval_shape(lambda: init_unet(unet, jax.random.key(0))), tokens
 
 
-def forward_flops(config, scale):
-    unet, params, tokens = network(config, scale)
+def forward_flops(config, scale, t2i=None):
+    unet, params, tokens = network(config, scale, t2i)
     size = config.data.resolution
     inputs = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -121,6 +126,30 @@ def test_the_full_rate_gets_as_many_flops_in_fewer_steps(scale, end):
     assert full.total_steps < resampled.total_steps
     flops = [c.total_steps * forward_flops(c, scale) for c in (resampled, full)]
     assert flops[1] == pytest.approx(flops[0], rel=1 / full.total_steps)
+
+
+@pytest.mark.parametrize(
+    ("module", "t2i"), [(additions, None), (additions_emoji, emoji.get_config("t2i"))]
+)
+def test_the_papers_blocks_get_as_many_flops_in_more_steps(module, t2i):
+    complete, paper = (module.get_config(f"{v},0") for v in ("all", "paper_equal_flops"))
+    assert paper.total_steps > complete.total_steps == additions.STEPS
+    flops = [c.total_steps * forward_flops(c, "cpu", t2i) for c in (complete, paper)]
+    assert flops[1] == pytest.approx(flops[0], rel=1 / paper.total_steps)
+
+
+def test_each_addition_is_tested_alone_and_left_out():
+    fields = {field.name: field.default for field in dataclasses.fields(TemporalConfig)}
+    switches = {name for name, default in fields.items() if default is False}
+    assert switches == set(additions.ADDITIONS)
+    for name in switches:
+        for variant, expected in ((f"only_{name}", {name}), (f"without_{name}", switches - {name})):
+            temporal = additions.get_config(f"{variant},0").temporal
+            assert {switch for switch in switches if temporal[switch]} == expected
+    for variant, optimizer in (("paper_long", "muon"), ("paper_adafactor_long", "adafactor")):
+        config = additions.get_config(f"{variant},1")
+        assert not any(config.temporal[switch] for switch in switches)
+        assert (config.optimizer.name, config.total_steps) == (optimizer, additions.LONG_STEPS)
 
 
 @pytest.mark.parametrize(("scale", "end"), [("cpu", ""), ("tpu", ",tpu")])
@@ -260,7 +289,7 @@ def write_judge(flags):
 
 def write_denoising(flags):
     loss = 1.0 + 0.25 * ("/he_" in flags["--model"]) + 0.01 * int(flags["--model"][-1])
-    report = {"errors": {"own": [loss - 1, loss + 1], "none": [9.0, 9.0]}}
+    report = {"errors": {"own": [loss - 1, loss + 1], "motion": [2 * loss, 2 * loss]}}
     Path(f"{flags['--out']}.json").write_text(json.dumps(report))
 
 
@@ -340,7 +369,7 @@ def test_runs_once_and_reports_the_results(tmp_path, calls):
     assert results["identity"]["curves"].shape == (3, STEPS)
     text = ablation.report(tmp_path / "runs", "cpu")
     assert "identity ends lower with every seed" in text
-    ends = "1.2500, 1.2600, 1.2700 | 1.2500, 1.2600, 1.2700"
+    ends = "1.2500, 1.2600, 1.2700 | 1.2500, 1.2600, 1.2700 | 1.2600 ± 0.0248 | 100.0 ± 0.0 %"
     assert f"| he | 40 | {ends} | 100 % | 50 % | 25 % |" in text
     assert (tmp_path / "runs.png").stat().st_size > 5000
     early = read_video(tmp_path / "runs_early.png")[0][0]
@@ -348,6 +377,17 @@ def test_runs_once_and_reports_the_results(tmp_path, calls):
     assert [round(float(early[row].mean()), 1) for row in (0, 260, 400)] == [-1.0, 1.0, 0.5]
     reversed_losses = {"identity": np.array([1, 3, 3.0]), "he": np.array([2, 2, 2.0])}
     assert "lower with 1 of 3" in ablation.verdict(reversed_losses)
+
+
+def test_significant_changes_are_marked():
+    losses = {name: np.array([1.0, 2.0, 4.0]) for name in additions.ABLATION.variants}
+    losses["only_relative"] = 0.9 * losses["paper"]
+    losses["without_relative"] = losses["all"] * [1.2, 1.0, 0.8]
+    text = additions.ABLATION.verdict(losses)
+    assert "only_relative -10.0 ± 0.0 % (significant)" in text
+    assert "only_feed_forward +0.0 ± 0.0 %," in text
+    # The standard deviation is 0.2; Student's t with 2 degrees of freedom is 4.303.
+    assert f"without_relative +0.0 ± {100 * 4.3027 * 0.2 / 3**0.5:.1f} %." in text
 
 
 def test_runs_on_ucf101_are_compared_by_their_losses_only(tmp_path, calls):

@@ -1,5 +1,7 @@
 """Runs of a few steps of the stages "style" and "conditional"."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from data.moving_shapes.duotone import (
     duotone,
     write_duotone_images,
 )
+from experiments import denoising
 from stunet.engine.cascade import stylize
 from stunet.errors import UserError
 from stunet.model import load
@@ -44,6 +47,14 @@ def styles(root, style):
     for rank, workdir in workdirs.items():
         assert train_here(changed(style, adapter_rank=rank), workdir) == 0
     return workdirs
+
+
+def test_denoising_is_measured_on_the_dataset_of_the_run(styles, tmp_path):
+    flags = [f"--model={styles[0]}", f"--out={tmp_path / 'errors'}", "--num_clips=2", "--log_snr=0"]
+    denoising.main(["experiments.denoising", *flags])
+    errors = json.loads((tmp_path / "errors.json").read_text())["errors"]
+    assert errors.keys() == {"own", "another", "none"}
+    assert all(0 < error[0] < 1 for error in errors.values())
 
 
 @pytest.mark.parametrize("rank", [0, 2])

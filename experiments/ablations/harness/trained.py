@@ -6,6 +6,7 @@ the paper's own choice is in WORKDIR/paper_SEED and shared by many ablations.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import stats
 
 from experiments.ablations.harness.ablation import SEEDS, Chain, Command, Inputs, Phase, heading
 from experiments.configs import base_128, tiny_t2v
@@ -27,6 +29,8 @@ SEEDS_AT = {"cpu": SEEDS, "tpu": SEEDS[:1]}
 JUDGED_CLIPS = 32
 RESTORED_CLIPS, LOG_SNRS = 64, (-6, -4, -2, 0, 2)  # of `experiments.denoising`
 ATTRIBUTES = ("colour", "shape", "motion")  # that `experiments.judge` recognises
+JUDGES = ("experiments.judge", "experiments.denoising")
+CONFIDENCE = 0.95
 
 # Config fields that take an input, at each scale: field -> name of the input.
 FIELD_INPUTS = {
@@ -52,12 +56,11 @@ class TrainedAblation:
       question: See `Ablation`.
       paper: See `Ablation`.
       variants: Names of the variants, the paper's choice first.
-      verdict: Maps the final losses `[seeds]` of each variant to one sentence. For judged runs, the
-        losses are errors of restored clips.
+      verdict: Maps the final losses `[seeds]` of each variant to a conclusion; errors of restored
+        clips if they are measured.
       field_inputs: Config fields that take an input, at each scale that the ablation has.
       shared: Whether the config of the first variant is `base_config`, as in other ablations.
-      judged: Whether the runs at the scale of a CPU train on moving shapes, so that
-        `experiments.judge` and `experiments.denoising` can evaluate them.
+      judges: Programs that evaluate the runs at the scale of a CPU, of `JUDGES`.
     """
 
     name: str
@@ -67,7 +70,7 @@ class TrainedAblation:
     verdict: Callable[[dict[str, np.ndarray]], str]
     field_inputs: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: FIELD_INPUTS)
     shared: bool = True
-    judged: bool = True
+    judges: tuple[str, ...] = JUDGES
 
     @property
     def scales(self) -> tuple[str, ...]:
@@ -78,9 +81,9 @@ class TrainedAblation:
         """Parses "VARIANT,SEED" or "VARIANT,SEED,tpu"; see `parse_run`."""
         return parse_run(argument, self.variants, self.scales)
 
-    def is_judged(self, scale: str) -> bool:
-        """Returns whether the runs at this scale are judged and restore clips."""
-        return self.judged and scale == "cpu"
+    def judges_at(self, scale: str) -> tuple[str, ...]:
+        """Returns the programs that evaluate the runs at this scale."""
+        return self.judges if scale == "cpu" else ()
 
     def folder(self, workdir: Path, variant: str, seed: int) -> Path:
         """Returns the folder of a run. `workdir` is the ablation's own."""
@@ -125,24 +128,19 @@ class TrainedAblation:
             result=out / "DONE",
             log=log,
         )
-        if not self.is_judged(run.scale):
-            return [train]
-        judge_flags = f"--model={out}", f"--out={out / 'judge'}", f"--num_clips={JUDGED_CLIPS}"
-        judge = Command(
-            program="experiments.judge", flags=judge_flags, result=out / "judge.json", log=log
-        )
-        restore = Command(
-            program="experiments.denoising",
-            flags=(
-                f"--model={out}",
-                f"--out={out / 'denoising'}",
+        options_of = {
+            "experiments.judge": (f"--num_clips={JUDGED_CLIPS}",),
+            "experiments.denoising": (
                 f"--num_clips={RESTORED_CLIPS}",
                 *(f"--log_snr={log_snr}" for log_snr in LOG_SNRS),
             ),
-            result=out / "denoising.json",
-            log=log,
-        )
-        return [train, judge, restore]
+        }
+        evaluations = []
+        for program in self.judges_at(run.scale):
+            result = _result(out, program)
+            flags = f"--model={out}", f"--out={result.with_suffix('')}", *options_of[program]
+            evaluations.append(Command(program=program, flags=flags, result=result, log=log))
+        return [train, *evaluations]
 
     def _config_argument(self, run: Run) -> str:
         if run.scale == "tpu":  # a command to paste, from the root of a checkout
@@ -152,33 +150,41 @@ class TrainedAblation:
     def report(self, workdir: Path, scale: str) -> str:
         """Returns the section about the runs in `workdir`; draws loss curves and early samples."""
         results = read_results(self, workdir, scale)
-        judged = self.is_judged(scale)
-        attributes, seeds = ATTRIBUTES if judged else (), SEEDS_AT[scale]
+        judges, seeds = self.judges_at(scale), SEEDS_AT[scale]
+        restored = "experiments.denoising" in judges
+        attributes = ATTRIBUTES if "experiments.judge" in judges else ()
         picture = workdir.with_suffix(".png")
         plot_losses(self, results, picture)
-        final = {name: values["error" if judged else "loss"] for name, values in results.items()}
+        final = {name: values["error" if restored else "loss"] for name, values in results.items()}
         lines = [
             *heading(self),
             f"Ours: {self.verdict(final)}",
             "",
             f"| | steps | loss, last tenth of training, seeds {', '.join(map(str, seeds))} |"
-            + " error of restored clips |" * judged
+            + " error of restored clips | mean | effect of other words |" * restored
             + "".join(f" correct {attribute} |" for attribute in attributes),
-            "|---" * (3 + judged + len(attributes)) + "|",
+            "|---" * (3 + 3 * restored + len(attributes)) + "|",
         ]
         for variant, values in results.items():
             cells = [variant, values["curves"].shape[1]]
-            for name in ("loss", "error") if judged else ("loss",):
+            for name in ("loss", "error") if restored else ("loss",):
                 cells.append(", ".join(f"{value:.4f}" for value in values[name]))
+            if restored:
+                cells.append("{:.4f} ± {:.4f}".format(*mean_interval(values["error"])))
+                cells.append("{:.1f} ± {:.1f} %".format(*mean_interval(100 * values["effect"])))
             cells += [f"{100 * values[attribute].mean():.0f} %" for attribute in attributes]
             lines.append(f"| {' | '.join(map(str, cells))} |")
         lines += ["", f"![loss curves]({picture.name})", ""]
-        if judged:
+        if restored:
             lines += [
                 "(Bands show the range over seeds. The error is the mean squared error of "
                 f"{RESTORED_CLIPS} clips, the same for all variants, that are denoised from "
-                f"log-SNRs of {', '.join(map(str, LOG_SNRS))}. {JUDGED_CLIPS} clips per run are "
-                "judged.)",
+                f"log-SNRs of {', '.join(map(str, LOG_SNRS))}. Other words of motion in the "
+                "caption (on other data, another clip's caption) increase it. ± are "
+                f"{100 * CONFIDENCE:.0f} % confidence intervals of the mean over seeds "
+                "(t-distribution)."
+                + f" {JUDGED_CLIPS} clips per run are judged." * bool(attributes)
+                + ")",
                 "",
             ]
         if scale == "cpu":
@@ -233,8 +239,9 @@ def read_results(
 
     Returns:
       variant -> arrays: "curves" `[seeds, steps]` are training losses and "loss" `[seeds]` their
-      mean over the last tenth of the steps. For judged runs, "error" `[seeds]` is the error of
-      restored clips, and "colour", "shape" and "motion" `[seeds]` are shares of clips.
+      mean over the last tenth of the steps. "error" `[seeds]` is the error of restored clips,
+      "effect" `[seeds]` the share by which another caption increases it, and "colour", "shape" and
+      "motion" `[seeds]` are shares of clips, depending on the ablation's judges.
     """
     results = {}
     for variant in ablation.variants:
@@ -246,15 +253,38 @@ def read_results(
             "curves": curves,
             "loss": curves[:, -max(1, curves.shape[1] // 10) :].mean(1),
         }
-        if ablation.is_judged(scale):
-            judged = [json.loads((out / "judge.json").read_text()) for out in folders]
-            results[variant] |= {
-                name: np.array([report[name] for report in judged]) for name in ATTRIBUTES
-            }
-            restored = [json.loads((out / "denoising.json").read_text()) for out in folders]
-            errors = [np.mean(report["errors"]["own"]) for report in restored]
-            results[variant]["error"] = np.array(errors)
+        for program in ablation.judges_at(scale):
+            reports = [json.loads(_result(out, program).read_text()) for out in folders]
+            results[variant] |= _MEASURES[program](reports)
     return results
+
+
+def _result(out: Path, program: str) -> Path:
+    """Returns the report that a program writes about the run in `out`."""
+    return out / f"{program.removeprefix('experiments.')}.json"
+
+
+def _restored(reports: Sequence[dict]) -> dict[str, np.ndarray]:
+    errors = [{kind: np.mean(e) for kind, e in report["errors"].items()} for report in reports]
+    own = np.array([error["own"] for error in errors])
+    other = np.array([error.get("motion", error.get("another")) for error in errors])
+    return {"error": own, "effect": other / own - 1}
+
+
+def _judged(reports: Sequence[dict]) -> dict[str, np.ndarray]:
+    return {name: np.array([report[name] for report in reports]) for name in ATTRIBUTES}
+
+
+_MEASURES = {"experiments.judge": _judged, "experiments.denoising": _restored}
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Returns the mean of `[seeds]` values and half the width of its confidence interval."""
+    count = len(values)
+    if count < 2:
+        return float(values.mean()), math.inf
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+    return float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(count))
 
 
 def plot_losses(
