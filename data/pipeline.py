@@ -103,15 +103,15 @@ def fingerprint(config: DataConfig) -> str:
     return config.fingerprint()
 
 
-def whole_examples(config: DataConfig, count: int) -> tuple[np.ndarray, list[str]]:
-    """Returns the first `count` examples without crop and with captions.
+def whole_examples(config: DataConfig, count: int, start: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Returns examples `start` to `start + count - 1` without crop and with captions.
 
     Returns:
       Clips `[count, T, H, W, 3]` float32 in [-1, 1], and their captions.
     """
     config = dataclasses.replace(config, crop=None, caption_dropout=0.0)
     source = open_records(config)
-    examples = [_example(config, source, position) for position in range(count)]
+    examples = [_example(config, source, position) for position in range(start, start + count)]
     videos = [to_float(v) if (v := e["video"]).dtype == np.uint8 else v for e in examples]
     return np.stack(videos), [example["caption"] for example in examples]
 

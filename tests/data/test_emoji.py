@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from data import pipeline
@@ -27,10 +28,12 @@ from data.emoji.vocabulary import (
     plain_caption,
     select_concepts,
 )
-from experiments import judge_emoji
+from experiments import fvd_bias, judge_emoji
+from experiments.configs import emoji as emoji_config
 from experiments.ship import WORLDS
 from stunet.errors import UserError
 from stunet.evaluation.features import Extractor, Resize
+from stunet.evaluation.scores import frechet_distance
 from stunet.training.workdir.run_record import RunRecord, write_record
 
 TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
@@ -399,6 +402,37 @@ def test_report_of_the_judge(config, tmp_path, monkeypatch):
     assert report["scores"]["generated"]["motion_energy_ratio"] == 0
     assert report["steps"] == 5 and (tmp_path / "black.png").exists()
     assert report["scores"]["generated"]["fvd"] > report["scores"]["real"]["fvd"]
+
+
+def test_bias_of_fvd(config, tmp_path, monkeypatch):
+    calls = []
+
+    def brightness(clips):
+        calls.append(len(clips))
+        return clips.mean((1, 2))[:, 0]
+
+    network = Extractor(
+        name="brightness",
+        features=brightness,
+        resize=Resize(16, "bilinear"),
+        min_frames=3,
+        max_frames=None,
+        weights_sha256="",
+    )
+    values = {"data_dir": config.data_dir, "num_frames": 3, "resolution": 16, "concepts": ()}
+    data = emoji_config.get_config("t2v").data.to_dict() | values | {"frame_size": 16}
+    stage = ConfigDict({"data": data})
+    monkeypatch.setattr(fvd_bias.emoji, "get_config", lambda stage_name: stage)
+    monkeypatch.setattr(fvd_bias, "load_i3d", lambda path: network)
+    flags = ["", "--i3d=x", f"--data_dir={config.data_dir}", f"--out={tmp_path / 'bias'}"]
+    fvd_bias.main([*flags, "--num_clips=130"])
+    assert sum(calls) == 2 * 128
+    rows = json.loads((tmp_path / "bias.json").read_text())["rows"]
+    assert [row["clips"] for row in rows] == [64, 128]
+    sets = [np.load(tmp_path / "bias" / f"seed_{seed}_from_0.npy") for seed in (0, 1)]
+    assert rows[0]["fvd"] == pytest.approx(frechet_distance(*sets)) and rows[0]["fvd"] > 0
+    fvd_bias.main([*flags, "--num_clips=64"])
+    assert sum(calls) == 2 * 128  # from the cache
 
 
 def test_the_judge_refuses_image_models(config, tmp_path, monkeypatch):
