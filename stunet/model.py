@@ -119,8 +119,11 @@ def on_devices(model: Model, devices: Sequence[jax.Device]) -> Model:
         shardings = parameter_shardings(flat_mesh(devices), model.params)
         params = jax.tree.map(put, model.params, shardings)
     else:
+        # Also arrays on this device: those on a mesh of one device would give results on that mesh.
         params = jax.tree.map(
-            lambda leaf: jax.device_put(leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)),
+            lambda leaf: jax.device_put(
+                leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), devices[0]
+            ),
             model.params,
         )
     return dataclasses.replace(model, params=params)

@@ -307,8 +307,8 @@ def sample(
     states = encode_text(model, texts)
     text_rows = np.array([texts.index(prompt) for prompt in prompts])
     key = stream_key(sampling.seed, stream)
-    put = functools.partial(_put, mesh)
     params = model.params["unet"]
+    put = functools.partial(_put, mesh or devices_of(params)[0])
     if mesh is not None:
         params = jax.device_put(params, sampling_shardings(mesh, params))
     results = []
@@ -438,10 +438,12 @@ def _rows_per_call(settings: ChunkSettings, videos: int) -> int:
     return per_device * devices * (2 if settings.guided else 1)
 
 
-def _put(mesh: Mesh | None, tree: Any) -> Any:
+def _put(mesh: Mesh | jax.Device, tree: Any) -> Any:
     """Copies arrays, which all processes have, to all devices, sharded by `video_shardings`."""
-    if mesh is None:
-        return tree
+    if isinstance(mesh, jax.Device):
+        # The results of a chunk are committed to the device if the parameters are; if the first
+        # chunk's inputs were not, the second chunk would compile again.
+        return jax.device_put(tree, mesh)
     shardings = video_shardings(mesh, tree)
     if replicated(mesh).is_fully_addressable:
         return jax.device_put(tree, shardings)

@@ -9,11 +9,12 @@ import pytest
 import stunet
 from stunet.diffusion import Threshold, keyed_noise
 from stunet.diffusion.samplers import DDIM
-from stunet.engine.sampling import encode_text
+from stunet.engine.sampling import encode_text, run_chunk
 from stunet.errors import UserError
-from stunet.model import load
+from stunet.model import load, on_devices
 from stunet.models.t5 import T5Encoder
 from stunet.models.unet import UNet
+from stunet.sharding import flat_mesh, put_parameters
 from tests.calls import generate
 from tests.tiny import (
     CAPTIONS,
@@ -63,6 +64,15 @@ def test_a_video_depends_on_its_prompt_and_index_only(model, pair):
     np.testing.assert_allclose(other[1], pair[1], atol=1e-5)
     assert np.abs(other[0] - pair[0]).mean() > 1e-3  # another prompt
     assert np.abs(other[0] - other[1]).mean() > 0.1  # another index
+
+
+def test_all_chunks_run_one_program_after_training_too(model, pair):
+    devices = jax.devices()[:1]
+    trained = replace(model, params=put_parameters(flat_mesh(devices), model.params))
+    before = run_chunk._cache_size()
+    videos = generate(on_devices(trained, devices), CAPTIONS[:2], steps=STEPS, chunk=1)
+    assert run_chunk._cache_size() == before + 1
+    np.testing.assert_allclose(videos, pair, atol=1e-5)
 
 
 def test_batches_and_chunks_change_nothing(model, pair):
