@@ -63,6 +63,7 @@ _DEFAULT_RANGES = {int: Range(1), float: Range(0, above_low=True)}
 Seed = Annotated[int, Range(0, MAX_SEED)]
 FrameRate = Annotated[float, Range(0.01, 1000)]  # frames per second that files can represent
 GuidanceScale = Annotated[float, Range(-1000, 1000)]
+Timestep = Annotated[float, Range(0, 999)]  # on IF's scale
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:

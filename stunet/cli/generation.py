@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stunet.cli import options
 from stunet.engine.applications import APPLICATIONS, Application, Option
-from stunet.engine.request import Progress, Request, Sampling, ignore_progress
+from stunet.engine.request import GUIDANCE_METHODS, Progress, Request, Sampling, ignore_progress
 from stunet.errors import UserError
 from stunet.paths import AnyPath, check_outputs, existing, is_remote
 from stunet.weights import shipped
@@ -111,6 +111,21 @@ def _add_arguments(add: Callable, application: Application) -> None:
         type=options.number,
         help="follow the prompt more closely; 1 disables guidance and halves the time; "
         "default: the model's",
+    )
+    add(
+        "--guidance",
+        metavar="NAME",
+        choices=GUIDANCE_METHODS,
+        default=defaults.guidance,
+        help="cfg: away from the prediction without prompt; apg: the same with less saturation; "
+        "image: away from frames that do not know one another; default: %(default)s",
+    )
+    add(
+        "--guidance-interval",
+        metavar="LOW,HIGH",
+        type=options.timesteps,
+        help="guide between these timesteps only, of 0 to 999 (noise); other steps take half the "
+        "time; default: all",
     )
     add(
         "--negative-prompt",
@@ -333,6 +348,8 @@ def _request(
             sampler=args.sampler,
             steps=args.steps,
             guidance_scale=args.guidance_scale,
+            guidance=args.guidance,
+            guidance_interval=args.guidance_interval,
             upscale_sampler=getattr(args, "upscale_sampler", None),
             upscale_steps=getattr(args, "upscale_steps", None),
             upscale_guidance_scale=getattr(args, "upscale_guidance_scale", None),

@@ -78,6 +78,17 @@ def frame_rate(text: str) -> float:
     return value
 
 
+def timesteps(text: str) -> tuple[float, float]:
+    """Parses LOW,HIGH: two timesteps of 0 to 999."""
+    try:
+        low, high = (number(part) for part in text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}, expected two timesteps LOW,HIGH of 0 to 999"
+        ) from None
+    return low, high
+
+
 def margins(text: str) -> tuple[int, ...]:
     """Parses LEFT,RIGHT,TOP,BOTTOM in pixels, not all of them 0."""
     sides = text.split(",")

@@ -6,11 +6,19 @@ This module imports neither JAX nor NumPy, so that the command line answers quic
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from stunet.errors import UserError
 from stunet.paths import AnyPath, user_path
-from stunet.schema import FrameRate, GuidanceScale, Range, Seed, check_fields, from_dict
+from stunet.schema import (
+    FrameRate,
+    GuidanceScale,
+    Range,
+    Seed,
+    Timestep,
+    check_fields,
+    from_dict,
+)
 
 if TYPE_CHECKING:
     import jax
@@ -26,6 +34,8 @@ Margins: TypeAlias = tuple[_Margin, _Margin, _Margin, _Margin]
 # are read without importing NumPy.)
 Source: TypeAlias = Any
 
+GuidanceMethod = Literal["cfg", "apg", "image"]
+GUIDANCE_METHODS = get_args(GuidanceMethod)
 FEATHER = 0.02
 SOURCES = ("image", "last", "video", "mask")
 _SAMPLERS = ("sampler", "upscale_sampler")  # fields of `Sampling`
@@ -51,6 +61,10 @@ class Sampling:
       steps: Sampling steps. A model without a number of its own uses the sampler's default.
       guidance_scale: Classifier-free guidance scale (2207.12598). 1 disables guidance and halves
         the cost. Known pixels are not guided.
+      guidance: How guidance uses the two predictions: "cfg", "apg" or "image"; see
+        `stunet.diffusion.guidance`. "image" does not use the negative prompt. Upscalers use "cfg".
+      guidance_interval: Lowest and highest timestep with guidance, on IF's scale 0..999, where 999
+        is noise (2404.07724). Steps outside cost half. None guides at all. Not for upscalers.
       upscale_sampler: Sampler of the upscalers after the first model.
       upscale_steps: Sampling steps of these upscalers.
       upscale_guidance_scale: Guidance scale of these upscalers.
@@ -70,6 +84,8 @@ class Sampling:
     sampler: Any = None
     steps: int | None = None
     guidance_scale: GuidanceScale | None = None
+    guidance: GuidanceMethod = "cfg"
+    guidance_interval: tuple[Timestep, Timestep] | None = None
     upscale_sampler: Any = None
     upscale_steps: int | None = None
     upscale_guidance_scale: GuidanceScale | None = None
@@ -84,6 +100,12 @@ class Sampling:
 
     def __post_init__(self):
         check_fields(self)
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if low > high:
+                raise UserError(
+                    f"guidance_interval: {low:g} to {high:g}, expected the lower timestep first"
+                )
 
     def for_upscalers(self) -> "Sampling":
         """Returns the settings of the upscalers after the first model."""
@@ -92,6 +114,8 @@ class Sampling:
             sampler=self.upscale_sampler,
             steps=self.upscale_steps,
             guidance_scale=self.upscale_guidance_scale,
+            guidance="cfg",
+            guidance_interval=None,
         )
 
 
@@ -137,7 +161,7 @@ class Request:
     strength: Annotated[float, Range(0, 1)] | None = None
     paste_back: bool | None = None
     feather: Annotated[float, Range(0, 1)] = FEATHER
-    noise_level: Annotated[float, Range(0, 999)] | None = None
+    noise_level: Timestep | None = None
     enlarge: bool = True
     style_strength: Annotated[float, Range(0, 1.5)] | None = None
     sampling: Sampling = dataclasses.field(default_factory=Sampling)

@@ -151,6 +151,10 @@ def _check_memory(
     )
 
 
+# Fields of `Sampling` that apply to the first model, with their defaults.
+_GUIDANCE = {"guidance": "cfg", "guidance_interval": None}
+
+
 def _check_first(application: Application, chain: Sequence[Model], models: Models) -> None:
     if not chain:
         raise UserError("upscalers: none, expected a super-resolution model")
@@ -240,6 +244,11 @@ def _text_warnings(steps: Sequence[_Step], request: Request) -> Iterator[str]:
     negative = request.sampling.negative_prompt
     if negative and all(step.sampling.guidance_scale == 1 for step in steps):
         yield "negative_prompt: not used, because guidance_scale is 1"
+    elif negative and request.sampling.guidance == "image":
+        yield "negative_prompt: not used by the first model, because guidance is 'image'"
+    for name, default in _GUIDANCE.items():
+        if steps[0].sampling.guidance_scale == 1 and getattr(request.sampling, name) != default:
+            yield f"{name}: not used, because guidance_scale is 1"
     for step in steps:
         yield from step.model.tokenizer.warnings(request.prompts, "prompt")
         yield from step.model.tokenizer.warnings([negative], "negative_prompt")
@@ -294,7 +303,11 @@ def _settings(
         **used,
         "seed": request.sampling.seed,
         **{name: value for name, (value,) in _per_model(steps[:1]).items()},
-        **({"negative_prompt": negative} if (negative := request.sampling.negative_prompt) else {}),
+        **{
+            name: _json_value(value)
+            for name, default in (_GUIDANCE | {"negative_prompt": ""}).items()
+            if (value := getattr(request.sampling, name)) != default
+        },
         "num_frames": task.result_frames,
         "fps": task.fps,
         "stunet": stunet.__version__,

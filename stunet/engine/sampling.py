@@ -41,6 +41,7 @@ from stunet.weights.trees import Tree
 # Streams of random numbers of a seed. Editing must not draw the noise that its input may have been
 # generated with, and upscaling alone must draw the noise that it draws in a cascade.
 BASE_STREAM, EDIT_STREAM, UPSCALE_STREAM = 0, 1, 2  # upscaler i of a job: UPSCALE_STREAM + i
+WITH_FRAMES = ("low", "known")  # conditioning [B, T, ...]
 
 # (steps done, total steps, current estimate of x0 [b, T, H, W, 3])
 OnChunk = Callable[[int, int, jax.Array], None]
@@ -62,6 +63,8 @@ class ChunkSettings:
       threshold: Bound on x0. None disables it.
       super_resolution: Super-resolution settings of the model, or None.
       guided: Whether the guidance scale differs from 1.
+      guidance: Method of guidance, see `Sampling`.
+      guidance_interval: Timesteps with guidance, see `Sampling`.
       shape: (T, H, W, 3) of a video.
       windows: Windows over time.
       windows_at_once: Windows per network call on each device. None for all.
@@ -80,6 +83,8 @@ class ChunkSettings:
     threshold: Threshold | None = dataclasses.field(default_factory=Threshold)
     super_resolution: SuperResolution | None = None
     guided: bool = True
+    guidance: str = "cfg"
+    guidance_interval: tuple[float, float] | None = None
     windows_at_once: int | None = None
     chunk: int = 1
     mesh: Mesh | None = None
@@ -134,6 +139,25 @@ def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Netwo
         return apply(own, *inputs)[:count]
 
     return apply_sharded
+
+
+def frame_by_frame(net: Network) -> Network:
+    """Returns a network that processes each frame as a video of one frame: the image model."""
+
+    def apply(x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
+        frames = x_t.shape[1]
+
+        def split(name: str, a: jax.Array) -> jax.Array:
+            if name in WITH_FRAMES:
+                return a.reshape(-1, 1, *a.shape[2:])
+            return jnp.repeat(a, frames, axis=0)
+
+        output = net(
+            split("low", x_t), split("t", t), {name: split(name, a) for name, a in cond.items()}
+        )
+        return output.reshape(*x_t.shape[:2], *output.shape[2:])
+
+    return apply
 
 
 def sampling_mesh(devices: Sequence[jax.Device], rows: int, frames: int) -> Mesh | None:
@@ -273,7 +297,9 @@ def sample(
     schedule = sampler.bind(model.schedule, steps, variance=model.variance)
     count, size = len(prompts), min(len(prompts), sampling.batch_size)
     guided = sampling.guidance_scale != 1
-    rows = size * len(windows.starts) * (2 if guided else 1)
+    if guided and sampling.guidance == "image" and model.unet.temporal is None:
+        raise UserError("guidance: 'image' of an image model, expected a model of videos")
+    rows = size * len(windows.starts) * _rows_per_video(guided, sampling.guidance)
     mesh = sampling_mesh(devices_of(model.params["unet"]), rows, windows.length)
     settings = ChunkSettings(
         unet=model.unet,
@@ -285,6 +311,8 @@ def sample(
         threshold=model.threshold,
         super_resolution=model.super_resolution,
         guided=guided,
+        guidance=sampling.guidance,
+        guidance_interval=sampling.guidance_interval,
         shape=shape,
         windows=windows,
         windows_at_once=sampling.windows_at_once,
@@ -380,9 +408,11 @@ def run_chunk(
     to_frames, from_frames = _frame_transforms(s.super_resolution, cond)
     cond, uncond = ({k: v for k, v in tree.items() if k != "large"} for tree in (cond, uncond))
     several = len(s.windows.starts) > 1
+    worse = frame_by_frame(network(settings.unet, params)) if s.guidance == "image" else None
     if several:
         cond, uncond = (_split_conditioning(s.windows, tree) for tree in (cond, uncond))
-        net = chunked(net, _rows_per_call(s, len(positions)))
+        rows = _rows_per_call(s, len(positions))
+        net, worse = chunked(net, rows), worse and chunked(worse, rows)
     if "known" in cond:
         # Disable guidance on known pixels: the prompt adds no information there, so guidance only
         # amplifies errors.
@@ -395,6 +425,9 @@ def run_chunk(
         uncond,
         guidance_scale if s.guided else 1,
         learned_variance=s.variance == "learned_range",
+        method=s.guidance,
+        worse=worse,
+        interval=s.guidance_interval,
     )
     if several:
         denoiser = windowed_denoiser(denoiser, s.windows)
@@ -435,7 +468,11 @@ def _rows_per_call(settings: ChunkSettings, videos: int) -> int:
     per_device = -(-windows // devices)
     if settings.windows_at_once is not None:
         per_device = min(per_device, settings.windows_at_once)
-    return per_device * devices * (2 if settings.guided else 1)
+    return per_device * devices * _rows_per_video(settings.guided, settings.guidance)
+
+
+def _rows_per_video(guided: bool, guidance: str) -> int:
+    return 2 if guided and guidance != "image" else 1
 
 
 def _put(mesh: Mesh | jax.Device, tree: Any) -> Any:
@@ -462,8 +499,7 @@ def _frame_transforms(
 
 def _split_conditioning(windows: Windows, cond: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Conditioning per window: splits what has a time axis, repeats the rest."""
-    with_frames = ("low", "known")
-    return {k: windows.split(v) if k in with_frames else windows.repeat(v) for k, v in cond.items()}
+    return {k: windows.split(v) if k in WITH_FRAMES else windows.repeat(v) for k, v in cond.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

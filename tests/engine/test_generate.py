@@ -13,8 +13,9 @@ from stunet.engine.sampling import encode_text, run_chunk
 from stunet.errors import UserError
 from stunet.model import load, on_devices
 from stunet.models.t5 import T5Encoder
-from stunet.models.unet import UNet
+from stunet.models.unet import UNet, init_unet
 from stunet.sharding import flat_mesh, put_parameters
+from stunet.weights.trees import flatten, is_added, unflatten
 from tests.calls import generate
 from tests.tiny import (
     CAPTIONS,
@@ -64,6 +65,44 @@ def test_a_video_depends_on_its_prompt_and_index_only(model, pair):
     np.testing.assert_allclose(other[1], pair[1], atol=1e-5)
     assert np.abs(other[0] - pair[0]).mean() > 1e-3  # another prompt
     assert np.abs(other[0] - other[1]).mean() > 0.1  # another index
+
+
+def test_the_image_model_as_the_worse_network(model, pair):
+    # Inflated without temporal resampling, a model starts as its image model: there is nothing to
+    # lead away from.
+    temporal = replace(UNET.temporal, resample=(False,) * len(UNET.temporal.resample))
+    unet = replace(UNET, temporal=temporal)
+    params = flatten(init_unet(unet, jax.random.key(0)))
+    params |= {p: a for p, a in flatten(model.params["unet"]).items() if not is_added(p)}
+    inflated = replace(model, unet=unet, params={**model.params, "unet": unflatten(params)})
+    image, plain = (
+        generate(inflated, CAPTIONS[:2], steps=STEPS, guidance=name, guidance_scale=scale)
+        for name, scale in (("image", 5.0), ("cfg", 1.0))
+    )
+    np.testing.assert_allclose(image, plain, atol=1e-4)
+    trained = generate(model, CAPTIONS[:2], steps=STEPS, guidance="image", guidance_scale=5.0)
+    assert (
+        np.abs(trained - generate(model, CAPTIONS[:2], steps=STEPS, guidance_scale=1)).max() > 0.1
+    )
+    with pytest.raises(UserError, match="guidance: 'image'.* videos"):
+        unet = model.unet.text_to_image()
+        generate(
+            replace(model, unet=unet, num_frames=1), CAPTIONS[:1], num_frames=1, guidance="image"
+        )
+
+
+def test_guidance_in_an_interval(model, pair):
+    def sample(**options):
+        return generate(model, CAPTIONS[:2], steps=STEPS, **options)
+
+    np.testing.assert_allclose(sample(guidance_interval=(0, 999)), pair, atol=1e-5)
+    unguided, nowhere = sample(guidance_scale=1), sample(guidance_interval=(998.9, 999))
+    np.testing.assert_allclose(nowhere, unguided, atol=1e-5)
+    assert np.abs(sample(guidance_interval=(0, 500)) - pair).max() > 0.1
+    with pytest.raises(UserError, match="guidance_interval: 600 to 500"):
+        sample(guidance_interval=(600, 500))
+    with pytest.raises(UserError, match="guidance_interval.*1000"):
+        sample(guidance_interval=(0, 1000))
 
 
 def test_all_chunks_run_one_program_after_training_too(model, pair):
