@@ -18,6 +18,7 @@ from experiments.common.program_flags import MAX_CLIPS, read_flags
 from experiments.common.step_bar import step_bar
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import SAMPLERS
+from stunet.engine.request import GUIDANCE_METHODS
 from stunet.errors import UserError, run_command
 from stunet.paths import output_file, user_path, write_text
 from stunet.schema import MAX_SEED
@@ -51,6 +52,15 @@ _STEPS = flags.DEFINE_integer(
 _SCALE = flags.DEFINE_float(
     "guidance_scale", None, "guidance scale; default: the model's", flag_values=FLAGS
 )
+_GUIDANCE = flags.DEFINE_enum(
+    "guidance", "cfg", GUIDANCE_METHODS, "method of guidance", flag_values=FLAGS
+)
+_INTERVAL = flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "lowest and highest timestep with guidance (0 to 999); default: all",
+    flag_values=FLAGS,
+)
 _SEED = flags.DEFINE_integer(
     "seed",
     0,
@@ -78,6 +88,8 @@ def main(argv: list[str]) -> None:
         sampler=_SAMPLER.value,
         steps=_STEPS.value,
         guidance_scale=_SCALE.value,
+        guidance=_GUIDANCE.value,
+        guidance_interval=_interval(),
         seed=_SEED.value,
     )
     texts = [prompt.text for prompt in prompts]
@@ -90,7 +102,7 @@ def main(argv: list[str]) -> None:
         **{f"{name}_seen": confusion(verdicts, prompts, name) for name in ("shape", "motion")},
         "shape_by_motion": shapes_by_motion(verdicts, prompts),
         "num_clips": len(videos),
-        **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SEED)},
+        **{f.name: f.value for f in (_MODEL, _SPLIT, _SEED, _GUIDANCE, _INTERVAL)},
         **{flag.name: generated.settings[flag.name] for flag in (_SAMPLER, _STEPS, _SCALE)},
     }
     for name, value in result.items():
@@ -104,6 +116,15 @@ def main(argv: list[str]) -> None:
     rows = videos[:SHEET_ROWS, ::2]
     write_image(sheet, contact_sheet(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1]))
     print(f"{report}\n{sheet}")
+
+
+def _interval() -> tuple[float, ...] | None:
+    try:
+        return None if _INTERVAL.value is None else tuple(map(float, _INTERVAL.value))
+    except ValueError:
+        raise UserError(
+            f"--guidance_interval: {','.join(_INTERVAL.value)}, expected LOW,HIGH"
+        ) from None
 
 
 if __name__ == "__main__":

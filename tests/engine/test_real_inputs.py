@@ -114,6 +114,30 @@ def test_settings_contain_the_negative_prompt_and_are_known_before(base):
         )
 
 
+def test_settings_contain_the_guidance_of_the_first_model(base):
+    models = load_models(base)
+    options = {"guidance": "apg", "guidance_interval": (100, 900.0)}
+    sampling = stunet.Sampling(steps=2, **options)
+    request = stunet.Request(application="generate", prompts=("a star",), sampling=sampling)
+    result = run(models, request)
+    assert {name: result.settings[name] for name in options} == {
+        "guidance": "apg",
+        "guidance_interval": [100, 900],
+    }
+    assert planned_settings(models, request) == result.settings
+    assert stunet.Request.from_dict(request.to_dict()) == request
+    with pytest.warns(UserWarning, match="guidance: not used.*guidance_scale"):
+        stunet.generate(
+            models.base,
+            "a star",
+            sampling=stunet.Sampling(steps=2, guidance="apg", guidance_scale=1),
+        )
+    with pytest.warns(UserWarning, match="negative_prompt: not used.*'image'"):
+        sampling = stunet.Sampling(steps=2, guidance="image", negative_prompt="blue")
+        stunet.generate(models.base, "a star", sampling=sampling)
+    assert sampling.for_upscalers().guidance == "cfg"
+
+
 def test_warnings_are_reported_before_sampling(upscaler, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4")
     reports = []
