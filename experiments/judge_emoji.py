@@ -3,10 +3,11 @@
     python -m experiments.judge_emoji --model=runs/emoji/t2v --out=runs/emoji/judge \\
       --efficientnet=efficientnet.safetensors --i3d=i3d.safetensors
 
-All clips have a white background. A clip shows the concept, skin tone and gender of the nearest
-real clip: in appearance by the mean of EfficientNet's features over every fourth frame, in motion
-by the logits of I3D. Prints and writes these shares, the motion energy relative to real clips, and
-FVD and MMD (I3D) against real clips, for
+All clips have a white background. Prompts name the concepts that the `t2v` stage of
+`experiments/configs/emoji.py` is trained on. A clip shows the concept, skin tone and gender of the
+nearest of the 825 real clips of `motions.tsv`: in appearance by the mean of EfficientNet's features
+over every fourth frame, in motion by the logits of I3D. Prints and writes these shares, the motion
+energy relative to real clips, and FVD and MMD (I3D) against real clips, for
 
     generated         the model's clips
     real              real clips at another phase of their loop, the ceiling
@@ -32,7 +33,7 @@ from data.data_config import Record
 from data.emoji.composition import plain_layout
 from data.emoji.emoji_builder import SPLITS, EmojiConfig, read_index
 from data.emoji.recognition import agreement, recognise
-from data.emoji.vocabulary import Emoji, motions, plain_caption
+from data.emoji.vocabulary import Emoji, motions, plain_caption, select_concepts
 from data.pipeline import parse_config, prepare
 from data.records import read
 from experiments.common.program_flags import MAX_CLIPS, read_flags
@@ -107,7 +108,9 @@ def main(argv: list[str]) -> None:
     for name, network in networks.items():
         network.check_frames(-(-config.num_frames // _FRAME_STEPS[name]))
     known = moving_records(config)
-    requested = draw_emoji([emoji for emoji, _ in known[_SPLIT.value]], _CLIPS.value, _SEED.value)
+    selected = select_concepts(config.concepts, motions())
+    candidates = [emoji for emoji, _ in known[_SPLIT.value] if emoji.concept in selected]
+    requested = draw_emoji(candidates, _CLIPS.value, _SEED.value)
 
     everything = [pair for split in sorted(known) for pair in known[split]]
     records = {emoji.code: record for emoji, record in everything}

@@ -35,8 +35,8 @@ class EmojiConfig(TfdsDataConfig):
       source: Folder with the unpacked npm packages (`data.emoji.packages`). Not needed once the
         dataset is built.
       frame_size: Height and width in pixels at which frames are stored. None uses `resolution`.
-      concepts: Concepts to use, such as "running"; "moving" stands for all of `motions.tsv`. Empty
-        uses all.
+      concepts: Concepts to use, such as "running"; "moving" stands for all of `motions.tsv`,
+        "clear" for those of `clear.txt`. Empty uses all.
       min_size: Smallest side of an emoji relative to the frame's; the largest is 1.
     """
 

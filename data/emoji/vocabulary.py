@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stunet.errors import UserError
-from stunet.files import read_tsv_pairs
+from stunet.files import read_text, read_tsv_pairs, split_lines
 
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 MOVING = "moving"  # name of all concepts of `motions.tsv`
+CLEAR = "clear"  # name of those of `clear.txt`: easy to tell apart at 32x32 pixels
 
 # RGB in [0, 1].
 BACKGROUNDS: Mapping[str, tuple[float, float, float]] = {
@@ -35,6 +36,7 @@ BACKGROUNDS: Mapping[str, tuple[float, float, float]] = {
 }
 
 _MOTIONS_FILE = Path(__file__).with_name("motions.tsv")
+_CLEAR_FILE = Path(__file__).with_name("clear.txt")
 _PLURALS = {"people": "person", "men": "man", "women": "woman"}
 _GENDERS = {"person": "person", "man": "man", "woman": "woman", **_PLURALS}  # by the first noun
 _TONE_SUFFIX = " skin tone"
@@ -130,8 +132,14 @@ def motions() -> Mapping[str, tuple[str, ...]]:
     return {concept: tuple(phrases.split("|")) for concept, phrases in rows}
 
 
+@functools.cache
+def clear_concepts() -> frozenset[str]:
+    """Returns the concepts of `clear.txt`, which are some of `motions()`."""
+    return frozenset(split_lines(read_text(_CLEAR_FILE)))
+
+
 def select_concepts(names: Sequence[str], known: Iterable[str]) -> frozenset[str]:
-    """Returns the concepts with these names; `MOVING` stands for those of `motions.tsv`.
+    """Returns the concepts with these names; `MOVING` and `CLEAR` stand for many.
 
     Args:
       names: Names of concepts. Empty selects all.
@@ -143,14 +151,14 @@ def select_concepts(names: Sequence[str], known: Iterable[str]) -> frozenset[str
     known = set(known)
     if not names:
         return frozenset(known)
-    selected = set()
+    selected, groups = set(), {MOVING: motions(), CLEAR: clear_concepts()}
     for name in names:
-        if name == MOVING:
-            selected |= known & set(motions())
+        if name in groups:
+            selected |= known & set(groups[name])
         elif name in known:
             selected.add(name)
         else:
-            nearest = difflib.get_close_matches(name, (MOVING, *sorted(known)), 3, 0.4)
+            nearest = difflib.get_close_matches(name, (*groups, *sorted(known)), 3, 0.4)
             hint = f", expected for example {' or '.join(map(repr, nearest))}" if nearest else ""
             raise UserError(f"concepts: unknown concept {name!r}{hint}")
     return frozenset(selected)

@@ -45,11 +45,11 @@ def _data(num_frames: int, resolution: int) -> ConfigDict:
             "source": "datasets/emoji_packages",
             "data_dir": "datasets",
             "split": "train",
-            "concepts": ("moving",),
+            "concepts": ("clear",),
             "num_frames": num_frames,
             "resolution": resolution,
             "frame_size": 48 if resolution == 32 else 256,  # 256 is the size of the files
-            "min_size": 0.8,
+            "min_size": 0.9,
             "fps": 8.0,
             "seed": 0,
             "caption_dropout": 0.1,

@@ -22,6 +22,7 @@ from data.emoji.vocabulary import (
     MOVING,
     SKIN_TONES,
     all_captions,
+    clear_concepts,
     draw_caption,
     motions,
     parse_emoji,
@@ -204,6 +205,7 @@ def test_table_of_motions():
     table = motions()
     assert len(table) >= 150
     assert all(phrase == phrase.strip() and phrase for row in table.values() for phrase in row)
+    assert clear_concepts() < set(table) and len(clear_concepts()) >= 150
 
 
 def test_unknown_concepts_suggest_the_nearest():
@@ -211,6 +213,7 @@ def test_unknown_concepts_suggest_the_nearest():
     assert select_concepts((), known) == set(known)
     assert select_concepts(("horse",), known) == {"horse"}
     assert select_concepts((MOVING,), known) == {"running", "horse", "clapping hands"}
+    assert select_concepts(("clear", "fire engine"), known) == set(known)
     with pytest.raises(UserError, match="'claping hand'.*'clapping hands'"):
         select_concepts(("claping hand",), known)
 
