@@ -18,7 +18,7 @@ Samplers outside this package need no entry: they are found as "package.module:n
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -167,20 +167,23 @@ def _dpm_solver_update(
 
 @dataclasses.dataclass(frozen=True)
 class DDIM:
-    """DDIM (2010.02502 eq. 12) on `TimeGrid.leading`.
+    """DDIM (2010.02502 eq. 12).
 
     Attributes:
       eta: Scale of the noise (2010.02502 eq. 16). 0 is deterministic, 1 gives DDPM's beta~.
+      grid: Levels: `TimeGrid.leading`, or `TimeGrid.nested` for few steps.
     """
 
     eta: float = 0.0
+    grid: Literal["leading", "nested"] = "leading"
     default_steps: ClassVar[int] = 50
 
     def bind(
         self, schedule: Schedule, num_steps: int, *, variance: str = "fixed_small"
     ) -> BoundSampler:
         """See `Sampler.bind`."""
-        grid = TimeGrid.leading(schedule, num_steps)
+        grids = {"leading": TimeGrid.leading, "nested": TimeGrid.nested}
+        grid = grids[self.grid](schedule, num_steps)
         alpha_bar = grid.alpha_bars
         following = np.append(alpha_bar[1:], 1.0)
         beta = respace_betas(alpha_bar)
@@ -272,6 +275,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm2m": DPMSolver2M(),
     "ddim": DDIM(),
     "ancestral": Ancestral(),
+    "few_steps": DDIM(grid="nested"),
 }
 
 
@@ -284,6 +288,7 @@ class SamplingDefaults:
         used, so that a model can be loaded without it.
       steps: Sampling steps. None uses the sampler's default.
       guidance_scale: Scale of classifier-free guidance. 1 disables guidance.
+      only: Whether the model was distilled to `sampler` and `steps`, and takes no others.
 
     Raises:
       UserError: The sampler's name is unknown, or a field has the wrong type or is out of range.
@@ -292,6 +297,7 @@ class SamplingDefaults:
     sampler: str = "dpm2m"
     steps: int | None = None
     guidance_scale: GuidanceScale = 4.0
+    only: bool = False
 
     def __post_init__(self):
         check_fields(self, "sampling.")

@@ -77,6 +77,25 @@ class TimeGrid:
         start = times[schedule.log_snr(times, np) >= SOLVER_MIN_LOG_SNR][-1]
         return cls(*schedule.level_at(np.linspace(start, 0, num_steps + 1)[:-1].round(), np))
 
+    @classmethod
+    def nested(cls, schedule: Schedule, num_steps: int) -> "TimeGrid":
+        """Returns the grid of few-step samplers, which contains that of half as many steps.
+
+        For the discrete schedule it is `solver`. For the continuous schedule, log-SNR is evenly
+        spaced from where `solver` starts to where it ends, without the end: the last step is as
+        long as the others.
+
+        Raises:
+          UserError: num_steps is not within 1 to half of num_timesteps.
+        """
+        if schedule.kind != "continuous_cosine":
+            return cls.solver(schedule, num_steps)
+        _check_num_steps(num_steps, schedule.num_timesteps // 2)
+        lowest = max(SOLVER_MIN_LOG_SNR, schedule.log_snr_min)
+        highest = min(SOLVER_MAX_LOG_SNR, schedule.log_snr_max)
+        log_snr = np.linspace(lowest, highest, num_steps + 1)[:-1]
+        return cls(schedule.timestep(log_snr, np), log_snr)
+
 
 def _check_num_steps(num_steps: int, largest: int) -> None:
     if not 1 <= num_steps <= largest:

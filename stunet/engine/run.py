@@ -242,13 +242,19 @@ def _window_warning(step: _Step, task: Task) -> str | None:
 def _text_warnings(steps: Sequence[_Step], request: Request) -> Iterator[str]:
     """Yields warnings about texts that a model cannot read completely, or does not read."""
     negative = request.sampling.negative_prompt
-    if negative and all(step.sampling.guidance_scale == 1 for step in steps):
+    distilled = all(step.model.unet.guidance_embedding for step in steps)
+    if negative and distilled:
+        yield "negative_prompt: not used by a distilled model"
+    elif negative and all(step.sampling.guidance_scale == 1 for step in steps):
         yield "negative_prompt: not used, because guidance_scale is 1"
     elif negative and request.sampling.guidance == "image":
         yield "negative_prompt: not used by the first model, because guidance is 'image'"
     for name, default in _GUIDANCE.items():
-        if steps[0].sampling.guidance_scale == 1 and getattr(request.sampling, name) != default:
-            yield f"{name}: not used, because guidance_scale is 1"
+        if getattr(request.sampling, name) != default:
+            if steps[0].model.unet.guidance_embedding:
+                yield f"{name}: not used by a distilled model"
+            elif steps[0].sampling.guidance_scale == 1:
+                yield f"{name}: not used, because guidance_scale is 1"
     for step in steps:
         yield from step.model.tokenizer.warnings(request.prompts, "prompt")
         yield from step.model.tokenizer.warnings([negative], "negative_prompt")

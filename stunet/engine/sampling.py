@@ -62,7 +62,8 @@ class ChunkSettings:
       steps: Sampling steps.
       threshold: Bound on x0. None disables it.
       super_resolution: Super-resolution settings of the model, or None.
-      guided: Whether the guidance scale differs from 1.
+      guided: Whether two predictions are combined: the guidance scale differs from 1, and the
+        model is not distilled.
       guidance: Method of guidance, see `Sampling`.
       guidance_interval: Timesteps with guidance, see `Sampling`.
       shape: (T, H, W, 3) of a video.
@@ -112,14 +113,15 @@ def network(config: UNetConfig, params: Tree, mesh: Mesh | None = None) -> Netwo
 
     The conditioning is a dict: `text`, the text encoder's states `[B, L, D]`; for super-resolution
     `low`, the augmented low-resolution clip at the size of x_t, and `noise_level` `[B]`; for a
-    conditional model `known`, `[B, T, H, W, 4]` (`stunet.diffusion.mask_conditioning`). On a mesh,
+    conditional model `known`, `[B, T, H, W, 4]` (`stunet.diffusion.mask_conditioning`); for a
+    distilled model `guidance_scale` `[B]`. On a mesh,
     B is sharded over axis "fsdp" (padded with copies of the last row), and T over axis "frames".
     """
     unet = partitioned_unet(config, mesh)
 
     def apply(params: Tree, x_t: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
         x = jnp.concatenate([x_t, cond["low"]], axis=-1) if "low" in cond else x_t
-        optional = (cond.get(name) for name in ("noise_level", "known"))
+        optional = (cond.get(name) for name in ("noise_level", "known", "guidance_scale"))
         return unet({"params": params}, x, t, cond["text"], *optional)
 
     if mesh is None:
@@ -203,11 +205,15 @@ def with_model_defaults(sampling: Sampling, model: Model) -> Sampling:
     """Returns the settings with the model's own sampler, steps and guidance scale for None.
 
     Raises:
-      UserError: The sampler is unknown, or cannot take this number of steps.
+      UserError: The sampler is unknown, or cannot take this number of steps, or the model was
+        distilled to others.
     """
     own = model.sampling
     sampler = own.sampler if sampling.sampler is None else sampling.sampler
     steps = own.steps if sampling.steps is None else sampling.steps
+    for name, value in (("steps", steps), ("sampler", sampler)):
+        if own.only and value != (expected := getattr(own, name)):
+            raise UserError(f"{name}: {value!r}, expected {expected!r}, as the model is distilled")
     resolved = resolve_sampler(sampler)
     steps = resolved.default_steps if steps is None else steps
     resolved.bind(model.schedule, steps, variance=model.variance)
@@ -296,7 +302,7 @@ def sample(
     sampler, steps = resolve_sampler(sampling.sampler), sampling.steps
     schedule = sampler.bind(model.schedule, steps, variance=model.variance)
     count, size = len(prompts), min(len(prompts), sampling.batch_size)
-    guided = sampling.guidance_scale != 1
+    guided = sampling.guidance_scale != 1 and not model.unet.guidance_embedding
     if guided and sampling.guidance == "image" and model.unet.temporal is None:
         raise UserError("guidance: 'image' of an image model, expected a model of videos")
     rows = size * len(windows.starts) * _rows_per_video(guided, sampling.guidance)
@@ -407,6 +413,8 @@ def run_chunk(
     s, net = settings, network(settings.unet, params, settings.mesh)
     to_frames, from_frames = _frame_transforms(s.super_resolution, cond)
     cond, uncond = ({k: v for k, v in tree.items() if k != "large"} for tree in (cond, uncond))
+    if s.unet.guidance_embedding:
+        cond["guidance_scale"] = jnp.broadcast_to(guidance_scale, positions.shape)
     several = len(s.windows.starts) > 1
     worse = frame_by_frame(network(settings.unet, params)) if s.guidance == "image" else None
     if several:

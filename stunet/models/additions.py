@@ -21,6 +21,7 @@ from stunet.models.layers import (
     conv3x3,
     gelu,
     per_frame,
+    timestep_features,
 )
 from stunet.models.partitioning import FrameLayout, halo_exchange, local_frames
 from stunet.models.temporal import (
@@ -150,6 +151,18 @@ def branch_scale(config: TemporalConfig, x: Video) -> Float[Array, "batch frames
         return 1.0
     power = jnp.square(x.astype(jnp.float32)).mean((2, 3, 4), keepdims=True)
     return jnp.sqrt(power + NORM_EPSILON).astype(x.dtype)
+
+
+def embed_guidance(
+    scale: Float[Array, " batch"], width: int, dtype: DTypeLike
+) -> Float[Array, "batch width"]:
+    """Embeds a guidance scale, as 2210.03142 (section 3.1) does; zero-initialised.
+
+    Scale 1, no guidance, has the same features as timestep 0, and scale 11 as timestep 1000.
+    """
+    features = timestep_features(100 * (scale - 1), width).astype(dtype)
+    zeros = nn.initializers.zeros
+    return nn.Dense(width, dtype=dtype, kernel_init=zeros, name="guidance_embedding")(features)
 
 
 def add_projected_conditioning(h: Video, cond: CondVideo | None) -> Video:

@@ -175,22 +175,22 @@ def shard_over_frames(
         return network.apply
     sharded = network.clone(partitioning=replace(network.partitioning, frame_axis=FRAME_AXIS))
 
-    def apply(variables, x, t, text, noise_level=None, cond=None) -> jax.Array:
+    def apply(variables, x, t, text, noise_level=None, cond=None, guidance_scale=None) -> jax.Array:
         num_frames = x.shape[1]
         if num_frames == 1:
-            return network.apply(variables, x, t, text, noise_level, cond)
+            return network.apply(variables, x, t, text, noise_level, cond, guidance_scale)
         check_frames(num_frames, shards)
         video, replicated = PartitionSpec(None, FRAME_AXIS), PartitionSpec()
         return jax.shard_map(
             sharded.apply,
             mesh=mesh,
-            in_specs=(replicated, video, replicated, replicated, replicated, video),
+            in_specs=(replicated, video, replicated, replicated, replicated, video, replicated),
             out_specs=video,
             axis_names={FRAME_AXIS},
             # Outputs of levels that every device computes redundantly are not marked as replicated.
             # Parameter gradients are summed over the axis on leaving `shard_map` either way.
             check_vma=False,
-        )(variables, x, t, text, noise_level, cond)
+        )(variables, x, t, text, noise_level, cond, guidance_scale)
 
     return apply
 

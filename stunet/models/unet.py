@@ -2,7 +2,7 @@
 
 One module is both (2401.12945 Figure 4a). Without `UNetConfig.temporal` it is the text-to-image
 network. With it, it is the Space-Time U-Net, whose additional parameters have names that start with
-`temporal_`, and `cond_conv_in` in a conditional model.
+`temporal_`, `cond_conv_in` in a conditional model, and `guidance_embedding` in a distilled one.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from stunet.models.additions import (
     Modulation,
     TemporalModulation,
     conv_block,
+    embed_guidance,
     inputs_at_level,
 )
 from stunet.models.layers import (
@@ -80,6 +81,7 @@ class UNet(nn.Module):
         text: Float[Array, "batch tokens text_dim"],
         noise_level: Shaped[Array, " batch"] | None = None,
         cond: Float[Array, "batch frames height width cond_channels"] | None = None,
+        guidance_scale: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch frames height width out_channels"]:
         """Predicts the noise of a noisy video (or v; and the variance, if the model learns it).
 
@@ -92,6 +94,8 @@ class UNet(nn.Module):
             networks with `noise_level_embedding`.
           cond: `[B, T, H, W, cond_channels]` known pixels and mask. None is equivalent to zeros
             (nothing is known). Ignored for images.
+          guidance_scale: `[B]` scale of the guidance that the output includes; for networks with
+            `guidance_embedding`. None is 1, no guidance.
 
         Returns:
           `[B, T, H, W, out_channels]` float32.
@@ -101,7 +105,7 @@ class UNet(nn.Module):
         """
         cfg, coarsest = self.config, len(self.config.channels) - 1
         dtype = jnp.dtype(cfg.dtype)
-        context = self._context(x, t, text, noise_level, cond)
+        context = self._context(x, t, text, noise_level, cond, guidance_scale)
 
         h = per_frame(self._conv3x3(cfg.channels[0], "conv_in"), x.astype(dtype))
         if context.layout is not None and cond is not None:
@@ -233,6 +237,7 @@ class UNet(nn.Module):
         text: jax.Array,
         noise_level: jax.Array | None,
         cond: jax.Array | None,
+        guidance_scale: jax.Array | None,
     ) -> _Context:
         cfg, local_frames = self.config, x.shape[1]
         num_frames = local_frames * num_shards(self.partitioning.frame_axis)
@@ -240,14 +245,18 @@ class UNet(nn.Module):
         layout = None
         if cfg.temporal is not None and num_frames > 1:
             layout = self.partitioning.frame_layout(local_frames, cfg.temporal.resample)
-        embedding = self._embedding(t, text, noise_level)
+        embedding = self._embedding(t, text, noise_level, guidance_scale)
         modulation = self._temporal_modulation(embedding, text, layout)
         text = nn.Dense(cfg.cross_attention_dim, dtype=jnp.dtype(cfg.dtype), name="text_proj")(text)
         cond = cond if cfg.cond_in_blocks else None
         return _Context(embedding, text, layout, modulation, cond)
 
     def _embedding(
-        self, t: jax.Array, text: jax.Array, noise_level: jax.Array | None
+        self,
+        t: jax.Array,
+        text: jax.Array,
+        noise_level: jax.Array | None,
+        guidance_scale: jax.Array | None,
     ) -> Float[Array, "batch embedding"]:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
@@ -258,6 +267,9 @@ class UNet(nn.Module):
                 raise ValueError("noise_level: None, expected [B] (noise_level_embedding is True)")
             level = TimestepEmbedding(cfg.channels[0], width, dtype, name="noise_level_embedding")
             embedding = embedding + level(noise_level)
+        if cfg.guidance_embedding:
+            scale = jnp.ones_like(t, jnp.float32) if guidance_scale is None else guidance_scale
+            embedding = embedding + embed_guidance(scale, width, dtype)
         pooled = TextPooling(cfg.pooling_heads, width, dtype, name="text_pooling")(text)
         embedding = embedding + pooled
         return gelu(embedding) if cfg.activate_embedding_once else embedding
@@ -317,6 +329,7 @@ def partitioned_unet(
         device and size.
 
     Returns:
-      `(variables, x, t, text, noise_level=None, cond=None) -> output`, as `UNet.__call__`.
+      `(variables, x, t, text, noise_level=None, cond=None, guidance_scale=None) -> output`, as
+      `UNet.__call__`.
     """
     return shard_over_frames(UNet(config, Partitioning(remat, mesh, attention)), mesh)

@@ -91,6 +91,8 @@ class UNetConfig:
       self_attention: False means that spatial attention has text keys only (stage II).
       noise_level_embedding: Whether to embed the noise level of the low-resolution input
         (stage II).
+      guidance_embedding: Whether the timestep's embedding includes the guidance scale: a model
+        distilled to predict what guidance makes of two predictions (2210.03142, section 3.1).
       activate_embedding_once: Whether to apply GELU to the summed embedding once instead of in
         every block (stage II).
       output_scale_factor: Divisor of the sum in a residual block (stage II: sqrt 2, rounded).
@@ -117,6 +119,7 @@ class UNetConfig:
     norm_groups: Width = 32
     self_attention: bool = True
     noise_level_embedding: bool = False
+    guidance_embedding: bool = False
     activate_embedding_once: bool = False
     output_scale_factor: float = 1.0
     mid_output_scale_factor: float = 1.0
@@ -185,7 +188,9 @@ class UNetConfig:
 
     def text_to_image(self) -> "UNetConfig":
         """Returns the architecture of the text-to-image network that this one contains."""
-        return replace(self, temporal=None, cond_channels=0, cond_in_blocks=False)
+        return replace(
+            self, temporal=None, cond_channels=0, cond_in_blocks=False, guidance_embedding=False
+        )
 
 
 def check_video_shape(config: UNetConfig, num_frames: int, height: int, width: int) -> None:

@@ -60,6 +60,7 @@ def read_start_model(
     sampled: str | None,
     *,
     images_only: bool = False,
+    conditional: bool = False,
     text_encoder: str | None = None,
 ) -> StartModel:
     """Opens the model in `init_from` and checks that it suits the run. Reads no parameters.
@@ -70,6 +71,7 @@ def read_start_model(
       data: The run's data.
       sampled: Name of the config field that lists samples to draw; None if no samples are drawn.
       images_only: Whether to reduce a text-to-video model to its text-to-image part.
+      conditional: Whether a conditional model is accepted.
       text_encoder: Folder of a text encoder that replaces that of the model; see
         `open_named_text_encoder`. None keeps it.
 
@@ -101,7 +103,7 @@ def read_start_model(
             f"diffusion.prediction: {run.diffusion.prediction!r}, expected {model.prediction!r}, "
             f"the prediction of init_from {folder}"
         )
-    if model.unet.cond_channels:
+    if model.unet.cond_channels and not conditional:
         raise UserError(
             f"init_from: {folder} is a conditional model, expected an unconditional one (such as "
             "of stage 't2v')"

@@ -118,19 +118,11 @@ def denoising_loss(
       seed: Seed of noise levels and noise.
       make_inputs: Derives the inputs of the U-Net from the videos.
     """
-    video, keys = video_to_float(batch["video"]), _example_keys(batch, seed)
-    eps = jax.vmap(lambda key: jax.random.normal(key, video.shape[1:]))(keys)
-    uniform = stratified_uniform(batch["position"], seed)
-    t, log_snr = sample_training_time(diffusion.schedule, uniform)
-    states = text_states(networks, params, batch)
-    inputs = make_inputs(video, keys)
-    x0 = inputs.x0
+    drawn = draw_inputs(networks, params, batch, seed, make_inputs)
+    x0, eps = drawn.inputs.x0, drawn.eps
+    t, log_snr = sample_training_time(diffusion.schedule, drawn.uniform)
     x_t = add_noise(x0, eps, log_snr)
-    channels = [x_t] if inputs.low_resolution is None else [x_t, inputs.low_resolution]
-    x = jnp.concatenate(channels, axis=-1)
-    output = networks.apply_unet(
-        {"params": params["unet"]}, x, t, states, inputs.noise_level, inputs.cond
-    )
+    output = drawn.apply(networks.apply_unet, params["unet"], x_t, t, drawn.text)
 
     learned_variance = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned_variance)
@@ -143,6 +135,52 @@ def denoising_loss(
             diffusion.schedule, t, x0, x_t, prediction.x0, prediction.variance
         )
     return loss
+
+
+@dataclass(frozen=True)
+class DrawnInputs:
+    """The random choices of a batch, and what the U-Net reads besides x_t and t.
+
+    Attributes:
+      inputs: Videos and conditioning.
+      eps: Noise `[B, T, H, W, 3]`.
+      uniform: `[B]` in [0, 1), which noise levels are chosen by.
+      text: Text encoder states `[B, L, D]`.
+      keys: Random keys `[B]`.
+    """
+
+    inputs: DenoisingInputs
+    eps: jax.Array
+    uniform: jax.Array
+    text: jax.Array
+    keys: jax.Array
+
+    def apply(
+        self,
+        apply_unet: Callable[..., jax.Array],
+        params: Tree,
+        x_t: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        guidance_scale: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the output of a U-Net with these parameters for x_t `[B, T, H, W, 3]`."""
+        inputs = self.inputs
+        channels = [x_t] if inputs.low_resolution is None else [x_t, inputs.low_resolution]
+        x = jnp.concatenate(channels, axis=-1)
+        optional = inputs.noise_level, inputs.cond, guidance_scale
+        return apply_unet({"params": params}, x, t, text, *optional)
+
+
+def draw_inputs(
+    networks: Networks, params: Tree, batch: Batch, seed: int, make_inputs: MakeInputs
+) -> DrawnInputs:
+    """Makes the random choices of a batch; see `denoising_loss` for the arguments."""
+    video, keys = video_to_float(batch["video"]), _example_keys(batch, seed)
+    eps = jax.vmap(lambda key: jax.random.normal(key, video.shape[1:]))(keys)
+    uniform = stratified_uniform(batch["position"], seed)
+    text = text_states(networks, params, batch)
+    return DrawnInputs(make_inputs(video, keys), eps, uniform, text, keys)
 
 
 def joint_loss(

@@ -98,7 +98,7 @@ def make_update(
     )
 
     def loss(trained: Tree, frozen: Tree, batch: Batch) -> jax.Array:
-        params = stage.join(trained, frozen)
+        params = stage.loss_params(trained, frozen)
         return stage.loss(networks, config.diffusion, params, batch, config.seed)
 
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

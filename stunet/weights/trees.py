@@ -70,9 +70,11 @@ def is_temporal(path: str) -> bool:
 def is_added(path: str) -> bool:
     """Returns whether a U-Net parameter was added to the text-to-image network.
 
-    These are temporal blocks and the convolution of the conditioning channels.
+    These are temporal blocks, the convolution of the conditioning channels and the embedding of the
+    guidance scale.
     """
-    return is_temporal(path) or "cond_conv_in" in path.split("/")
+    added = {"cond_conv_in", "guidance_embedding"}
+    return is_temporal(path) or not added.isdisjoint(path.split("/"))
 
 
 def is_spatial_kernel(path: str, leaf: Any) -> bool:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import stunet
 from data.moving_shapes.duotone import (
     DARK,
     LIGHT,
@@ -105,6 +106,53 @@ def video(root, config, t2i_run):
     }
     assert train_here(changed(start, data__num_frames=4), workdir) == 0
     return workdir
+
+
+@pytest.fixture(scope="module")
+def distill(config, video):
+    start = {name: config[name] for name in ("data", "diffusion", "log_every")} | {
+        "stage": "distill",
+        "init_from": str(video),
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+        "batch_size": 2,
+        "total_steps": 2,
+    }
+    return changed(start, data__num_frames=4)
+
+
+def test_distilled_models_are_sampled_in_their_own_steps_and_calls(root, distill, video, tmp_path):
+    assert train_here(distill, root / "guided") == 0
+    before, after = (parameters(root / "guided", name) for name in ("initial", "model"))
+    source = flatten(read_model_folder(video / "model").params)
+    new = before.keys() - source.keys()
+    assert new == {f"unet/guidance_embedding/{leaf}" for leaf in ("kernel", "bias")}
+    assert after["unet/guidance_embedding/kernel"].any()
+    assert all(np.array_equal(leaf, before[path]) for path, leaf in source.items())
+    same = {path for path, leaf in after.items() if np.array_equal(leaf, before[path])}
+    assert {path for path in source if not is_added(path)} <= same
+
+    with pytest.raises(UserError, match="init_from: guidance of .*guided.* `steps`"):
+        train_here(changed(distill, init_from=str(root / "guided")), tmp_path / "again")
+    with pytest.raises(UserError, match="init_from: guidance of .*video.* steps=None"):
+        train_here(changed(distill, steps=4), tmp_path / "too_early")
+    two = changed(distill, init_from=str(root / "guided"), steps=2)
+    assert train_here(two, root / "two_steps") == 0
+    with pytest.raises(UserError, match="steps: 2, expected 1, half of those of .*two_steps"):
+        train_here(changed(two, init_from=str(root / "two_steps")), tmp_path / "not_half")
+
+    model, rows = load(root / "two_steps"), []
+    assert (model.sampling.sampler, model.sampling.steps) == ("few_steps", 2)
+    result = stunet.generate(model, "a red star", progress=lambda report: rows.append(report.total))
+    assert max(rows) == 2 and np.abs(result.video).max() <= 1
+    other = stunet.generate(model, "a red star", sampling=stunet.Sampling(guidance_scale=8.0))
+    assert np.abs(other.video - result.video).max() > 1e-4
+    with pytest.raises(UserError, match="steps: 4, expected 2"):
+        stunet.generate(model, "a red star", sampling=stunet.Sampling(steps=4))
+    with pytest.raises(UserError, match="sampler: 'ddim', expected 'few_steps'"):
+        stunet.generate(model, "a red star", sampling=stunet.Sampling(sampler="ddim"))
+    with pytest.warns(UserWarning, match="negative_prompt: not used by a distilled model"):
+        sampling = stunet.Sampling(negative_prompt="blue")
+        stunet.generate(model, "a red star", sampling=sampling)
 
 
 def test_conditional_trains_what_was_added_and_starts_as_the_video_model(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.pipeline import parse_config
-from experiments.configs import base_128, base_128_t2i, emoji, shapes
+from experiments.configs import base_128, base_128_t2i, emoji, shapes, shapes_distill
 from experiments.ucf101 import ZeroShotConfig
 from stunet.diffusion import Schedule
 from stunet.models.unet_config import check_training_shape
@@ -50,6 +50,7 @@ WITH_ARGUMENT = {
     "base_128_t2i": base_128_t2i.SLICES,
     "shapes": shapes.STAGES,
     "emoji": emoji.STAGES,
+    "shapes_distill": shapes_distill.PARTS,
 }
 NAMES = {path.stem for path in CONFIGS.glob("[!_]*.py")} - {*WITH_ARGUMENT, *OTHERS}
 CASES = [(name,) for name in sorted(NAMES)]

@@ -5,6 +5,7 @@ package needs no entry: its name in a config is "package.module:name".
 """
 
 from stunet.training.stages.conditional import Conditional
+from stunet.training.stages.distill import Distill
 from stunet.training.stages.stage import SampleTools, Stage
 from stunet.training.stages.style import Style
 from stunet.training.stages.super_resolution import SpatialSuperResolution
@@ -17,11 +18,13 @@ STAGES: dict[str, type[Stage]] = {
     "t2v": TextToVideo,
     "conditional": Conditional,
     "ssr": SpatialSuperResolution,
+    "distill": Distill,
 }
 
 __all__ = [
     "STAGES",
     "Conditional",
+    "Distill",
     "SampleTools",
     "SpatialSuperResolution",
     "Stage",

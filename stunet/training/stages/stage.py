@@ -147,6 +147,10 @@ class Stage(abc.ABC):
         """Returns the parameters of all networks: the inverse of `split`."""
         return merge(trained, frozen)
 
+    def loss_params(self, trained: Tree, frozen: Tree) -> Tree:
+        """Returns the parameters that `loss` receives: those of all networks."""
+        return self.join(trained, frozen)
+
     def loss(
         self, networks: Networks, diffusion: DiffusionConfig, params: Tree, batch: Batch, seed: int
     ) -> jax.Array:
