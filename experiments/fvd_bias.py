@@ -2,9 +2,9 @@
 
     python -m experiments.fvd_bias --i3d=i3d.safetensors --out=runs/fvd_bias
 
-Draws two sets of clips of emoji (the `t2v` stage of `experiments/configs/emoji.py`): the same emoji
-at other phases, sizes and places, over other backgrounds. Their distance would be 0 for infinitely
-many clips. Prints and writes FVD and MMD of the first 64, 128, ... clips of both to OUT.json, and a
+Draws two sets of clips of emoji (the `t2v_16` stage of `experiments/configs/emoji.py`): the same
+emoji at other phases, sizes and places, over other backgrounds. Their distance would be 0 for
+infinitely many clips. Prints and writes FVD and MMD of the first 64, 128, ... clips of both to OUT.json, and a
 plot to OUT.png.
 
 Features are kept in OUT/, so that the same command continues after an interruption.
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     check_writable(picture)
     prepare_compiler()
     network = load_i3d(_I3D.value)
-    values = emoji.get_config("t2v").data.to_dict()
+    values = emoji.get_config("t2v_16").data.to_dict()
     config = prepare(parse_config({**values, "data_dir": _DATA_DIR.value}))
     network.check_frames(config.num_frames)
     counts = [SMALLEST]

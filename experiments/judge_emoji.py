@@ -3,7 +3,7 @@
     python -m experiments.judge_emoji --model=runs/emoji/t2v --out=runs/emoji/judge \\
       --efficientnet=efficientnet.safetensors --i3d=i3d.safetensors
 
-All clips have a white background. Prompts name the concepts that the `t2v` stage of
+All clips have a white background. Prompts name the concepts that the `t2v_16` stage of
 `experiments/configs/emoji.py` is trained on. A clip shows the concept, skin tone and gender of the
 nearest of the 825 real clips of `motions.tsv`: in appearance by the mean of EfficientNet's features
 over every fourth frame, in motion by the logits of I3D. Prints and writes these shares, the motion
@@ -158,8 +158,8 @@ def main(argv: list[str]) -> None:
 
 
 def data_config(model: stunet.Model | None) -> EmojiConfig:
-    """Returns the config of whole clips of the model's size; of the `t2v` stage without a model."""
-    values = emoji_config.get_config("t2v").data.to_dict()
+    """Returns the config of whole clips, of the model's size or of that of the stage `t2v_16`."""
+    values = emoji_config.get_config("t2v_16").data.to_dict()
     config = parse_config({**values, "data_dir": _DATA_DIR.value})
     if model is not None:
         config = dataclasses.replace(

@@ -72,7 +72,7 @@ def _emoji_scenes(t2i: Path) -> tuple[np.ndarray, list[str]]:
 
 WORLDS = {
     "shapes": World(shapes, "t2v_16", lambda t2i: draw_scenes(NUM_IMAGES)),
-    "emoji": World(emoji, "t2v", _emoji_scenes),
+    "emoji": World(emoji, "t2v_16", _emoji_scenes),
 }
 ENDINGS = {"conditional": "-fill", "ssr": "-ssr", "style": "-duotone"}
 # Stages of models that share the image model of the text-to-video model; a style stores adapters of

@@ -25,7 +25,7 @@ EQUAL_FLOPS_STEPS = 622  # of "paper", which take the FLOPs of all steps of "all
 def get_config(argument: str) -> ConfigDict:
     """Returns the config of the run "VARIANT,SEED", for clips of two seconds in 8 frames."""
     config, video = additions.get_config(argument), emoji.get_config("t2v")
-    config.data = {**video.data.to_dict(), "num_frames": 8, "fps": 4.0, "seed": config.seed}
+    config.data = {**video.data.to_dict(), "seed": config.seed}
     config.temporal.resample = video.temporal.resample
     config.temporal.head_dim = video.temporal.head_dim
     config.diffusion.schedule.log_snr_shift = video.diffusion.schedule.log_snr_shift

@@ -423,7 +423,7 @@ def test_bias_of_fvd(config, tmp_path, monkeypatch):
         weights_sha256="",
     )
     values = {"data_dir": config.data_dir, "num_frames": 3, "resolution": 16, "concepts": ()}
-    data = emoji_config.get_config("t2v").data.to_dict() | values | {"frame_size": 16}
+    data = emoji_config.get_config("t2v_16").data.to_dict() | values | {"frame_size": 16}
     stage = ConfigDict({"data": data})
     monkeypatch.setattr(fvd_bias.emoji, "get_config", lambda stage_name: stage)
     monkeypatch.setattr(fvd_bias, "load_i3d", lambda path: network)
