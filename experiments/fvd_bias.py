@@ -4,8 +4,8 @@
 
 Draws two sets of clips of emoji (the `t2v_16` stage of `experiments/configs/emoji.py`): the same
 emoji at other phases, sizes and places, over other backgrounds. Their distance would be 0 for
-infinitely many clips. Prints and writes FVD and MMD of the first 64, 128, ... clips of both to OUT.json, and a
-plot to OUT.png.
+infinitely many clips. Prints and writes FVD and MMD of the first 64, 128, ... clips of both to
+OUT.json, and a plot to OUT.png.
 
 Features are kept in OUT/, so that the same command continues after an interruption.
 """
