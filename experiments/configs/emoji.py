@@ -76,8 +76,8 @@ def _t2i() -> ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.batch_size = 16
-    config.optimizer.cooldown_steps = 2000
-    config.total_steps = 6000
+    config.optimizer.cooldown_steps = 1500
+    config.total_steps = 4900
     config.checkpoint_every = 500
     config.sample_prompts = SAMPLE_PROMPTS
     return config
