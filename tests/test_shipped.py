@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from data.emoji.vocabulary import BACKGROUNDS
 from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import judge
 from experiments.gallery import commands
@@ -31,8 +32,8 @@ def test_shipped_models_are_small_and_fit_each_other():
     folders = sorted(path.name for path in shipped.FOLDER.iterdir())
     assert folders == sorted(shipped.NAMES)
     files = [path for path in shipped.FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 24e6
-    video, conditional, upscaler, style = map(load, shipped.NAMES)
+    assert sum(path.stat().st_size for path in files) <= 60e6
+    video, conditional, upscaler, style = map(load, shipped.SHAPES)
     assert (video.num_frames, conditional.num_frames) == (16, 16)
     assert conditional.unet.cond_channels and not video.unet.cond_channels
     assert upscaler.sampling.steps == 2 and video.sampling == SamplingDefaults()
@@ -42,6 +43,19 @@ def test_shipped_models_are_small_and_fit_each_other():
     for a, b in zip(*map(jax.tree.leaves, images), strict=True):
         np.testing.assert_array_equal(a, b)
     stylize(video, style, 0.7)  # checks the shapes
+
+
+def test_the_image_model_of_emoji_draws_backgrounds_and_faces():
+    model, colours = load(shipped.EMOJI_MODEL), ("white", "green", "purple", "orange")
+    prompts = [
+        f"a yellow face laughing on {'an' if c[0] == 'o' else 'a'} {c} background" for c in colours
+    ]
+    frames = generate(model, prompts, num_frames=1)[:, 0]
+    for frame, colour in zip((frames + 1) / 2, colours, strict=True):
+        edge = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+        assert np.abs(np.median(edge, 0) - BACKGROUNDS[colour]).max() < 0.15, colour
+        red, green, blue = frame[8:24, 8:24].reshape(-1, 3).mean(0)
+        assert min(red, green) > blue + 0.15, colour  # yellow
 
 
 def test_the_style_draws_in_its_two_inks():

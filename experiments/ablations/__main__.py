@@ -44,7 +44,7 @@ _MODELS = {
     ),
     "emoji_t2i": flags.DEFINE_string(
         "emoji_t2i",
-        "emoji",
+        shipped.EMOJI_MODEL,
         "start training on emoji from this model, as with --t2i",
         flag_values=FLAGS,
     ),

@@ -41,7 +41,7 @@ def test_each_world_has_the_same_kinds_of_models(name):
     world = WORLDS[name]
     assert world.models(name).keys() <= set(world.config.STAGES)
     found = tuple(model.replace(name, "shapes") for model in world.models(name).values())
-    assert found == shipped.NAMES
+    assert found == shipped.SHAPES
 
 
 def test_finished_stages_become_models_of_half_the_size(tmp_path):
@@ -53,7 +53,7 @@ def test_finished_stages_become_models_of_half_the_size(tmp_path):
     out = tmp_path / "out"
     done = ship(f"--workdir={tmp_path}", f"--out={out}")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == sorted(shipped.NAMES)
+    assert sorted(path.name for path in out.iterdir()) == sorted(shipped.SHAPES)
     # The image model, which several models share, is stored once.
     assert not (out / "shapes-fill" / "unet_spatial.safetensors").exists()
     trained = flatten(read_model_folder(tmp_path / "conditional" / "model").params)
