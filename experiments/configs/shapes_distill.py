@@ -1,11 +1,11 @@
 """Distils the model `shapes`: guidance first, then 8, 4, 2 and 1 sampling steps.
 
     python -m experiments.train --config=experiments/configs/shapes_distill.py:guidance \\
-        --workdir=runs/distill/guidance
+        --workdir=runs/shapes_distill/guidance
     python -m experiments.train --config=experiments/configs/shapes_distill.py:8 \\
-        --workdir=runs/distill/8
+        --workdir=runs/shapes_distill/8
 
-Each starts from the one before it, in runs/distill.
+Each starts from the one before it, in runs/shapes_distill.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from experiments.configs import shapes
 from stunet.errors import UserError
 
 PARTS = ("guidance", "8", "4", "2", "1")  # each is the teacher of the next
-WORKDIR = "runs/distill"
+WORKDIR = "runs/shapes_distill"
 
 
 def get_config(part: str) -> ConfigDict:

@@ -100,6 +100,7 @@ def reduce(config, folder):
             num_frames=start.temporal_stride,
             resolution=start.spatial_stride,
             prediction=config.diffusion.prediction,
+            schedule=to_dict(config.diffusion.schedule),
             super_resolution=to_dict(stage.super_resolution) if stage.super_resolution else None,
         )
         changes |= {"init_from": str(folder)}
@@ -152,7 +153,7 @@ def gradients(config, unet, shapes):
     networks, batch = Networks(unet, t5), jax.tree.map(jnp.asarray, random_batch(config))
 
     def loss(trained):
-        params = stage.join(trained, frozen)
+        params = stage.loss_params(trained, frozen)
         return jnp.mean(stage.loss(networks, config.diffusion, params, batch, config.seed))
 
     with fast_compiles():
