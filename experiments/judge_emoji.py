@@ -1,6 +1,6 @@
 """Generates clips from emoji prompts, and measures whether they show what was requested.
 
-    python -m experiments.judge_emoji --model=runs/emoji/t2v --out=runs/emoji/judge \\
+    python -m experiments.judge_emoji --model=runs/emoji/t2v_16 --out=runs/emoji/judge \\
       --efficientnet=efficientnet.safetensors --i3d=i3d.safetensors
 
 All clips have a white background. Prompts name the concepts that the `t2v_16` stage of

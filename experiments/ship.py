@@ -49,18 +49,12 @@ class World:
 
     Attributes:
       config: The config file with the stages.
-      video_stage: The stage of the text-to-video model, which has the world's name.
       scenes: Draws the pictures `[N, H, W, 3]` and captions that become the style's; its argument
         is the workdir of stage "t2i".
     """
 
     config: ModuleType
-    video_stage: str
     scenes: Callable[[Path], tuple[np.ndarray, list[str]]]
-
-    def models(self, name: str) -> dict[str, str]:
-        """Returns the names of the models by stage; the text-to-video model comes first."""
-        return {self.video_stage: name} | {stage: name + end for stage, end in ENDINGS.items()}
 
 
 def _emoji_scenes(t2i: Path) -> tuple[np.ndarray, list[str]]:
@@ -71,10 +65,11 @@ def _emoji_scenes(t2i: Path) -> tuple[np.ndarray, list[str]]:
 
 
 WORLDS = {
-    "shapes": World(shapes, "t2v_16", lambda t2i: draw_scenes(NUM_IMAGES)),
-    "emoji": World(emoji, "t2v_16", _emoji_scenes),
+    "shapes": World(shapes, lambda t2i: draw_scenes(NUM_IMAGES)),
+    "emoji": World(emoji, _emoji_scenes),
 }
-ENDINGS = {"conditional": "-fill", "ssr": "-ssr", "style": "-duotone"}
+# What the model of each stage adds to the name of its world.
+ENDINGS = {"t2v_16": "", "conditional": "-fill", "ssr": "-ssr", "style": "-duotone"}
 # Stages of models that share the image model of the text-to-video model; a style stores adapters of
 # `STYLE_RANK` on top.
 BASED = ("conditional", "style")
@@ -112,8 +107,8 @@ def main(argv: list[str]) -> int:
     if code:
         return code
     out = Path(_OUT.value)
-    for stage, name in world.models(_WORLD.value).items():
-        folder, base, adapters = out / name, None, None
+    for stage, ending in ENDINGS.items():
+        folder, base, adapters = out / f"{_WORLD.value}{ending}", None, None
         model = read_model_folder(workdir / stage / "model")
         if stage == "style":
             model, adapters = to_adapters(model, read_model_folder(out / _WORLD.value))

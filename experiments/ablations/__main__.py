@@ -108,8 +108,11 @@ def main(argv: list[str]) -> None:
     workdir, scale = Path(_WORKDIR.value), _SCALE.value
     available = {name: ABLATIONS[name] for name in ABLATIONS if _is_available(name, scale)}
     if _ONLY.value is not None and _ONLY.value not in available:
-        for name in _missing_datasets(_ONLY.value) if scale == "cpu" else ():
-            raise UserError(f"--{name}: not set, {_ONLY.value} needs the folder of the dataset")
+        missing = _missing_datasets(_ONLY.value)
+        if scale == "cpu" and missing:
+            raise UserError(
+                f"--{missing[0]}: not set, {_ONLY.value} needs the folder of the dataset"
+            )
         raise UserError(
             f"--only: unknown ablation {_ONLY.value!r} at --scale={scale}, expected one of "
             f"{', '.join(available)}"

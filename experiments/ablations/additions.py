@@ -4,7 +4,7 @@
 
 The additions are fields of `TemporalConfig`. "paper" has none of them; as it is also cheaper per
 step, it is trained once more for as many FLOPs as "all", and, with our optimizer and with the
-paper's, until its loss is flat.
+paper's, for five times as many steps.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,6 @@ from stunet.diffusion import (
     TimeGrid,
     add_noise,
     alpha_sigma,
-    min_snr_weight,
     sample_training_time,
     simple_loss,
     split_output,
@@ -24,7 +23,14 @@ from stunet.diffusion import (
 )
 from stunet.diffusion.prediction import expand
 from stunet.text import EOS_ID, PAD_ID
-from stunet.training.losses import Batch, DrawnInputs, MakeInputs, draw_inputs, text_states
+from stunet.training.losses import (
+    Batch,
+    DrawnInputs,
+    MakeInputs,
+    draw_inputs,
+    text_states,
+    weight_by_noise,
+)
 from stunet.training.networks import Networks
 from stunet.training.settings import DiffusionConfig
 from stunet.weights.trees import Tree
@@ -89,10 +95,7 @@ def guidance_loss(
     target = conditional + weight * (conditional - unconditional)
     output = predict(networks.apply_unet, params["unet"], drawn.text, scale)
     error = jnp.square(output - jax.lax.stop_gradient(target))
-    loss = error.mean(tuple(range(1, error.ndim)))
-    if diffusion.loss == "min_snr":
-        loss = loss * min_snr_weight(diffusion.prediction, log_snr)
-    return loss
+    return weight_by_noise(diffusion, error.mean(tuple(range(1, error.ndim))), log_snr)
 
 
 def step_loss(
@@ -150,9 +153,7 @@ def step_loss(
     )
     mean, _ = split_output(output, x_t.shape[-1], learned)
     loss = simple_loss(diffusion.prediction, mean, x0, eps, start)
-    if diffusion.loss == "min_snr":
-        loss = loss * min_snr_weight(diffusion.prediction, start)
-    return loss
+    return weight_by_noise(diffusion, loss, start)
 
 
 def x0_of_step(x_start: jax.Array, x_end: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:

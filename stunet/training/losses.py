@@ -127,13 +127,19 @@ def denoising_loss(
     learned_variance = diffusion.variance == "learned_range"
     mean, _ = split_output(output, x0.shape[-1], learned_variance)
     loss = simple_loss(diffusion.prediction, mean, x0, eps, log_snr)
-    if diffusion.loss == "min_snr":
-        loss = loss * min_snr_weight(diffusion.prediction, log_snr)
+    loss = weight_by_noise(diffusion, loss, log_snr)
     if learned_variance:
         prediction = to_prediction(diffusion.prediction, output, x_t, log_snr, learned_variance)
         loss = loss + variational_loss(
             diffusion.schedule, t, x0, x_t, prediction.x0, prediction.variance
         )
+    return loss
+
+
+def weight_by_noise(diffusion: DiffusionConfig, loss: jax.Array, log_snr: jax.Array) -> jax.Array:
+    """Returns losses `[B]` with the weights of `diffusion.loss`."""
+    if diffusion.loss == "min_snr":
+        return loss * min_snr_weight(diffusion.prediction, log_snr)
     return loss
 
 

@@ -98,7 +98,8 @@ class FakeUNet:
         self.output, self.inputs = output, None
         monkeypatch.setattr(networks, "partitioned_unet", lambda *settings: self.apply)
 
-    def apply(self, variables, x, t, text, noise_level, cond):
+    def apply(self, variables, x, t, text, noise_level, cond, guidance_scale):
+        assert guidance_scale is None
         self.inputs, self.noise_level, self.cond = (x, t, text), noise_level, cond
         return jnp.broadcast_to(
             jnp.asarray(self.output, jnp.float32), (*x.shape[:-1], len(self.output))
