@@ -32,6 +32,7 @@ def generate(
     prompts: Prompts,
     *,
     num_frames: int | None = None,
+    prompt_schedule: Sequence[tuple[int, str]] = (),
     fps: float | None = None,
     upscalers: Sequence[Model] = (),
     sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
@@ -44,6 +45,8 @@ def generate(
       prompts: One text, or N.
       num_frames: 1 generates an image. None uses the model's training length; longer clips are
         sampled in windows.
+      prompt_schedule: (first frame, text) of texts that replace the prompts of a long clip; see
+        `Request`.
       fps: Frame rate of the result. None uses the model's.
       upscalers: Super-resolution models that enlarge the result, one after the other.
       sampling: Sampler settings; those of upscalers begin with `upscale_`.
@@ -53,6 +56,7 @@ def generate(
         application="generate",
         prompts=_as_tuple(prompts),
         num_frames=num_frames,
+        prompt_schedule=tuple(prompt_schedule),
         fps=fps,
         sampling=sampling,
     )

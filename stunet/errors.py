@@ -5,6 +5,8 @@ import errno
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -68,7 +70,8 @@ def run_command(command: Callable[[], int | None], name: str) -> int:
 
     Returns:
       The exit code of `command`; 2 after printing a `UserError`, or the error of a full or
-      read-only disk, as one line on stderr; 128 + N after signal N (130 for Ctrl-C), also one line.
+      read-only disk, as one line on stderr; 128 + N after signal N (130 for Ctrl-C), also one line;
+      141 without a line if nobody reads its output any more.
     """
     with signals.raising(name), _collect_disk_errors() as in_threads:
         code = _run_command(command, name, in_threads)
@@ -81,7 +84,10 @@ def _run_command(
     command: Callable[[], int | None], name: str, in_threads: list[BaseException]
 ) -> int:
     try:
-        code = command() or 0
+        try:
+            code = command() or 0
+        finally:
+            sys.stdout.flush()  # while a closed pipe can still be handled
         if not in_threads or code:
             return code
         text = _describe_disk_error(in_threads[0])
@@ -90,11 +96,23 @@ def _run_command(
     except KeyboardInterrupt as error:
         return signals.report(error, name)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _discard_output():
+            return 128 + signal.SIGPIPE
         if disk_error(error) is None:
             raise
         text = _describe_disk_error(error)
     print(f"{name}: error: {text}", file=sys.stderr)
     return 2
+
+
+def _discard_output() -> bool:
+    """Returns whether nobody reads the output any more (`| head`); what is left is discarded."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def _describe_disk_error(error: BaseException) -> str:

@@ -153,6 +153,13 @@ def test_part_of_deferred_work_can_be_interruptible():
     assert end(process) == (75, f"SIGTERM {int(signal.SIGTERM)}\n", "")
 
 
+def test_a_reader_that_leaves_ends_the_program_quietly():
+    process = start(READY + "[print('word ' * 100) for _ in range(10000)]")
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == "" and process.wait() == 128 + signal.SIGPIPE
+
+
 def test_the_handlers_of_a_caller_are_restored(capsys):
     before = [signal.getsignal(number) for number in signals.SIGNALS]
 

@@ -1,7 +1,7 @@
 """TFDS builder of the emoji world: stills and animations with alpha, without backgrounds."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.data_config import Record, TfdsDataConfig, split_captions
+from data.data_config import BuildParts, Record, TfdsDataConfig, split_captions
 from data.emoji.composition import Layout, compose, draw_layout, shrink
 from data.emoji.packages import EmojiFiles, find_emoji
 from data.emoji.vocabulary import Emoji, all_captions, draw_caption, select_concepts
 from data.preparation import available_cores
-from data.records import make_builder, progress, read
+from data.records import is_built, make_builder, progress, read
 from stunet.errors import UserError
 from stunet.schema import Range
 
@@ -57,6 +57,13 @@ class EmojiConfig(TfdsDataConfig):
         size = self.frame_size or self.resolution
         config = EmojiBuilderConfig(name=f"{size}px", frame_size=size, source=self.source)
         return make_builder(FluentEmoji, config, self.data_dir)
+
+    def prepare(self, build_parts: BuildParts, check: Callable[[str], None]) -> "EmojiConfig":
+        """See `DataConfig.prepare`. Names of concepts are checked before the dataset is built."""
+        if self.concepts and self.source and not is_built(self.make_builder()):
+            found = find_emoji(Path(self.source).expanduser())
+            select_concepts(self.concepts, {file.emoji.concept for file in found})
+        return super().prepare(build_parts, check)
 
     def emoji(self) -> list[Emoji]:
         """Returns the emoji of the split, in the order of its records, of all concepts.

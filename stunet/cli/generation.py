@@ -39,6 +39,7 @@ _TYPES = {
     "integer": options.positive_int,
     "number": options.number,
     "margins": options.margins,
+    "schedule": options.frame_and_text,
     "image": options.path,
     "video": options.path,
     "mask": options.path,
@@ -48,6 +49,7 @@ _METAVARS = {
     "number": "X",
     "mask": "FILE",
     "margins": "LEFT,RIGHT,TOP,BOTTOM",
+    "schedule": "FRAME:TEXT",
 }
 
 
@@ -217,6 +219,15 @@ def _add_option(add: Callable, option: Option, application: Application) -> None
         )
     elif option.kind == "switch":
         add(flag, action="store_true", help=option.help)
+    elif option.kind == "schedule":
+        add(
+            flag,
+            metavar=_METAVARS[option.kind],
+            type=_TYPES[option.kind],
+            action="append",
+            default=[],
+            help=option.help,
+        )
     else:
         add(
             flag,
@@ -358,8 +369,13 @@ def _request(
             batch_size=args.batch_size,
             windows_at_once=args.windows_at_once,
         ),
-        **{option.field: getattr(args, option.field) for option in application.options},
+        **{option.field: _value(option, args) for option in application.options},
     )
+
+
+def _value(option: Option, args: argparse.Namespace) -> Any:
+    value = getattr(args, option.field)
+    return tuple(value) if option.kind == "schedule" else value
 
 
 def _read_prompts(args: argparse.Namespace) -> tuple[str, ...]:

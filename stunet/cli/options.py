@@ -89,6 +89,17 @@ def timesteps(text: str) -> tuple[float, float]:
     return low, high
 
 
+def frame_and_text(text: str) -> tuple[int, str]:
+    """Parses FRAME:TEXT, such as "32:a blue star"."""
+    frame, _, words = text.partition(":")
+    try:
+        return positive_int(frame), words.strip()
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}, expected FRAME:TEXT with a frame from 1 on"
+        ) from None
+
+
 def margins(text: str) -> tuple[int, ...]:
     """Parses LEFT,RIGHT,TOP,BOTTOM in pixels, not all of them 0."""
     sides = text.split(",")

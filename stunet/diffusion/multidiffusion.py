@@ -97,6 +97,20 @@ class Windows:
         """Frames of the clip."""
         return self.starts[-1] + self.length
 
+    @functools.cached_property
+    def noise_frames(self) -> Int[np.ndarray, " frames"]:
+        """Frame of the first window [T] whose noise each frame of the clip shares (FreeNoise).
+
+        Every window has the noise frames of the first one, in another order (2310.15169, section
+        3.2); only the last window, if it is shifted back, has some of them twice.
+        """
+        frames, step = list(range(self.length)), self.length - self.overlap
+        rng = np.random.default_rng(0)
+        while len(frames) < self.num_frames:
+            left = frames[-self.length :][:step]  # by the next window
+            frames += rng.permutation(left).tolist()
+        return np.array(frames[: self.num_frames])
+
     def split(self, x: Shaped[Array, "batch frames *rest"]) -> Shaped[Array, "rows length *rest"]:
         """Splits [B, T, ...] into windows [B * W, length, ...], grouped by video."""
         frames = np.array(self.starts)[:, None] + np.arange(self.length)

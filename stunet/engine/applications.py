@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stunet.engine.inputs import KnownPixels, Picture
     from stunet.model import Model
 
-Kind = Literal["image", "video", "mask", "margins", "integer", "number", "switch"]
+Kind = Literal["image", "video", "mask", "margins", "integer", "number", "switch", "schedule"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,8 @@ class Application:
         for option in {o.field: o for a in APPLICATIONS.values() for o in a.options}.values():
             value, default = (getattr(r, option.field) for r in (request, _DEFAULTS))
             # Arrays compare by element; none of them is a default.
-            is_default = value is default or (isinstance(value, bool | int) and value == default)
+            plain = isinstance(value, bool | int | tuple)
+            is_default = value is default or (plain and value == default)
             if option.field not in used and not is_default:
                 raise UserError(
                     f"{option.field}: not used by {request.application!r}, which takes "
@@ -400,6 +401,14 @@ _FPS = Option(
     maximum=1000,
     advanced=True,
 )
+_PROMPT_SCHEDULE = Option(
+    field="prompt_schedule",
+    kind="schedule",
+    label="Prompt schedule",
+    help="text that replaces the prompt from frame FRAME (from 0) of a long clip on; repeatable",
+    default=(),
+    advanced=True,
+)
 _PASTE_BACK = Option(
     field="paste_back",
     kind="switch",
@@ -414,7 +423,7 @@ APPLICATIONS: dict[str, Application] = {
         summary="Generate a video from a prompt.",
         example='"a red star moving left on a dark background" --out star.mp4',
         prepare=_generate,
-        options=(_NUM_FRAMES, _FPS),
+        options=(_NUM_FRAMES, _PROMPT_SCHEDULE, _FPS),
     ),
     "animate": Application(
         summary="Generate a video that begins with an image.",

@@ -18,7 +18,7 @@ from stunet.diffusion import (
     upsample,
 )
 from stunet.engine.inputs import KnownPixels
-from stunet.engine.request import Sampling
+from stunet.engine.request import PromptSchedule, Sampling
 from stunet.engine.sampling import BASE_STREAM, EDIT_STREAM, UPSCALE_STREAM, OnChunk, sample
 from stunet.errors import UserError
 from stunet.model import Model
@@ -36,6 +36,7 @@ def sample_base(
     sampling: Sampling,
     *,
     windows: Windows,
+    prompt_schedule: PromptSchedule = (),
     known: KnownPixels | None = None,
     start: np.ndarray | None = None,
     strength: float = 1.0,
@@ -50,6 +51,7 @@ def sample_base(
         temporal stride.
       sampling: Sampler settings.
       windows: Windows over `padded_length` frames.
+      prompt_schedule: See `sample`.
       known: Known pixels that the network sees (2401.12945 section 4.2).
       start: Videos `[N, T, H, W, 3]` to start from (SDEdit).
       strength: See `sample`.
@@ -74,6 +76,7 @@ def sample_base(
         shape,
         sampling,
         windows=windows,
+        prompt_schedule=prompt_schedule,
         conditioning=conditioning,
         start=None if start is None else _pad_frames(model, start),
         strength=strength,
@@ -90,6 +93,7 @@ def sample_super_resolution(
     sampling: Sampling,
     *,
     windows: Windows,
+    prompt_schedule: PromptSchedule = (),
     index: int = 0,
     noise_level: float | None = None,
     on_chunk: OnChunk | None = None,
@@ -102,6 +106,7 @@ def sample_super_resolution(
       prompts: N texts, what each video shows.
       sampling: Sampler settings.
       windows: Windows over `padded_length` frames.
+      prompt_schedule: See `sample`.
       index: Number of upscalers before this one, which selects the stream of random numbers.
       noise_level: Level of the noise-conditioning augmentation. None uses the model's own.
       on_chunk: See `sample`.
@@ -130,6 +135,7 @@ def sample_super_resolution(
         shape,
         sampling,
         windows=windows,
+        prompt_schedule=prompt_schedule,
         conditioning=conditioning,
         stream=UPSCALE_STREAM + index,
         on_chunk=on_chunk,

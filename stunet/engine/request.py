@@ -33,6 +33,8 @@ Margins: TypeAlias = tuple[_Margin, _Margin, _Margin, _Margin]
 # [N, T, H, W, 3], both in [-1, 1]; a mask ends in one channel, 1 = known. (`Any`, because schemas
 # are read without importing NumPy.)
 Source: TypeAlias = Any
+# (first frame, text) of the prompts after the first one.
+PromptSchedule: TypeAlias = tuple[tuple[int, str], ...]
 
 GuidanceMethod = Literal["cfg", "apg", "image"]
 GUIDANCE_METHODS = get_args(GuidanceMethod)
@@ -77,6 +79,8 @@ class Sampling:
         disables windows.
       overlap: Frames shared by neighbouring windows. The paper's value is 2.
       window_weights: Weights of the average over windows; see `stunet.diffusion.Windows`.
+      window_noise: Noise from which a long clip of the first model starts: "independent" for every
+        frame, or "shuffled", in which windows share theirs (`stunet.diffusion.Windows`).
       windows_at_once: Windows per network call on each device; bounds memory. None for all.
       chunk: Steps between two progress reports.
     """
@@ -95,6 +99,7 @@ class Sampling:
     window: int | None = None
     overlap: Annotated[int, Range(0)] = 2
     window_weights: Literal["uniform", "ramp"] = "ramp"
+    window_noise: Literal["independent", "shuffled"] = "independent"
     windows_at_once: int | None = 1
     chunk: int = 5
 
@@ -134,6 +139,8 @@ class Request:
       mask: Region to generate, white in files; arrays use 1 = known.
       outpaint: Pixels to generate around the video, in its own size.
       num_frames: Frames per video. None uses the model's training length.
+      prompt_schedule: Texts that replace the prompts from a frame (from 1 on, ascending) on. Each
+        window of a long clip follows the text at its middle, in upscalers, too.
       fps: Frame rate of the result. None uses the model's.
       loop: Whether the last frame leads back to the first.
       strength: Fraction of the sampler's steps taken (SDEdit): 0 returns the input, 1 ignores it.
@@ -156,6 +163,7 @@ class Request:
     mask: Source = None
     outpaint: Margins | None = None
     num_frames: int | None = None
+    prompt_schedule: PromptSchedule = ()
     fps: FrameRate | None = None
     loop: bool = False
     strength: Annotated[float, Range(0, 1)] | None = None

@@ -17,6 +17,7 @@ from stunet.engine.applications import Application, Task, find_application
 from stunet.engine.cascade import Models, short_name
 from stunet.engine.generation import padded_length, paste, sample_base, sample_super_resolution
 from stunet.engine.inputs import KnownPixels
+from stunet.engine.prompt_schedule import check_schedule
 from stunet.engine.request import OnProgress, Progress, Request, Result, Sampling, ignore_progress
 from stunet.engine.sampling import OnChunk, windows_for, with_model_defaults
 from stunet.errors import UserError
@@ -49,7 +50,7 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
     """
     progress(Progress("reading"))
     application, base, upscalers, task = _prepare(models, request)
-    steps = _plan(base, upscalers, task, request.sampling)
+    steps = _plan(base, upscalers, task, request)
     audio, audio_warning = _read_audio(request, task)
     found = (
         _window_warning(steps[0], task),
@@ -68,6 +69,7 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
             task.num_frames,
             steps[0].sampling,
             windows=steps[0].windows,
+            prompt_schedule=request.prompt_schedule,
             known=task.known and task.known[base.resolution],
             start=task.start,
             strength=1.0 if request.strength is None else request.strength,
@@ -81,6 +83,7 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
             request.prompts,
             step.sampling,
             windows=step.windows,
+            prompt_schedule=request.prompt_schedule,
             index=index,
             noise_level=request.noise_level if step is steps[0] else None,
             on_chunk=_reporter(progress, "enlarging", step.windows),
@@ -99,7 +102,7 @@ def planned_settings(models: Models, request: Request) -> dict[str, Any]:
       UserError: See `run`.
     """
     _, base, upscalers, task = _prepare(models, request)
-    return _settings(models, request, _plan(base, upscalers, task, request.sampling), task)
+    return _settings(models, request, _plan(base, upscalers, task, request), task)
 
 
 def _prepare(
@@ -195,10 +198,10 @@ def _one_input_per_prompt(task: Task, count: int) -> Task:
 
 
 def _plan(
-    base: Model | None, upscalers: Sequence[Model], task: Task, sampling: Sampling
+    base: Model | None, upscalers: Sequence[Model], task: Task, request: Request
 ) -> list[_Step]:
     """Settings and windows of every model; fails before any work if they are invalid."""
-    steps = []
+    steps, sampling = [], request.sampling
     for model in [*([] if base is None else [base]), *upscalers]:
         # A clip of given length is padded to the temporal stride; a requested length must fit.
         requested = model is base and task.known is None and task.start is None
@@ -207,6 +210,7 @@ def _plan(
         steps.append(
             _Step(model=model, sampling=settings, windows=windows_for(model, frames, settings))
         )
+    check_schedule(request.prompt_schedule, steps[0].windows)
     return steps
 
 
@@ -257,6 +261,8 @@ def _text_warnings(steps: Sequence[_Step], request: Request) -> Iterator[str]:
                 yield f"{name}: not used, because guidance_scale is 1"
     for step in steps:
         yield from step.model.tokenizer.warnings(request.prompts, "prompt")
+        scheduled = [text for _, text in request.prompt_schedule]
+        yield from step.model.tokenizer.warnings(scheduled, "prompt_schedule")
         yield from step.model.tokenizer.warnings([negative], "negative_prompt")
 
 
@@ -285,7 +291,8 @@ def _settings(
     application = find_application(request.application)
     fields = [option.field for option in application.options]
     values = {name: getattr(request, name) for name in fields if name not in request.files}
-    values = {name: _json_value(value) for name, value in values.items() if value is not None}
+    values = {name: _json_value(value) for name, value in values.items()}
+    values = {name: value for name, value in values.items() if value not in (None, [])}
     if values.get("paste_back") == application.paste_back:
         del values["paste_back"]
     used = {}
@@ -322,7 +329,7 @@ def _settings(
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)
+        return [_json_value(item) for item in value]
     return f"array {np.shape(value)}" if hasattr(value, "shape") else value
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ from stunet.diffusion import (
     windowed_denoiser,
 )
 from stunet.diffusion.samplers import Sampler, resolve_sampler
-from stunet.engine.request import Sampling
+from stunet.engine.prompt_schedule import window_texts
+from stunet.engine.request import PromptSchedule, Sampling
 from stunet.errors import UserError
 from stunet.model import Model
 from stunet.models.partitioning import FRAME_AXIS
@@ -266,6 +268,7 @@ def sample(
     sampling: Sampling,
     *,
     windows: Windows,
+    prompt_schedule: PromptSchedule = (),
     conditioning: Conditioning | None = None,
     start: np.ndarray | None = None,
     strength: float = 1.0,
@@ -280,6 +283,7 @@ def sample(
       shape: (T, H, W, 3) of a video.
       sampling: Sampler settings.
       windows: From `windows_for`.
+      prompt_schedule: Texts of later windows of all videos, see `Request`.
       conditioning: Conditioning besides the text.
       start: Videos `[N, T, H, W, 3]` to start from (SDEdit, 2108.01073).
       strength: Fraction of the steps that is taken from `start`.
@@ -337,9 +341,12 @@ def sample(
     report(0, first_step, jnp.zeros((size, *shape)))
     if first_step == steps:
         return np.array(start, np.float32)
-    texts = list(dict.fromkeys([sampling.negative_prompt, *prompts]))
+    of_windows = [window_texts(prompt, prompt_schedule, windows) for prompt in prompts]
+    texts = list(dict.fromkeys([sampling.negative_prompt, *itertools.chain(*of_windows)]))
     states = encode_text(model, texts)
-    text_rows = np.array([texts.index(prompt) for prompt in prompts])
+    text_rows = np.array([[texts.index(text) for text in row] for row in of_windows])  # [N, W]
+    if not prompt_schedule or len(windows.starts) == 1:
+        text_rows = text_rows[:, 0]
     key = stream_key(sampling.seed, stream)
     params = model.params["unet"]
     put = functools.partial(_put, mesh or devices_of(params)[0])
@@ -364,6 +371,8 @@ def sample(
             positions,
         )
         x = _start_noise(shape, key, positions)
+        if sampling.window_noise == "shuffled" and stream < UPSCALE_STREAM:
+            x = x[:, windows.noise_frames]
         if first_step:
             level = jnp.float32(schedule.grid.log_snr[first_step])
             x = add_noise(jnp.asarray(start[positions], jnp.float32), x, level)
@@ -402,7 +411,8 @@ def run_chunk(
     Args:
       settings: Static.
       params: Parameters of the U-Net.
-      cond: Conditioning of the B videos, as for `network`.
+      cond: Conditioning of the B videos, as for `network`, or `text` `[B, W, L, D]` for each of W
+        windows.
       uncond: Conditioning with the empty prompt.
       guidance_scale: Scalar.
       key: Key of the seed.
@@ -507,7 +517,15 @@ def _frame_transforms(
 
 def _split_conditioning(windows: Windows, cond: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Conditioning per window: splits what has a time axis, repeats the rest."""
-    return {k: windows.split(v) if k in WITH_FRAMES else windows.repeat(v) for k, v in cond.items()}
+
+    def split(name: str, value: jax.Array) -> jax.Array:
+        if name in WITH_FRAMES:
+            return windows.split(value)
+        if name == "text" and value.ndim == 4:  # windows have texts of their own
+            return value.reshape(-1, *value.shape[2:])
+        return windows.repeat(value)
+
+    return {name: split(name, value) for name, value in cond.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -61,6 +61,7 @@ def read_start_model(
     *,
     images_only: bool = False,
     conditional: bool = False,
+    distilled: bool = False,
     text_encoder: str | None = None,
 ) -> StartModel:
     """Opens the model in `init_from` and checks that it suits the run. Reads no parameters.
@@ -72,15 +73,19 @@ def read_start_model(
       sampled: Name of the config field that lists samples to draw; None if no samples are drawn.
       images_only: Whether to reduce a text-to-video model to its text-to-image part.
       conditional: Whether a conditional model is accepted.
+      distilled: Whether a distilled model is accepted.
       text_encoder: Folder of a text encoder that replaces that of the model; see
         `open_named_text_encoder`. None keeps it.
 
     Raises:
       UserError: there is no such model, it has no text encoder but captions or samples need one,
-        it predicts something else than `diffusion.prediction`, or it is a conditional model.
+        it predicts something else than `diffusion.prediction`, or it is a conditional or distilled
+        model.
     """
     folder = find_model_folder(init_from)
     content = open_model_folder(folder)
+    if content.config["architecture"].get("guidance_embedding") and not distilled:
+        raise UserError(f"init_from: {folder} is a distilled model, expected the teacher of it")
     if images_only:
         content = extract_text_to_image(content)
     if text_encoder is not None:

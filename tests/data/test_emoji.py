@@ -218,6 +218,14 @@ def test_unknown_concepts_suggest_the_nearest():
         select_concepts(("claping hand",), known)
 
 
+def test_concepts_are_checked_before_the_dataset_is_built(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "NUM_PICTURES", NUM_EMOJI)
+    changed = dataclasses.replace(config, concepts=("hors",), data_dir=str(tmp_path / "new"))
+    with pytest.raises(UserError, match="'hors'.*'horse'"):
+        pipeline.prepare(changed)
+    assert not (tmp_path / "new").exists()
+
+
 def test_splits(config):
     train, held_out = config.emoji(), dataclasses.replace(config, split="heldout").emoji()
     assert len(train) + len(held_out) == NUM_EMOJI

@@ -75,6 +75,22 @@ def test_windows_without_overlap_are_concatenated():
     np.testing.assert_array_equal(windows.merge(predictions), predictions.reshape(2, 12, 2))
 
 
+@pytest.mark.parametrize(("num_frames", "length", "overlap"), [(16, 4, 2), (20, 8, 2), (12, 4, 0)])
+def test_every_window_has_the_noise_of_the_first_in_another_order(num_frames, length, overlap):
+    windows = Windows.over(num_frames, length, overlap=overlap)
+    frames = windows.noise_frames
+    found = [frames[start : start + length].tolist() for start in windows.starts]
+    assert len(frames) == num_frames and found[0] == list(range(length))
+    assert all(sorted(window) == found[0] for window in found)
+    assert len(set(map(tuple, found))) > 1
+
+
+def test_a_window_that_is_shifted_back_has_noise_of_the_first():
+    windows = Windows.over(9, 4, overlap=2)
+    assert len(windows.noise_frames) == 9 and set(windows.noise_frames) <= set(range(4))
+    np.testing.assert_array_equal(Windows.over(3, 4, overlap=2).noise_frames, range(3))
+
+
 def frame_local(x_t, t):
     """A nonlinear denoiser that treats each frame separately, with variance channels."""
     log_snr = SCHEDULE.log_snr(t)

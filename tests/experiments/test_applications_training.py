@@ -120,7 +120,9 @@ def distill(config, video):
     return changed(start, data__num_frames=4)
 
 
-def test_distilled_models_are_sampled_in_their_own_steps_and_calls(root, distill, video, tmp_path):
+def test_distilled_models_are_sampled_in_their_own_steps_and_calls(
+    root, distill, style, video, tmp_path
+):
     assert train_here(distill, root / "guided") == 0
     before, after = (parameters(root / "guided", name) for name in ("initial", "model"))
     source = flatten(read_model_folder(video / "model").params)
@@ -135,6 +137,8 @@ def test_distilled_models_are_sampled_in_their_own_steps_and_calls(root, distill
         train_here(changed(distill, init_from=str(root / "guided")), tmp_path / "again")
     with pytest.raises(UserError, match="init_from: guidance of .*video.* steps=None"):
         train_here(changed(distill, steps=4), tmp_path / "too_early")
+    with pytest.raises(UserError, match="init_from: .*guided.* distilled .*teacher"):
+        train_here(changed(style, init_from=str(root / "guided")), tmp_path / "style")
     two = changed(distill, init_from=str(root / "guided"), steps=2)
     assert train_here(two, root / "two_steps") == 0
     with pytest.raises(UserError, match="steps: 2, expected 1, half of those of .*two_steps"):

@@ -91,7 +91,9 @@ class Distill(Stage):
     ) -> ModelFolder:
         """See `Stage.initial_model`."""
         sampled = "sample_prompts" if self.sample_prompts else None
-        start = read_start_model(self.init_from, run, data, sampled, conditional=True)
+        start = read_start_model(
+            self.init_from, run, data, sampled, conditional=True, distilled=True
+        )
         self._check_steps(start)
         model = start.model
         if (self.conditioning is not None) != bool(model.unet.cond_channels):

@@ -1,0 +1,56 @@
+"""Prompts that change over time: each window of a long clip follows one text."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from stunet.diffusion import Windows
+from stunet.engine.request import PromptSchedule
+from stunet.errors import UserError
+
+
+def window_texts(prompt: str, schedule: PromptSchedule, windows: Windows) -> list[str]:
+    """Returns the text of each window: the one in effect at its middle frame.
+
+    Args:
+      prompt: Text from frame 0 on.
+      schedule: (first frame, text) of the texts after it.
+      windows: Windows of the clip.
+    """
+    middles = [start + windows.length // 2 for start in windows.starts]
+    entries = [(0, prompt), *schedule]
+    return [[text for frame, text in entries if frame <= middle][-1] for middle in middles]
+
+
+def check_schedule(schedule: PromptSchedule, windows: Windows) -> None:
+    """Checks that every text is the text of some window.
+
+    Raises:
+      UserError: A text is empty or is in effect in no window, or frames do not ascend.
+    """
+    if not schedule:
+        return
+    frames = [0, *(frame for frame, _ in schedule)]
+    for (before, after), (_, text) in zip(pairwise(frames), schedule, strict=True):
+        if after <= before:
+            raise UserError(f"prompt_schedule: frame {after} after {before}, expected a later one")
+        if not text.strip():
+            raise UserError(f"prompt_schedule: the text of frame {after} is empty")
+    if len(windows.starts) == 1:
+        raise UserError(
+            f"prompt_schedule: {len(schedule)} texts for a clip of one window, expected more than "
+            f"{windows.length} frames"
+        )
+    # The frames themselves serve as texts, which shows the entries that no window follows.
+    numbered = tuple((frame, str(frame)) for frame in frames[1:])
+    unread = sorted(set(frames) - set(map(int, window_texts("0", numbered, windows))))
+    if unread:
+        middles = _list([start + windows.length // 2 for start in windows.starts])
+        raise UserError(
+            f"prompt_schedule: no window of {windows.length} frames follows the text of frame "
+            f"{unread[0]}, expected a text to be in effect at the middle of one: frame {middles}"
+        )
+
+
+def _list(frames: Sequence[int]) -> str:
+    shown = [str(frame) for frame in frames]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "...", shown[-1]])
