@@ -22,7 +22,7 @@ from data.moving_shapes.clips import Clips, draw_clips
 from data.moving_shapes.duotone import distance_to_gradient
 from data.moving_shapes.judge import agreement, judge
 from data.moving_shapes.vocabulary import MOTIONS
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, define_seed, read_flags
 from stunet.compiling import prepare_compiler
 from stunet.engine.generation import paste
 from stunet.engine.inputs import KnownPixels
@@ -30,7 +30,6 @@ from stunet.engine.request import FEATHER
 from stunet.errors import UserError, run_command
 from stunet.evaluation.seams import frame_differences, psnr
 from stunet.paths import output_file, write_text
-from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 STYLE_STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # the range of the paper
@@ -69,14 +68,7 @@ _STYLE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     "out", None, "write OUT.json and OUT_NAME.png; required", flag_values=FLAGS
 )
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    64,
-    "generate this many clips per application",
-    lower_bound=8,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 64, "generate this many clips per application", 8)
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
@@ -89,14 +81,7 @@ _SCALE = flags.DEFINE_float(
     "set the scale of classifier-free guidance; default: the model's",
     flag_values=FLAGS,
 )
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "set the seed of clips and noise",
-    lower_bound=0,
-    upper_bound=MAX_SEED,
-    flag_values=FLAGS,
-)
+_SEED = define_seed(FLAGS, "seed of clips and noise")
 
 
 def main(argv: list[str]) -> None:

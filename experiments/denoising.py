@@ -34,13 +34,12 @@ from data.moving_shapes.vocabulary import (
     draw_attributes,
 )
 from data.pipeline import parse_config, prepare, whole_examples
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, define_seed, read_flags
 from stunet.compiling import prepare_compiler
 from stunet.diffusion import add_noise, to_prediction
 from stunet.engine.sampling import encode_text, network
 from stunet.errors import UserError, run_command, writing
 from stunet.paths import AnyPath, output_file, user_path, write_text
-from stunet.schema import MAX_SEED
 from stunet.training.workdir.run_record import read_record
 from stunet.video_io import check_writable
 
@@ -49,14 +48,7 @@ CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOT
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "model folder or training workdir", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    384,
-    "number of clips",
-    lower_bound=1,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 384)
 _LEVELS = flags.DEFINE_multi_integer(
     "log_snr", list(range(-4, 5)), "noise levels (log-SNR)", flag_values=FLAGS
 )
@@ -64,14 +56,7 @@ _SPLIT = flags.DEFINE_enum(
     "split", "train", ["train", "heldout"], "split of the clips' attributes", flag_values=FLAGS
 )
 _BATCH = flags.DEFINE_integer("batch_size", 64, "clips per batch", lower_bound=1, flag_values=FLAGS)
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "seed of clips and noise",
-    lower_bound=0,
-    upper_bound=MAX_SEED,
-    flag_values=FLAGS,
-)
+_SEED = define_seed(FLAGS, "seed of clips and noise")
 
 
 def main(argv: list[str]) -> None:

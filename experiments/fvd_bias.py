@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.data_config import DataConfig
 from data.pipeline import parse_config, prepare, whole_examples
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, read_flags
 from experiments.common.reports import print_table
 from experiments.configs import emoji
 from stunet.array_files import load_array, write_array
@@ -42,14 +42,7 @@ _OUT = flags.DEFINE_string("out", None, "write OUT.json, OUT.png and OUT/", flag
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "datasets", "folder of built datasets", flag_values=FLAGS
 )
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    2048,
-    "largest number of clips in a set",
-    lower_bound=SMALLEST,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 2048, "largest number of clips in a set", SMALLEST)
 
 
 def main(argv: list[str]) -> None:

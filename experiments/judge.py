@@ -14,14 +14,13 @@ from absl import flags
 import stunet
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.vocabulary import draw_prompts
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, define_seed, read_flags
 from experiments.common.step_bar import step_bar
 from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import SAMPLERS
 from stunet.engine.request import GUIDANCE_METHODS
 from stunet.errors import UserError, run_command
 from stunet.paths import output_file, user_path, write_text
-from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 SHEET_ROWS = 12
@@ -29,14 +28,7 @@ SHEET_ROWS = 12
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "model folder or training workdir", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    128,
-    "number of clips",
-    lower_bound=1,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 128)
 _SPLIT = flags.DEFINE_enum(
     "split", "train", ["train", "heldout"], "split of the prompts", flag_values=FLAGS
 )
@@ -61,14 +53,7 @@ _INTERVAL = flags.DEFINE_list(
     "lowest and highest timestep with guidance (0 to 999); default: all",
     flag_values=FLAGS,
 )
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "seed of prompts and noise",
-    lower_bound=0,
-    upper_bound=MAX_SEED,
-    flag_values=FLAGS,
-)
+_SEED = define_seed(FLAGS, "seed of prompts and noise")
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,8 @@ energy relative to real clips, and FVD and MMD (I3D) against real clips, for
     shuffled          the model's clips, each compared with the prompt of another
 
 to OUT.json, and the first clips, every second frame, to OUT.png. Without --model, measures real
-clips and stills only. Without --i3d, measures appearance only.
+clips and stills only. Without --i3d, measures appearance only. An image model is compared with
+first frames.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from data.emoji.recognition import agreement, recognise
 from data.emoji.vocabulary import Emoji, motions, plain_caption, select_concepts
 from data.pipeline import parse_config, prepare
 from data.records import read
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, define_seed, read_flags
 from experiments.common.step_bar import step_bar
 from experiments.configs import emoji as emoji_config
 from stunet.compiling import prepare_compiler
@@ -46,10 +47,9 @@ from stunet.evaluation.features import Extractor
 from stunet.evaluation.i3d import load_i3d
 from stunet.evaluation.scores import frechet_distance, polynomial_mmd
 from stunet.paths import output_file, user_path, write_text
-from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, to_float, write_image
 
-SHEET_ROWS = 24
+SHEET_ROWS, SHEET_PICTURES = 24, 48
 BATCH = 4
 _BACKGROUND = "white"
 _FRAME_STEPS = {"appearance": 4, "motion": 1}
@@ -64,14 +64,7 @@ _I3D = flags.DEFINE_string("i3d", None, "weights by experiments.import_i3d", fla
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "datasets", "folder of built datasets", flag_values=FLAGS
 )
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    512,
-    "number of clips",
-    lower_bound=2,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 512, minimum=2)
 _SPLIT = flags.DEFINE_enum("split", "train", SPLITS, "split of the prompts", flag_values=FLAGS)
 _STEPS = flags.DEFINE_integer(
     "steps", None, "sampling steps; default: the model's", flag_values=FLAGS
@@ -79,14 +72,7 @@ _STEPS = flags.DEFINE_integer(
 _SCALE = flags.DEFINE_float(
     "guidance_scale", None, "guidance scale; default: the model's", flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "seed of prompts and noise",
-    lower_bound=0,
-    upper_bound=MAX_SEED,
-    flag_values=FLAGS,
-)
+_SEED = define_seed(FLAGS, "seed of prompts and noise")
 
 
 def main(argv: list[str]) -> None:
@@ -103,8 +89,6 @@ def main(argv: list[str]) -> None:
         networks["motion"] = load_i3d(_I3D.value)
     model = stunet.load(_MODEL.value) if _MODEL.value else None
     config = data_config(model)
-    if config.num_frames < 2:
-        raise UserError(f"--model: {_MODEL.value} makes images, expected a model of videos")
     for name, network in networks.items():
         network.check_frames(-(-config.num_frames // _FRAME_STEPS[name]))
     known = moving_records(config)
@@ -116,23 +100,26 @@ def main(argv: list[str]) -> None:
     records = {emoji.code: record for emoji, record in everything}
     references = measure([clip(config, r, phase=0.0) for _, r in everything], networks, "real")
     real = [clip(config, records[emoji.code], phase=0.5) for emoji in requested]
-    rows = {"real": real, "stills": [np.repeat(video[:1], len(video), axis=0) for video in real]}
+    rows, moves = {"real": real}, config.num_frames > 1
+    if moves:
+        rows["stills"] = [np.repeat(video[:1], len(video), axis=0) for video in real]
     settings: dict[str, Any] = {}
     if model is not None:
         videos, settings = generate(model, [plain_caption(e, _BACKGROUND) for e in requested])
         rows = {"generated": list(videos), **rows}
-        first = videos[:SHEET_ROWS, ::2]
+        first = videos[:SHEET_ROWS, ::2] if moves else videos[:SHEET_PICTURES]
+        frames = first.reshape(-1, *first.shape[2:])
         report.parent.mkdir(parents=True, exist_ok=True)
-        write_image(sheet, contact_sheet(first.reshape(-1, *first.shape[2:]), first.shape[1]))
+        write_image(sheet, contact_sheet(frames, columns=first.shape[1] if moves else 8))
     features = {name: measure(clips, networks, name) for name, clips in rows.items()}
 
     known_emoji = [emoji for emoji, _ in everything]
     positions = [known_emoji.index(emoji) for emoji in requested]
-    energy = motion_energy(real)
     scores: dict[str, dict[str, Any]] = {}
     for name, found in features.items():
         scores[name] = compare(found, references, known_emoji, requested)
-        scores[name]["motion_energy_ratio"] = motion_energy(rows[name]) / energy
+        if moves:
+            scores[name]["motion_energy_ratio"] = motion_energy(rows[name]) / motion_energy(real)
         if "motion" in found:
             truth = references["motion"][positions]
             scores[name]["fvd"] = frechet_distance(found["motion"], truth)
@@ -163,7 +150,10 @@ def data_config(model: stunet.Model | None) -> EmojiConfig:
     config = parse_config({**values, "data_dir": _DATA_DIR.value})
     if model is not None:
         config = dataclasses.replace(
-            config, num_frames=model.num_frames, resolution=model.resolution, fps=model.fps
+            config,
+            num_frames=model.num_frames,
+            resolution=model.resolution,
+            fps=model.fps or config.fps,
         )
     return prepare(config)
 

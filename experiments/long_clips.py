@@ -17,7 +17,7 @@ from absl import flags
 import stunet
 from data.moving_shapes.judge import agreement, judge
 from data.moving_shapes.vocabulary import Prompt, draw_prompts
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, define_seed, read_flags
 from experiments.common.reports import print_table
 from experiments.common.step_bar import step_bar
 from stunet.compiling import prepare_compiler
@@ -26,7 +26,6 @@ from stunet.engine.sampling import windows_for
 from stunet.errors import UserError, run_command, writing
 from stunet.evaluation.seams import frame_differences, seam_mask, seam_ratio
 from stunet.paths import AnyPath, output_file, user_path, write_text
-from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable
 
 TIMES = 4  # as long as in training
@@ -35,25 +34,11 @@ NOISES = ("independent", "shuffled")
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", "shapes", "model of videos", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    64,
-    "number of clips of each kind",
-    lower_bound=1,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 64, "number of clips of each kind")
 _OVERLAPS = flags.DEFINE_multi_integer(
     "overlap", [2, 8], "frames that neighbouring windows share", lower_bound=0, flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "seed of prompts and noise",
-    lower_bound=0,
-    upper_bound=MAX_SEED,
-    flag_values=FLAGS,
-)
+_SEED = define_seed(FLAGS, "seed of prompts and noise")
 
 
 def main(argv: list[str]) -> None:

@@ -20,7 +20,7 @@ from absl import flags
 
 import stunet
 from data import pipeline as data
-from experiments.common.program_flags import MAX_CLIPS, read_flags
+from experiments.common.program_flags import define_num_clips, define_seed, read_flags
 from experiments.common.step_bar import step_bar
 from experiments.configs import tiny_ssr
 from stunet.compiling import prepare_compiler
@@ -30,7 +30,6 @@ from stunet.engine.sampling import windows_for
 from stunet.errors import UserError, run_command, writing
 from stunet.evaluation.seams import colour_shift, frame_differences, psnr, seam_mask, seam_ratio
 from stunet.paths import output_file, write_text
-from stunet.schema import MAX_SEED
 from stunet.video_io import check_writable, contact_sheet, write_image
 
 LABELS = {
@@ -49,14 +48,7 @@ _MODEL = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     "out", None, "write OUT.json, OUT.png and OUT_sheet.png; required", flag_values=FLAGS
 )
-_CLIPS = flags.DEFINE_integer(
-    "num_clips",
-    16,
-    "upscale this many clips",
-    lower_bound=2,
-    upper_bound=MAX_CLIPS,
-    flag_values=FLAGS,
-)
+_CLIPS = define_num_clips(FLAGS, 16, "upscale this many clips", 2)
 _SPLIT = flags.DEFINE_enum(
     "split", "heldout", ["train", "heldout"], "upscale clips of this split", flag_values=FLAGS
 )
@@ -72,14 +64,7 @@ _STEPS = flags.DEFINE_integer(
 _SCALE = flags.DEFINE_float(
     "guidance_scale", 1.0, "set the scale of classifier-free guidance", flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "set the seed of the noise",
-    lower_bound=0,
-    upper_bound=MAX_SEED,
-    flag_values=FLAGS,
-)
+_SEED = define_seed(FLAGS, "seed of the noise")
 
 
 def main(argv: list[str]) -> None:

@@ -23,7 +23,7 @@ from stunet.errors import UserError
 from stunet.paths import AnyPath, check_outputs, user_path
 from stunet.schema import MAX_SEED
 
-MAX_CLIPS = 100_000  # of a measurement, all in memory
+_MAX_CLIPS = 100_000  # of a measurement, all in memory
 _WIDTH = 100  # columns of the help text
 _VALUES = {
     "int": "N",
@@ -32,6 +32,20 @@ _VALUES = {
     "config object": "FILE",
     "comma separated list of strings": "TEXT",
 }
+
+
+def define_num_clips(
+    flag_values: flags.FlagValues, default: int, text: str = "number of clips", minimum: int = 1
+) -> flags.FlagHolder[int]:
+    """Defines the flag `num_clips` of a program that measures clips."""
+    limits = {"lower_bound": minimum, "upper_bound": _MAX_CLIPS}
+    return flags.DEFINE_integer("num_clips", default, text, flag_values=flag_values, **limits)
+
+
+def define_seed(flag_values: flags.FlagValues, text: str) -> flags.FlagHolder[int]:
+    """Defines the flag `seed`, 0 by default."""
+    limits = {"lower_bound": 0, "upper_bound": MAX_SEED}
+    return flags.DEFINE_integer("seed", 0, text, flag_values=flag_values, **limits)
 
 
 def read_flags(

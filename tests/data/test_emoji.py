@@ -387,13 +387,15 @@ def test_report_of_the_judge(config, tmp_path, monkeypatch):
 
     def generate(model, prompts):
         assert len(prompts) == 4 and all(text.endswith("a white background") for text in prompts)
-        return np.full((4, 3, 16, 16, 3), -1.0), {"steps": 5}
+        frames = 1 if model == "images" else 3
+        return np.full((4, frames, 16, 16, 3), -1.0), {"steps": 5}
 
+    pictures = dataclasses.replace(config, num_frames=1)
     longer = dataclasses.replace(config, num_frames=3, fps=1000 / 42)
     for name, value in (
         ("load_efficientnet", network),
         ("load_i3d", network),
-        ("data_config", lambda model: longer),
+        ("data_config", lambda model: pictures if model == "images" else longer),
         ("generate", generate),
     ):
         monkeypatch.setattr(judge_emoji, name, value)
@@ -413,6 +415,12 @@ def test_report_of_the_judge(config, tmp_path, monkeypatch):
     assert report["scores"]["generated"]["motion_energy_ratio"] == 0
     assert report["steps"] == 5 and (tmp_path / "black.png").exists()
     assert report["scores"]["generated"]["fvd"] > report["scores"]["real"]["fvd"]
+
+    monkeypatch.setattr(judge_emoji.stunet, "load", lambda path: "images")
+    judge_emoji.main(["judge_emoji", *flags, "--i3d=", "--model=m", f"--out={tmp_path}/images"])
+    scores = json.loads((tmp_path / "images.json").read_text())["scores"]
+    assert scores.keys() == {"generated", "real", "shuffled"}
+    assert "motion_energy_ratio" not in scores["generated"] and "fvd" not in scores["generated"]
 
 
 def test_bias_of_fvd(config, tmp_path, monkeypatch):
@@ -444,14 +452,3 @@ def test_bias_of_fvd(config, tmp_path, monkeypatch):
     assert rows[0]["fvd"] == pytest.approx(frechet_distance(*sets)) and rows[0]["fvd"] > 0
     fvd_bias.main([*flags, "--num_clips=64"])
     assert sum(calls) == 2 * 128  # from the cache
-
-
-def test_the_judge_refuses_image_models(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_emoji, "load_efficientnet", lambda path: None)
-    monkeypatch.setattr(judge_emoji.stunet, "load", lambda path: "model")
-    monkeypatch.setattr(
-        judge_emoji, "data_config", lambda model: dataclasses.replace(config, num_frames=1)
-    )
-    with pytest.raises(UserError, match="--model: pictures .*images.* videos"):
-        flags = ["--efficientnet=x", "--i3d=", "--model=pictures", f"--out={tmp_path}/out"]
-        judge_emoji.main(["", *flags])
