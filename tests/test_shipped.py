@@ -22,6 +22,7 @@ from stunet.weights import shipped
 from stunet.weights.find_model import find_model_folder
 from stunet.weights.trees import is_added, partition
 from tests.calls import generate
+from tests.emoji_thumbnails import nearest_concepts, prompts, read_thumbnails
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,39 @@ def test_the_image_model_of_emoji_draws_backgrounds_and_faces():
         assert np.abs(np.median(edge, 0) - BACKGROUNDS[colour]).max() < 0.15, colour
         red, green, blue = frame[8:24, 8:24].reshape(-1, 3).mean(0)
         assert min(red, green) > blue + 0.15, colour  # yellow
+
+
+EMOJI = [
+    "clapping hands",
+    "face screaming in fear",
+    "face with tears of joy",
+    "enraged face",
+    "frog",
+    "green heart",
+    "lifting weights",
+    "octopus",
+    "panda",
+    "police car",
+    "running",
+    "skull",
+    "snowman",
+    "spouting whale",
+    "taxi",
+    "thumbs up",
+]
+
+
+def test_emoji_are_recognised_by_their_thumbnails():
+    frames = generate(load(shipped.EMOJI_MODEL), prompts(EMOJI), num_frames=1)[:, 0]
+    found = nearest_concepts(frames, 10)
+    hits = [concept for concept, row in zip(EMOJI, found, strict=True) if concept in row]
+    assert len(hits) >= 10, hits
+
+
+def test_thumbnails_recognise_themselves():
+    thumbnails = read_thumbnails()
+    large = np.stack(list(thumbnails.values())).repeat(2, 1).repeat(2, 2)
+    assert [row[0] for row in nearest_concepts(large, 1)] == list(thumbnails)
 
 
 def test_the_style_draws_in_its_two_inks():
