@@ -7,8 +7,8 @@ noise level: with the clip's caption, with another, and with an empty caption. M
 resolution and length get the same clips and noise. Writes OUT.json and OUT.png (error over noise
 level).
 
-Clips are of moving shapes, and other captions name another shape, colour or motion. A training
-workdir of another dataset is measured on that dataset, with the captions of other clips.
+A training workdir is measured on its dataset, every other model on moving shapes. Other captions
+name another shape, colour or motion; those of other datasets belong to other clips.
 """
 
 import dataclasses
@@ -42,6 +42,7 @@ from stunet.errors import UserError, run_command, writing
 from stunet.paths import AnyPath, output_file, user_path, write_text
 from stunet.training.workdir.run_record import read_record
 from stunet.video_io import check_writable
+from stunet.weights.hub import is_hub_id
 
 CHOICES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
 
@@ -71,8 +72,10 @@ def main(argv: list[str]) -> None:
     model = stunet.load(_MODEL.value)
     if model.super_resolution or model.unet.cond_channels:
         raise UserError(f"{_MODEL.value}: needs pixels, expected a model that needs only a prompt")
-    data = run_data(user_path(_MODEL.value))
-    if data is None or data.name == "moving_shapes":
+    data = None if is_hub_id(_MODEL.value) else run_data(user_path(_MODEL.value))
+    name = "moving_shapes" if data is None else data.name
+    print(f"clips of {name}")
+    if name == "moving_shapes":
         clips, captions = draw_captioned_clips(model, _CLIPS.value, _SPLIT.value, _SEED.value)
     else:
         data = dataclasses.replace(data, split=_SPLIT.value, seed=_SEED.value)
@@ -83,6 +86,7 @@ def main(argv: list[str]) -> None:
     for kind, values in errors.items():
         print(f"{kind:10}" + "".join(f"{value:9.4f}" for value in values))
     settings = {f.name: f.value for f in (_MODEL, _CLIPS, _LEVELS, _SPLIT, _SEED)}
+    settings["data"] = name
     report.parent.mkdir(parents=True, exist_ok=True)
     write_text(report, json.dumps({"errors": errors, "settings": settings}, indent=2) + "\n")
     plot(_LEVELS.value, errors, picture)
@@ -90,12 +94,12 @@ def main(argv: list[str]) -> None:
 
 
 def run_data(path: AnyPath) -> DataConfig | None:
-    """Returns the built dataset of a training workdir; None for other folders and names.
+    """Returns the built dataset of a training workdir, or of that around `model/`; None for others.
 
     Raises:
       UserError: the workdir's `run.json` is damaged, or its dataset cannot be built.
     """
-    record = read_record(path)
+    record = read_record(path) or read_record(path.parent)
     if record is None:
         return None
     return prepare(parse_config(record.config["data"], f"{path}: data"))

@@ -2,17 +2,18 @@
 
     python -m experiments.fvd_bias --i3d=i3d.safetensors --out=runs/fvd_bias
 
-Draws two sets of clips of emoji (the `t2v_16` stage of `experiments/configs/emoji.py`): the same
-emoji at other phases, sizes and places, over other backgrounds. Their distance would be 0 for
-infinitely many clips. Prints and writes FVD and MMD of the first 64, 128, ... clips of both to
-OUT.json, and a plot to OUT.png.
+Draws two sets of clips of emoji (the `t2v_16` stage of `experiments/configs/emoji.py`) with two
+seeds. Their distance would be 0 for infinitely many clips. Prints and writes FVD and MMD of the
+first 64, 128, ... clips of both to OUT.json, and a plot to OUT.png.
 
-Features are kept in OUT/, so that the same command continues after an interruption.
+Features are kept in a folder in OUT/ that is named after the network's weights and the data, so
+that the same command continues after an interruption.
 """
 
 import dataclasses
 import json
 import sys
+from hashlib import blake2b
 
 import numpy as np
 from absl import flags
@@ -61,7 +62,12 @@ def main(argv: list[str]) -> None:
     counts = [SMALLEST]
     while 2 * counts[-1] <= _CLIPS.value:
         counts.append(2 * counts[-1])
-    cache = user_path(out)
+    if counts[-1] != _CLIPS.value:
+        raise UserError(
+            f"--num_clips: {_CLIPS.value}, expected {SMALLEST} times a power of two, such as "
+            f"{counts[-1]}"
+        )
+    cache = user_path(out) / _digest(network, config)
     cache.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(SEEDS) * counts[-1], unit="clips") as bar:
         first, second = (features(config, network, seed, counts[-1], cache, bar) for seed in SEEDS)
@@ -75,6 +81,13 @@ def main(argv: list[str]) -> None:
     write_text(report, json.dumps({"rows": table, **settings}, indent=2) + "\n")
     plot(counts, [fvd for _, fvd, _ in rows], picture)
     print(f"{report}\n{picture}")
+
+
+def _digest(network: Extractor, config: DataConfig) -> str:
+    """Returns a short name of what determines the features of a clip."""
+    data = {**dataclasses.asdict(config), "source": "", "data_dir": ""}
+    text = json.dumps([network.describe(), config.fingerprint(), data], sort_keys=True)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def features(

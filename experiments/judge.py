@@ -15,10 +15,9 @@ import stunet
 from data.moving_shapes.judge import agreement, confusion, judge, shapes_by_motion
 from data.moving_shapes.vocabulary import draw_prompts
 from experiments.common.program_flags import define_num_clips, define_seed, read_flags
+from experiments.common.sampling_flags import define_sampling
 from experiments.common.step_bar import step_bar
 from stunet.compiling import prepare_compiler
-from stunet.diffusion.samplers import SAMPLERS
-from stunet.engine.request import GUIDANCE_METHODS
 from stunet.errors import UserError, run_command
 from stunet.paths import output_file, user_path, write_text
 from stunet.video_io import check_writable, contact_sheet, write_image
@@ -32,27 +31,7 @@ _CLIPS = define_num_clips(FLAGS, 128)
 _SPLIT = flags.DEFINE_enum(
     "split", "train", ["train", "heldout"], "split of the prompts", flag_values=FLAGS
 )
-_SAMPLER = flags.DEFINE_string(
-    "sampler",
-    None,
-    f"{', '.join(SAMPLERS)} or package.module:name; default: the model's",
-    flag_values=FLAGS,
-)
-_STEPS = flags.DEFINE_integer(
-    "steps", None, "sampling steps; default: the model's", flag_values=FLAGS
-)
-_SCALE = flags.DEFINE_float(
-    "guidance_scale", None, "guidance scale; default: the model's", flag_values=FLAGS
-)
-_GUIDANCE = flags.DEFINE_enum(
-    "guidance", "cfg", GUIDANCE_METHODS, "method of guidance", flag_values=FLAGS
-)
-_INTERVAL = flags.DEFINE_list(
-    "guidance_interval",
-    None,
-    "lowest and highest timestep with guidance (0 to 999); default: all",
-    flag_values=FLAGS,
-)
+_SAMPLING = define_sampling(FLAGS)
 _SEED = define_seed(FLAGS, "seed of prompts and noise")
 
 
@@ -69,14 +48,7 @@ def main(argv: list[str]) -> None:
     model = stunet.load(_MODEL.value)
     prompts = draw_prompts(_SPLIT.value, _CLIPS.value, seed=_SEED.value)
 
-    sampling = stunet.Sampling(
-        sampler=_SAMPLER.value,
-        steps=_STEPS.value,
-        guidance_scale=_SCALE.value,
-        guidance=_GUIDANCE.value,
-        guidance_interval=_interval(),
-        seed=_SEED.value,
-    )
+    sampling = _SAMPLING.read(_SEED.value)
     texts = [prompt.text for prompt in prompts]
     with step_bar("sampling") as progress:
         generated = stunet.generate(model, texts, sampling=sampling, progress=progress)
@@ -87,8 +59,8 @@ def main(argv: list[str]) -> None:
         **{f"{name}_seen": confusion(verdicts, prompts, name) for name in ("shape", "motion")},
         "shape_by_motion": shapes_by_motion(verdicts, prompts),
         "num_clips": len(videos),
-        **{f.name: f.value for f in (_MODEL, _SPLIT, _SEED, _GUIDANCE, _INTERVAL)},
-        **{flag.name: generated.settings[flag.name] for flag in (_SAMPLER, _STEPS, _SCALE)},
+        **{f.name: f.value for f in (_MODEL, _SPLIT, _SEED)},
+        **{flag.name: generated.settings.get(flag.name, flag.value) for flag in _SAMPLING},
     }
     for name, value in result.items():
         if isinstance(value, dict):  # prompted value -> counts
@@ -101,15 +73,6 @@ def main(argv: list[str]) -> None:
     rows = videos[:SHEET_ROWS, ::2]
     write_image(sheet, contact_sheet(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1]))
     print(f"{report}\n{sheet}")
-
-
-def _interval() -> tuple[float, ...] | None:
-    try:
-        return None if _INTERVAL.value is None else tuple(map(float, _INTERVAL.value))
-    except ValueError:
-        raise UserError(
-            f"--guidance_interval: {','.join(_INTERVAL.value)}, expected LOW,HIGH"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from data.emoji.vocabulary import Emoji, motions, plain_caption, select_concepts
 from data.pipeline import parse_config, prepare
 from data.records import read
 from experiments.common.program_flags import define_num_clips, define_seed, read_flags
+from experiments.common.sampling_flags import define_sampling
 from experiments.common.step_bar import step_bar
 from experiments.configs import emoji as emoji_config
 from stunet.compiling import prepare_compiler
@@ -66,12 +67,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _CLIPS = define_num_clips(FLAGS, 512, minimum=2)
 _SPLIT = flags.DEFINE_enum("split", "train", SPLITS, "split of the prompts", flag_values=FLAGS)
-_STEPS = flags.DEFINE_integer(
-    "steps", None, "sampling steps; default: the model's", flag_values=FLAGS
-)
-_SCALE = flags.DEFINE_float(
-    "guidance_scale", None, "guidance scale; default: the model's", flag_values=FLAGS
-)
+_SAMPLING = define_sampling(FLAGS)
 _SEED = define_seed(FLAGS, "seed of prompts and noise")
 
 
@@ -133,7 +129,7 @@ def main(argv: list[str]) -> None:
         "num_clips": len(requested),
         "num_references": len(known_emoji),
         **{flag.name: flag.value for flag in (_MODEL, _SPLIT, _SEED)},
-        **{name: settings.get(name) for name in ("steps", "guidance_scale")},
+        **{flag.name: settings.get(flag.name, flag.value) for flag in _SAMPLING},
         **{name: network.describe() for name, network in networks.items()},
     }
     for name, values in scores.items():
@@ -191,7 +187,7 @@ def clip(config: EmojiConfig, record: Record, phase: float) -> np.ndarray:
 
 def generate(model: stunet.Model, prompts: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns a clip per prompt, and the settings."""
-    sampling = stunet.Sampling(steps=_STEPS.value, guidance_scale=_SCALE.value, seed=_SEED.value)
+    sampling = _SAMPLING.read(_SEED.value)
     with step_bar("sampling") as progress:
         found = stunet.generate(model, prompts, sampling=sampling, progress=progress)
     return found.videos, found.settings

@@ -36,7 +36,7 @@ _MODEL = flags.DEFINE_string("model", "shapes", "model of videos", flag_values=F
 _OUT = flags.DEFINE_string("out", None, "write OUT.json and OUT.png", flag_values=FLAGS)
 _CLIPS = define_num_clips(FLAGS, 64, "number of clips of each kind")
 _OVERLAPS = flags.DEFINE_multi_integer(
-    "overlap", [2, 8], "frames that neighbouring windows share", lower_bound=0, flag_values=FLAGS
+    "overlap", [2, 4], "frames that neighbouring windows share", lower_bound=0, flag_values=FLAGS
 )
 _SEED = define_seed(FLAGS, "seed of prompts and noise")
 
@@ -53,6 +53,12 @@ def main(argv: list[str]) -> None:
     model = stunet.load(_MODEL.value)
     if model.num_frames == 1:
         raise UserError(f"--model: {_MODEL.value} generates images, expected a model of videos")
+    for overlap in _OVERLAPS.value:  # otherwise almost every frame is at a seam
+        if 2 * overlap > model.num_frames // 2:
+            raise UserError(
+                f"--overlap: {overlap}, expected at most a quarter of the {model.num_frames} "
+                "frames of a window"
+            )
     prompts = draw_prompts("train", _CLIPS.value, seed=_SEED.value)
     rows, lines = {}, {}
     for kind, windows, videos in _kinds_of_clips(model, prompts):

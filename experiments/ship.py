@@ -5,7 +5,8 @@
 
 Trains the stages of `experiments/configs/WORLD.py` in WORKDIR/STAGE, each as soon as the stage that
 it starts from is trained, up to two in parallel. Then writes the models: WORLD, WORLD-fill,
-WORLD-ssr and WORLD-duotone, with kernels in bfloat16.
+WORLD-ssr and WORLD-duotone, with kernels in bfloat16. A new name has to be added to
+`stunet.weights.shipped.NAMES`.
 
 The same command again resumes. `--minutes` stops it as Ctrl-C and SIGTERM do: after saving, with
 exit code 75.

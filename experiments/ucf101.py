@@ -20,7 +20,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import jax
@@ -45,7 +45,7 @@ from stunet.compiling import prepare_compiler
 from stunet.diffusion.samplers import resolve_sampler
 from stunet.engine.cascade import Models, load_models
 from stunet.engine.digests import model_digests
-from stunet.engine.request import Request, Sampling
+from stunet.engine.request import GuidanceMethod, Request, Sampling
 from stunet.engine.run import run
 from stunet.errors import UserError, run_command
 from stunet.evaluation.clip_folders import ClipFolder, open_clip_folder
@@ -60,6 +60,7 @@ from stunet.schema import (
     GuidanceScale,
     Range,
     Seed,
+    Timestep,
     check_fields,
     from_dict,
     to_dict,
@@ -117,6 +118,8 @@ class ZeroShotConfig:
         model's. Upscalers always use their own settings.
       steps: Sampling steps. None uses the model's.
       guidance_scale: Scale of classifier-free guidance. None uses the model's.
+      guidance: Method of guidance, see `Sampling`.
+      guidance_interval: Timesteps with guidance, see `Sampling`.
       seed: Seed of the noise and of the order of classes.
       batch_size: Clips per batch.
     """
@@ -134,6 +137,8 @@ class ZeroShotConfig:
     sampler: str | None = None
     steps: int | None = None
     guidance_scale: GuidanceScale | None = None
+    guidance: GuidanceMethod = "cfg"
+    guidance_interval: tuple[Timestep, Timestep] | None = None
     seed: Seed = 0
     batch_size: int = 8
 
@@ -251,7 +256,8 @@ def _print_warnings(config: ZeroShotConfig, models: Models, prompts: list[str]) 
 def _check_settings(settings: Mapping, workdir: AnyPath) -> None:
     if not (workdir / _CONFIG_FILE).exists():
         return
-    before = read_json(workdir / _CONFIG_FILE)
+    # Clips of an older version have the default of a field that it did not know.
+    before = {f.name: f.default for f in fields(ZeroShotConfig)} | read_json(workdir / _CONFIG_FILE)
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise UserError(
             f"{workdir}: contains clips of another {', '.join(changed)}, expected an empty workdir"
@@ -263,6 +269,8 @@ def _generate(config: ZeroShotConfig, models: Models, prompts: list[str], seed: 
         sampler=config.sampler,
         steps=config.steps,
         guidance_scale=config.guidance_scale,
+        guidance=config.guidance,
+        guidance_interval=config.guidance_interval,
         seed=seed,
         batch_size=config.batch_size,
     )

@@ -86,8 +86,10 @@ def _run_command(
     try:
         try:
             code = command() or 0
-        finally:
-            sys.stdout.flush()  # while a closed pipe can still be handled
+        except SystemExit:  # --help
+            _flush_output()
+            raise
+        _flush_output()
         if not in_threads or code:
             return code
         text = _describe_disk_error(in_threads[0])
@@ -102,13 +104,25 @@ def _run_command(
             raise
         text = _describe_disk_error(error)
     print(f"{name}: error: {text}", file=sys.stderr)
+    _discard_output()
     return 2
+
+
+def _flush_output() -> None:
+    """Writes what is buffered while a pipe that nobody reads can still be handled."""
+    if sys.stdout is not None:  # closed by `>&-`
+        sys.stdout.flush()
 
 
 def _discard_output() -> bool:
     """Returns whether nobody reads the output any more (`| head`); what is left is discarded."""
+    if sys.stdout is None:
+        return False
     poll = select.poll()
-    poll.register(sys.stdout, select.POLLOUT)
+    try:
+        poll.register(sys.stdout, select.POLLOUT)
+    except (OSError, ValueError):  # not a file, as in tests
+        return False
     closed = any(event & select.POLLERR for _, event in poll.poll(0))
     if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

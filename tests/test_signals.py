@@ -39,6 +39,7 @@ def start(body, ignored=(), program=PROGRAM):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -158,6 +159,16 @@ def test_a_reader_that_leaves_ends_the_program_quietly():
     process.stdout.close()
     with process.stderr as errors:
         assert errors.read() == "" and process.wait() == 128 + signal.SIGPIPE
+
+
+def test_an_error_is_told_although_nobody_reads_the_output():
+    body = (
+        "from stunet.errors import UserError; time.sleep(0.3); print('a'); raise UserError('wrong')"
+    )
+    process = start(READY + body)
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == "program: error: wrong\n" and process.wait() == 2
 
 
 def test_the_handlers_of_a_caller_are_restored(capsys):

@@ -73,9 +73,14 @@ def get_config(argument: str) -> ConfigDict:
     """Returns the config of the run "VARIANT,SEED"."""
     variant, seed, _ = ABLATION.parse_run(argument)
     config = base_config(seed)
-    additions, config.optimizer.name, config.total_steps = VARIANTS[variant]
+    additions, config.optimizer.name, steps = VARIANTS[variant]
     for name in ADDITIONS:
         config.temporal[name] = name in additions
-    config.optimizer.cooldown_steps = config.total_steps // 4
-    config.sample_every = config.checkpoint_every = config.total_steps // 2
+    set_steps(config, steps)
     return config
+
+
+def set_steps(config: ConfigDict, steps: int) -> None:
+    """Sets the number of steps, and what follows from it."""
+    config.total_steps, config.optimizer.cooldown_steps = steps, steps // 4
+    config.sample_every = config.checkpoint_every = steps // 2

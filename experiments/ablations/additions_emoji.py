@@ -30,7 +30,7 @@ def get_config(argument: str) -> ConfigDict:
     config.temporal.head_dim = video.temporal.head_dim
     config.diffusion.schedule.log_snr_shift = video.diffusion.schedule.log_snr_shift
     if additions.ABLATION.parse_run(argument).variant == "paper_equal_flops":
-        config.total_steps = EQUAL_FLOPS_STEPS
+        additions.set_steps(config, EQUAL_FLOPS_STEPS)
     config.batch_size = video.batch_size
     config.sample_prompts = video.sample_prompts[:4]
     return config

@@ -120,7 +120,7 @@ def _add_arguments(add: Callable, application: Application) -> None:
         choices=GUIDANCE_METHODS,
         default=defaults.guidance,
         help="cfg: away from the prediction without prompt; apg: the same with less saturation; "
-        "image: away from frames that do not know one another; default: %(default)s",
+        "image: away from the image model's frames; default: %(default)s",
     )
     add(
         "--guidance-interval",

@@ -289,6 +289,8 @@ class SamplingDefaults:
       steps: Sampling steps. None uses the sampler's default.
       guidance_scale: Scale of classifier-free guidance. 1 disables guidance.
       only: Whether the model was distilled to `sampler` and `steps`, and takes no others.
+      guidance_scales: Lowest and highest scale that a model with distilled guidance takes. None has
+        no limits.
 
     Raises:
       UserError: The sampler's name is unknown, or a field has the wrong type or is out of range.
@@ -298,9 +300,19 @@ class SamplingDefaults:
     steps: int | None = None
     guidance_scale: GuidanceScale = 4.0
     only: bool = False
+    guidance_scales: tuple[GuidanceScale, GuidanceScale] | None = None
 
     def __post_init__(self):
         check_fields(self, "sampling.")
+        if self.only and self.steps is None:
+            raise UserError("sampling.steps: None, expected the number that `only` refers to")
+        if self.guidance_scales is not None:
+            low, high = self.guidance_scales
+            if not low <= self.guidance_scale <= high:
+                raise UserError(
+                    f"sampling.guidance_scale: {self.guidance_scale:g}, expected {low:g} to "
+                    f"{high:g}, for which the model is distilled"
+                )
         if ":" not in self.sampler:
             plugins.resolve("sampling.sampler", self.sampler, SAMPLERS)
 

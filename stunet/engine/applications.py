@@ -405,7 +405,8 @@ _PROMPT_SCHEDULE = Option(
     field="prompt_schedule",
     kind="schedule",
     label="Prompt schedule",
-    help="text that replaces the prompt from frame FRAME (from 0) of a long clip on; repeatable",
+    help="text that replaces the prompt of a long clip from this frame on (the first is 0); "
+    "repeatable",
     default=(),
     advanced=True,
 )

@@ -21,8 +21,13 @@ def window_texts(prompt: str, schedule: PromptSchedule, windows: Windows) -> lis
     return [[text for frame, text in entries if frame <= middle][-1] for middle in middles]
 
 
-def check_schedule(schedule: PromptSchedule, windows: Windows) -> None:
+def check_schedule(schedule: PromptSchedule, windows: Windows, longest: int) -> None:
     """Checks that every text is the text of some window.
+
+    Args:
+      schedule: See `window_texts`.
+      windows: Windows of the clip.
+      longest: Frames of the longest clip that is one window.
 
     Raises:
       UserError: A text is empty or is in effect in no window, or frames do not ascend.
@@ -37,8 +42,8 @@ def check_schedule(schedule: PromptSchedule, windows: Windows) -> None:
             raise UserError(f"prompt_schedule: the text of frame {after} is empty")
     if len(windows.starts) == 1:
         raise UserError(
-            f"prompt_schedule: {len(schedule)} texts for a clip of one window, expected more than "
-            f"{windows.length} frames"
+            f"prompt_schedule: the prompt changes in a clip of {windows.num_frames} frames, "
+            f"expected more frames than the {longest} of a window"
         )
     # The frames themselves serve as texts, which shows the entries that no window follows.
     numbered = tuple((frame, str(frame)) for frame in frames[1:])

@@ -63,10 +63,11 @@ class Sampling:
       steps: Sampling steps. A model without a number of its own uses the sampler's default.
       guidance_scale: Classifier-free guidance scale (2207.12598). 1 disables guidance and halves
         the cost. Known pixels are not guided.
-      guidance: How guidance uses the two predictions: "cfg", "apg" or "image"; see
-        `stunet.diffusion.guidance`. "image" does not use the negative prompt. Upscalers use "cfg".
-      guidance_interval: Lowest and highest timestep with guidance, on IF's scale 0..999, where 999
-        is noise (2404.07724). Steps outside cost half. None guides at all. Not for upscalers.
+      guidance: How guidance of the first model uses the two predictions: "cfg", "apg" or "image";
+        see `stunet.diffusion.guidance`. "image" does not use the negative prompt, and needs a model
+        whose spatial part is an image model. Models after the first use "cfg".
+      guidance_interval: Lowest and highest timestep at which the first model is guided, on IF's
+        scale 0..999, where 999 is noise (2404.07724). Steps outside cost half. None: all timesteps.
       upscale_sampler: Sampler of the upscalers after the first model.
       upscale_steps: Sampling steps of these upscalers.
       upscale_guidance_scale: Guidance scale of these upscalers.
@@ -106,7 +107,8 @@ class Sampling:
     def __post_init__(self):
         check_fields(self)
         if self.guidance_interval is not None:
-            low, high = self.guidance_interval
+            low, high = map(float, self.guidance_interval)
+            object.__setattr__(self, "guidance_interval", (low, high))  # hashable
             if low > high:
                 raise UserError(
                     f"guidance_interval: {low:g} to {high:g}, expected the lower timestep first"

@@ -54,6 +54,7 @@ def run(models: Models, request: Request, progress: OnProgress = ignore_progress
     audio, audio_warning = _read_audio(request, task)
     found = (
         _window_warning(steps[0], task),
+        _strength_warning(steps[0], request),
         *task.warnings,
         audio_warning,
         *_text_warnings(steps, request),
@@ -154,8 +155,9 @@ def _check_memory(
     )
 
 
-# Fields of `Sampling` that apply to the first model, with their defaults.
-_GUIDANCE = {"guidance": "cfg", "guidance_interval": None}
+_DEFAULTS = Sampling()
+_GUIDANCE = ("guidance", "guidance_interval")  # fields of `Sampling` that apply to the first model
+_WINDOWS = ("window", "overlap", "window_weights", "window_noise")
 
 
 def _check_first(application: Application, chain: Sequence[Model], models: Models) -> None:
@@ -210,8 +212,19 @@ def _plan(
         steps.append(
             _Step(model=model, sampling=settings, windows=windows_for(model, frames, settings))
         )
-    check_schedule(request.prompt_schedule, steps[0].windows)
+    first = steps[0]
+    window = first.model.num_frames if sampling.window is None else sampling.window
+    check_schedule(request.prompt_schedule, first.windows, window)
+    if sampling.guidance == "image":
+        _check_image_guidance(first)
     return steps
+
+
+def _check_image_guidance(step: _Step) -> None:
+    """Checks that guidance by the image model can change anything."""
+    if step.model.super_resolution is not None or step.windows.num_frames == 1:
+        found = "an image" if step.windows.num_frames == 1 else "a super-resolution model"
+        raise UserError(f"guidance: 'image' of {found}, expected a clip of a base model")
 
 
 def _paste(
@@ -243,18 +256,25 @@ def _window_warning(step: _Step, task: Task) -> str | None:
     return None
 
 
+def _strength_warning(step: _Step, request: Request) -> str | None:
+    """Returns a warning if the strength of an edit is less than half a step."""
+    strength, steps = request.strength, step.sampling.steps
+    if not strength or round(strength * steps):
+        return None
+    return f"strength: {strength:g} of {steps} steps is none, so that the result is the input"
+
+
 def _text_warnings(steps: Sequence[_Step], request: Request) -> Iterator[str]:
     """Yields warnings about texts that a model cannot read completely, or does not read."""
     negative = request.sampling.negative_prompt
-    distilled = all(step.model.unet.guidance_embedding for step in steps)
-    if negative and distilled:
+    if negative and steps[0].model.unet.guidance_embedding:
         yield "negative_prompt: not used by a distilled model"
     elif negative and all(step.sampling.guidance_scale == 1 for step in steps):
         yield "negative_prompt: not used, because guidance_scale is 1"
     elif negative and request.sampling.guidance == "image":
         yield "negative_prompt: not used by the first model, because guidance is 'image'"
-    for name, default in _GUIDANCE.items():
-        if getattr(request.sampling, name) != default:
+    for name in _GUIDANCE:
+        if getattr(request.sampling, name) != getattr(_DEFAULTS, name):
             if steps[0].model.unet.guidance_embedding:
                 yield f"{name}: not used by a distilled model"
             elif steps[0].sampling.guidance_scale == 1:
@@ -318,8 +338,8 @@ def _settings(
         **{name: value for name, (value,) in _per_model(steps[:1]).items()},
         **{
             name: _json_value(value)
-            for name, default in (_GUIDANCE | {"negative_prompt": ""}).items()
-            if (value := getattr(request.sampling, name)) != default
+            for name in (*_GUIDANCE, *_WINDOWS, "negative_prompt")
+            if (value := getattr(request.sampling, name)) != getattr(_DEFAULTS, name)
         },
         "num_frames": task.result_frames,
         "fps": task.fps,

@@ -208,7 +208,7 @@ def with_model_defaults(sampling: Sampling, model: Model) -> Sampling:
 
     Raises:
       UserError: The sampler is unknown, or cannot take this number of steps, or the model was
-        distilled to others.
+        distilled to other settings.
     """
     own = model.sampling
     sampler = own.sampler if sampling.sampler is None else sampling.sampler
@@ -220,6 +220,7 @@ def with_model_defaults(sampling: Sampling, model: Model) -> Sampling:
     steps = resolved.default_steps if steps is None else steps
     resolved.bind(model.schedule, steps, variance=model.variance)
     scale = own.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale
+    dataclasses.replace(own, guidance_scale=scale)  # checks it
     return dataclasses.replace(sampling, sampler=sampler, steps=steps, guidance_scale=scale)
 
 
@@ -307,8 +308,6 @@ def sample(
     schedule = sampler.bind(model.schedule, steps, variance=model.variance)
     count, size = len(prompts), min(len(prompts), sampling.batch_size)
     guided = sampling.guidance_scale != 1 and not model.unet.guidance_embedding
-    if guided and sampling.guidance == "image" and model.unet.temporal is None:
-        raise UserError("guidance: 'image' of an image model, expected a model of videos")
     rows = size * len(windows.starts) * _rows_per_video(guided, sampling.guidance)
     mesh = sampling_mesh(devices_of(model.params["unet"]), rows, windows.length)
     settings = ChunkSettings(

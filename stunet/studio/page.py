@@ -195,12 +195,20 @@ class _Tab:
         first = models.upscalers[0] if enlarges_only else models.base
         defaults = with_model_defaults(Sampling(), first)
         fields["steps"] = gr.Slider(
-            1, max(100, defaults.steps), defaults.steps, step=1, label="Steps"
+            1,
+            max(100, defaults.steps),
+            defaults.steps,
+            step=1,
+            label="Steps",
+            info="The model is distilled to this number" if first.sampling.only else None,
+            interactive=not first.sampling.only,
         )
+        scale = defaults.guidance_scale
+        low, high = first.sampling.guidance_scales or (min(1, scale), max(12, scale))
         fields["guidance_scale"] = gr.Slider(
-            min(1, defaults.guidance_scale),
-            max(12, defaults.guidance_scale),
-            defaults.guidance_scale,
+            low,
+            high,
+            scale,
             step=0.5,
             label="Guidance scale",
             info="Higher values follow the prompt more closely",

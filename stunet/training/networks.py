@@ -32,5 +32,5 @@ class Networks:
 
     @property
     def apply_unet(self) -> Callable[..., jax.Array]:
-        """The U-Net as `(variables, x, t, text, noise_level, cond) -> output`."""
+        """The U-Net as `(variables, x, t, text, noise_level, cond, guidance_scale) -> output`."""
         return partitioned_unet(self.unet, self.mesh, self.remat, self.attention)

@@ -444,11 +444,16 @@ def test_bias_of_fvd(config, tmp_path, monkeypatch):
     monkeypatch.setattr(fvd_bias.emoji, "get_config", lambda stage_name: stage)
     monkeypatch.setattr(fvd_bias, "load_i3d", lambda path: network)
     flags = ["", "--i3d=x", f"--data_dir={config.data_dir}", f"--out={tmp_path / 'bias'}"]
-    fvd_bias.main([*flags, "--num_clips=130"])
+    with pytest.raises(UserError, match="--num_clips: 130, .* 128"):
+        fvd_bias.main([*flags, "--num_clips=130"])
+    fvd_bias.main([*flags, "--num_clips=128"])
     assert sum(calls) == 2 * 128
     rows = json.loads((tmp_path / "bias.json").read_text())["rows"]
     assert [row["clips"] for row in rows] == [64, 128]
-    sets = [np.load(tmp_path / "bias" / f"seed_{seed}_from_0.npy") for seed in (0, 1)]
+    sets = [np.load(next((tmp_path / "bias").glob(f"*/seed_{seed}_from_0.npy"))) for seed in (0, 1)]
     assert rows[0]["fvd"] == pytest.approx(frechet_distance(*sets)) and rows[0]["fvd"] > 0
     fvd_bias.main([*flags, "--num_clips=64"])
     assert sum(calls) == 2 * 128  # from the cache
+    stage.data.min_size = 0.5
+    fvd_bias.main([*flags, "--num_clips=64"])
+    assert sum(calls) == 2 * 128 + 2 * 64  # other clips

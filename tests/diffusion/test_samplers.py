@@ -305,6 +305,8 @@ def test_a_model_s_defaults():
         ({"sampler": "euler"}, r"sampling\.sampler.*'euler'.*dpm2m"),
         ({"steps": 0}, r"sampling\.steps.* 0, .*1"),
         ({"guidance_scale": math.inf}, r"sampling\.guidance_scale.* inf"),
+        ({"guidance_scales": (1.0, 3.0)}, r"sampling\.guidance_scale: 4, .* 1 to 3"),
+        ({"only": True}, r"sampling\.steps: None"),
     ):
         with pytest.raises(UserError, match=message):
             SamplingDefaults(**fields)

@@ -38,13 +38,13 @@ def test_a_window_follows_the_text_at_its_middle(schedule, texts):
 )
 def test_texts_that_no_window_follows_are_refused(schedule, message):
     with pytest.raises(UserError, match=message):
-        check_schedule(schedule, WINDOWS)
+        check_schedule(schedule, WINDOWS, longest=4)
 
 
 def test_a_clip_of_one_window_takes_no_schedule():
-    check_schedule((), Windows.over(4, 4))
-    with pytest.raises(UserError, match="prompt_schedule: 1 .*4 frames"):
-        check_schedule(((2, "b"),), Windows.over(4, 4))
+    check_schedule((), Windows.over(3, 4), longest=4)
+    with pytest.raises(UserError, match="prompt_schedule: .* 3 frames.* 4 of a window"):
+        check_schedule(((2, "b"),), Windows.over(3, 4), longest=4)
 
 
 @pytest.mark.parametrize("noise", ["independent", "shuffled"])
@@ -60,6 +60,8 @@ def test_windows_without_overlap_equal_those_of_clips_with_one_text(tmp_path, no
         a, b, c = CAPTIONS[:3]
         scheduled = sample([a, b], [(NUM_FRAMES, c)])
         assert scheduled.settings["prompt_schedule"] == [[NUM_FRAMES, c]]
+        assert scheduled.settings["overlap"] == 0
+        assert scheduled.settings.get("window_noise", "independent") == noise
         plain = sample([a, b])
         assert "prompt_schedule" not in plain.settings
         videos, first = scheduled.videos, slice(0, NUM_FRAMES)

@@ -121,7 +121,7 @@ def distill(config, video):
 
 
 def test_distilled_models_are_sampled_in_their_own_steps_and_calls(
-    root, distill, style, video, tmp_path
+    root, distill, style, video, t2i_run, tmp_path
 ):
     assert train_here(distill, root / "guided") == 0
     before, after = (parameters(root / "guided", name) for name in ("initial", "model"))
@@ -137,6 +137,13 @@ def test_distilled_models_are_sampled_in_their_own_steps_and_calls(
         train_here(changed(distill, init_from=str(root / "guided")), tmp_path / "again")
     with pytest.raises(UserError, match="init_from: guidance of .*video.* steps=None"):
         train_here(changed(distill, steps=4), tmp_path / "too_early")
+    with pytest.raises(UserError, match="sampling: .*None"):
+        train_here(changed(distill, sampling={"steps": 3}), tmp_path / "sampling")
+    with pytest.raises(UserError, match="sampling.guidance_scale: 4, expected 1 to 3"):
+        train_here(changed(distill, scales=(1.0, 3.0)), tmp_path / "scales")
+    with pytest.raises(UserError, match="init_from: .* images, .*videos"):
+        images = changed(distill, init_from=str(t2i_run[0]), data__num_frames=1)
+        train_here(images, tmp_path / "images")
     with pytest.raises(UserError, match="init_from: .*guided.* distilled .*teacher"):
         train_here(changed(style, init_from=str(root / "guided")), tmp_path / "style")
     two = changed(distill, init_from=str(root / "guided"), steps=2)
@@ -152,6 +159,8 @@ def test_distilled_models_are_sampled_in_their_own_steps_and_calls(
     assert np.abs(other.video - result.video).max() > 1e-4
     with pytest.raises(UserError, match="steps: 4, expected 2"):
         stunet.generate(model, "a red star", sampling=stunet.Sampling(steps=4))
+    with pytest.raises(UserError, match="guidance_scale: 9, expected 1 to 8"):
+        stunet.generate(model, "a red star", sampling=stunet.Sampling(guidance_scale=9.0))
     with pytest.raises(UserError, match="sampler: 'ddim', expected 'few_steps'"):
         stunet.generate(model, "a red star", sampling=stunet.Sampling(sampler="ddim"))
     with pytest.warns(UserWarning, match="negative_prompt: not used by a distilled model"):

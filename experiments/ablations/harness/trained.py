@@ -55,7 +55,7 @@ class TrainedAblation:
       name: See `Ablation`.
       question: See `Ablation`.
       paper: See `Ablation`.
-      variants: Names of the variants, the paper's choice first.
+      variants: Names of the variants, usually the paper's choice first.
       verdict: Maps the final losses `[seeds]` of each variant to a conclusion; errors of restored
         clips if they are measured.
       field_inputs: Config fields that take an input, at each scale that the ablation has.

@@ -41,12 +41,14 @@ class Distill(Stage):
     """Distils guidance, or halves the number of sampling steps of a model with distilled guidance.
 
     The teacher is the model in `init_from`: text-to-video, conditional or super-resolution. The
-    student starts as a copy. First distil guidance (`steps=None`), then to half of the steps again
-    and again: from a model of any number of steps to 8, from that to 4, to 2 and to 1.
+    student starts as a copy and keeps the teacher's sampling settings. First distil guidance
+    (`steps=None`), then to half of the steps again and again: from a model of any number of steps
+    to 8, from that to 4, to 2 and to 1.
 
     Attributes:
       init_from: The teacher.
-      steps: Sampling steps of the student, half of the teacher's. None distils guidance.
+      steps: Sampling steps of the student, half of the teacher's. None distils guidance. A model
+        that predicts eps gets inaccurate in few steps (2202.00512 section 4).
       scales: Lowest and highest guidance scale that the student is trained for.
       conditioning: Weights of the kinds of masks; for a conditional teacher only.
       super_resolution: The teacher's settings; for a super-resolution teacher only.
@@ -96,6 +98,10 @@ class Distill(Stage):
         )
         self._check_steps(start)
         model = start.model
+        if model.unet.temporal is None:
+            raise UserError(f"init_from: {start.folder} makes images, expected a model of videos")
+        if run.sampling is not None:
+            raise UserError("sampling: given, expected None, because the student has its teacher's")
         if (self.conditioning is not None) != bool(model.unet.cond_channels):
             expected = "weights of masks" if model.unet.cond_channels else "None"
             raise UserError(
@@ -111,7 +117,7 @@ class Distill(Stage):
         unet = self.architecture(with_dtype(model.unet, run))
         check_network(unet, model.text_encoder, model.super_resolution, run, data)
         params = with_new_parameters(start.unet_params, unet)
-        sampling = model.sampling
+        sampling = replace(model.sampling, guidance_scales=self.scales)
         if self.steps is not None:
             sampling = replace(sampling, sampler="few_steps", steps=self.steps, only=True)
         start = replace(start, model=replace(model, sampling=sampling))
@@ -131,6 +137,10 @@ class Distill(Stage):
                 "stage 'distill' with steps=None, which comes first"
             )
         elif sampling.only and sampling.steps != 2 * self.steps:
+            if sampling.steps % 2:
+                raise UserError(
+                    f"init_from: {start.folder} has {sampling.steps} steps, expected an even number"
+                )
             raise UserError(
                 f"steps: {self.steps}, expected {sampling.steps // 2}, half of those of "
                 f"{start.folder}"

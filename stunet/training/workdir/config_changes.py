@@ -51,6 +51,8 @@ FIXED = (
     "adapter_rank",
     "trained",
     "frozen",
+    "steps",
+    "scales",
     "frozen_dtype",
     "dtype",
     "batch_size",
