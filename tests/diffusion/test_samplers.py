@@ -283,6 +283,7 @@ def test_names_and_defaults():
         "dpm2m": 10,
         "ddim": 50,
         "ancestral": 100,
+        "few_steps": 50,
     }
     assert next(iter(SAMPLERS)) == "dpm2m"
     assert resolve_sampler("ddim") == DDIM()

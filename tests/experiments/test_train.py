@@ -462,9 +462,9 @@ def test_invalid_values(command, config):
 
 def test_fields_of_other_stages(command, config):
     for field, value, owners in (
-        ("super_resolution", {}, "ssr"),
+        ("super_resolution", {}, "ssr, distill"),
         ("frozen_dtype", "bfloat16", "t2v, conditional, ssr"),
-        ("trained", "unet", "t2v, conditional, ssr"),
+        ("trained", "unet", "t2v, conditional, ssr, distill"),
         ("adapter_rank", 2, "style"),
     ):
         error = command({**config, field: value})
