@@ -81,9 +81,8 @@ EMOJI = [
 
 def test_emoji_are_recognised_by_their_thumbnails():
     frames = generate(load(shipped.EMOJI_MODEL), prompts(EMOJI), num_frames=1)[:, 0]
-    found = nearest_concepts(frames, 10)
-    hits = [concept for concept, row in zip(EMOJI, found, strict=True) if concept in row]
-    assert len(hits) >= 10, hits
+    hits = [c for c, row in zip(EMOJI, nearest_concepts(frames, 1), strict=True) if c in row]
+    assert len(hits) >= 12, hits  # of 180 concepts; 14 when the model was stored
 
 
 def test_thumbnails_recognise_themselves():
