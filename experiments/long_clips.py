@@ -10,6 +10,7 @@ window. Writes OUT.json and OUT.png (mean difference of consecutive frames over 
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 from absl import flags
@@ -77,7 +78,9 @@ def main(argv: list[str]) -> None:
     print(f"{report}\n{chart}")
 
 
-def _kinds_of_clips(model: stunet.Model, prompts: list[Prompt]):
+def _kinds_of_clips(
+    model: stunet.Model, prompts: list[Prompt]
+) -> Iterator[tuple[str, Windows, np.ndarray]]:
     """Yields the name, the windows and the videos of each kind of clip."""
     long = TIMES * model.num_frames
     kinds = {"as in training": (model.num_frames, stunet.Sampling(seed=_SEED.value))}

@@ -49,7 +49,7 @@ def _data(num_frames: int, resolution: int, fps: float = 8.0) -> ConfigDict:
             "num_frames": num_frames,
             "resolution": resolution,
             "frame_size": 48 if resolution == 32 else 256,  # 256 is the size of the files
-            "min_size": 1.0,  # of the frame: at one size and place, a model learns much faster
+            "min_size": 1.0,  # one size, one place; see "Models" in docs/emoji.md
             "fps": fps,
             "seed": 0,
             "caption_dropout": 0.1,
