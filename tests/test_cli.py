@@ -148,7 +148,7 @@ def places(folder, tmp_path_factory):
         ({"--guidance-interval": "9,1"}, "guidance_interval: 9 to 1"),
         ({"--guidance-interval": "0,1000"}, "guidance_interval.*1000"),
         ({"--prompt-schedule": "0:a"}, "--prompt-schedule: .*'0:a'.*FRAME:TEXT"),
-        ({"--prompt-schedule": "3:a"}, "prompt_schedule: .*window.* 4 frames"),
+        ({"--prompt-schedule": "3:a"}, "prompt_schedule: .*4 frames.*4 of a window"),
         ({"--upscale-guidance-scale": "x"}, "--upscale-guidance-scale: .*'x'"),
         ({"--seed": "-1"}, "seed.*-1.*4294967295"),
         ({"--colour": "red"}, "--colour red"),
