@@ -3,7 +3,6 @@
 python -m tests.emoji_thumbnails datasets   # rewrites the file from the built dataset
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from data.emoji.composition import plain_layout
-from data.emoji.emoji_builder import EmojiConfig
 from data.emoji.vocabulary import clear_concepts, motions
 from data.pipeline import parse_config, prepare
 from data.records import read
@@ -36,26 +34,23 @@ def read_thumbnails() -> dict[str, np.ndarray]:
     return dict(zip(concepts, tiles[: len(concepts)], strict=True))
 
 
-def nearest_concepts(frames: np.ndarray, count: int) -> list[list[str]]:
-    """Returns the concepts whose thumbnails resemble frames most, by squared difference.
+def nearest_concepts(frames: np.ndarray) -> list[str]:
+    """Returns the concept whose thumbnail resembles each frame most, by squared difference.
 
     Args:
       frames: `[N, 32, 32, 3]` in [-1, 1].
-      count: Number of concepts per frame, the nearest first.
     """
     known = read_thumbnails()
     concepts, pictures = list(known), np.stack(list(known.values()))
     small = frames.reshape(-1, 1, SIDE, 2, SIDE, 2, 3).mean((3, 5))
     distances = np.square(small - pictures).mean((2, 3, 4))
-    return [[concepts[index] for index in np.argsort(row)[:count]] for row in distances]
+    return [concepts[index] for index in distances.argmin(1)]
 
 
 def main(data_dir: str) -> None:
     """Writes the thumbnail of a record without skin tone of each concept."""
     values = emoji_config.get_config("t2i").data.to_dict()
-    config = parse_config({**values, "data_dir": data_dir, "resolution": SIDE})
-    config = prepare(dataclasses.replace(config, frame_size=values["frame_size"]))
-    assert isinstance(config, EmojiConfig)
+    config = prepare(parse_config({**values, "data_dir": data_dir, "resolution": SIDE}))
     pairs = list(zip(config.emoji(), read(config.make_builder(), config.split), strict=True))
     pictures = {}
     for emoji, record in sorted(pairs, key=lambda pair: pair[0].gender in ("", "person")):

@@ -219,22 +219,15 @@ def _add_option(add: Callable, option: Option, application: Application) -> None
         )
     elif option.kind == "switch":
         add(flag, action="store_true", help=option.help)
-    elif option.kind == "schedule":
-        add(
-            flag,
-            metavar=_METAVARS[option.kind],
-            type=_TYPES[option.kind],
-            action="append",
-            default=[],
-            help=option.help,
-        )
     else:
+        repeatable = {"action": "append", "default": []} if option.kind == "schedule" else {}
         add(
             flag,
             metavar=_METAVARS[option.kind],
             type=_TYPES.get(option.kind, str),
             required=option.required,
             help=option.help,
+            **repeatable,
         )
 
 

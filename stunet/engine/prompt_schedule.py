@@ -16,9 +16,8 @@ def window_texts(prompt: str, schedule: PromptSchedule, windows: Windows) -> lis
       schedule: (first frame, text) of the texts after it.
       windows: Windows of the clip.
     """
-    middles = [start + windows.length // 2 for start in windows.starts]
     entries = [(0, prompt), *schedule]
-    return [[text for frame, text in entries if frame <= middle][-1] for middle in middles]
+    return [[text for frame, text in entries if frame <= n][-1] for n in _middles(windows)]
 
 
 def check_schedule(schedule: PromptSchedule, windows: Windows, longest: int) -> None:
@@ -49,11 +48,15 @@ def check_schedule(schedule: PromptSchedule, windows: Windows, longest: int) -> 
     numbered = tuple((frame, str(frame)) for frame in frames[1:])
     unread = sorted(set(frames) - set(map(int, window_texts("0", numbered, windows))))
     if unread:
-        middles = _list([start + windows.length // 2 for start in windows.starts])
         raise UserError(
             f"prompt_schedule: no window of {windows.length} frames follows the text of frame "
-            f"{unread[0]}, expected a text to be in effect at the middle of one: frame {middles}"
+            f"{unread[0]}, expected a text to be in effect at the middle of one: frame "
+            f"{_list(_middles(windows))}"
         )
+
+
+def _middles(windows: Windows) -> list[int]:
+    return [start + windows.length // 2 for start in windows.starts]
 
 
 def _list(frames: Sequence[int]) -> str:
